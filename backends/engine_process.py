@@ -1,0 +1,145 @@
+"""The inside of an engine process: take a task from the pool's socket, score it, answer with its times.
+
+The pool's socket is shared by all its engines, so it is a FIFO that each idle engine pulls from; the kernel hands
+every message to exactly one of them and a killed engine holds no lock. What an engine is working on stands in `Slots`,
+memory that the driver can read after a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import reduction
+from typing import Any, Protocol
+
+from infra.clock import monotonic_ns
+from infra.messages import DONE, ERROR, MESSAGE_BYTES, READY, WireReply, WireTask
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
+IDLE = 0
+
+
+class Engine(Protocol):
+    """What scores tasks; built in its own process by an EngineFactory."""
+
+    def warm_up(self) -> None:
+        """Get ready to score at full speed."""
+
+    def score(self, task: WireTask) -> None:
+        """Score the task's items; raises if it cannot."""
+
+
+EngineFactory = Callable[[int], Engine]  # engine index within its pool -> engine
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """The engines of one pool. A CUDA engine is spawned (CUDA does not survive a fork), all others are forked."""
+
+    pool: str
+    n_engines: int
+    factory: EngineFactory
+    start_method: str = "fork"
+    cores: tuple[int, ...] = ()  # engine i is pinned to cores[i % len]; empty: not pinned
+    niceness: int = 0
+
+
+class Slots:
+    """One int64 per engine in memory shared by all processes of a session: the ticket being worked on, or IDLE."""
+
+    def __init__(self, n: int, fd: int | None = None) -> None:
+        self._fd = os.memfd_create("engine-slots") if fd is None else fd
+        if fd is None:
+            os.ftruncate(self._fd, max(n, 1) * 8)
+        self._n = n
+        self._map = mmap.mmap(self._fd, max(n, 1) * 8)
+        self._view = memoryview(self._map).cast("q")
+
+    def __getitem__(self, i: int) -> int:
+        return self._view[i]
+
+    def __setitem__(self, i: int, ticket: int) -> None:
+        self._view[i] = ticket
+
+    def __reduce__(self) -> tuple[Any, ...]:  # only while a process is being spawned
+        return _attach_slots, (self._n, reduction.DupFd(self._fd))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._view.release()
+        self._map.close()
+        os.close(self._fd)
+
+
+def _attach_slots(n: int, fd: Any) -> Slots:
+    return Slots(n, fd.detach())
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux process control; elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def precise_timers() -> None:
+    """Let this thread's sleeps end within a microsecond of what was asked (Linux adds 50 by default)."""
+    prctl(_PR_SET_TIMERSLACK, 1)
+
+
+def run_engine(
+    index: int,
+    slot: int,
+    spec: PoolSpec,
+    ends: tuple[socket.socket, socket.socket],
+    slots: Slots,
+    parent_pid: int,
+    inherited: Sequence[socket.socket] = (),
+) -> None:
+    """Main function of an engine process; `ends` are its ends of the pool's task and the session's reply socket.
+
+    `inherited` are the driver's ends, which a forked process must close: the driver's death is then seen as the end
+    of the stream.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # the driver died before the line above
+        return
+    for driver_end in inherited:
+        driver_end.close()
+    tasks, replies = ends
+    precise_timers()
+    if spec.niceness:
+        os.nice(spec.niceness)
+    if spec.cores:
+        os.sched_setaffinity(0, {spec.cores[index % len(spec.cores)]})
+    gc.freeze()
+    engine = spec.factory(index)
+    engine.warm_up()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        replies.send(WireReply(0, slot, READY, 0, 0).pack())
+        _serve(engine, slot, tasks, replies, slots)
+
+
+def _serve(engine: Engine, slot: int, tasks: socket.socket, replies: socket.socket, slots: Slots) -> None:
+    while message := tasks.recv(MESSAGE_BYTES):
+        task = WireTask.unpack(message)
+        slots[slot] = task.ticket
+        start_ns = monotonic_ns()
+        try:
+            engine.score(task)
+        except Exception as error:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
+            text = f"{type(error).__name__}: {error}"
+            reply = WireReply(task.ticket, slot, ERROR, start_ns, monotonic_ns(), text)
+        else:
+            reply = WireReply(task.ticket, slot, DONE, start_ns, monotonic_ns())
+        replies.send(reply.pack())
+        slots[slot] = IDLE

@@ -1,0 +1,413 @@
+"""This machine: engine processes, one event loop, deaths noticed.
+
+The loop turns the Dispatcher's commands into messages and messages, arrivals and deaths into its events. It decides
+nothing about queries; it only makes sure that no task is lost between two processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import psutil
+
+from backends.engine_process import IDLE, PoolSpec, Slots, precise_timers, run_engine
+from infra.clock import NS_PER_S, monotonic_ns
+from infra.messages import (
+    ERROR,
+    MESSAGE_BYTES,
+    READY,
+    Answer,
+    Enqueue,
+    Fail,
+    Task,
+    TaskDone,
+    TaskFailed,
+    WireReply,
+    WireTask,
+)
+from infra.rows import Recorder, Rows
+from loadGenerator import Pacer, Schedule
+from scheduler import Dispatcher, Stage
+
+SPIN_NS = 100_000  # the last stretch before an arrival is spun, not slept
+LEAD_NS = 2_000_000  # from building the loop to the run's start
+REPLIES_A_TURN = 16  # then the loop looks for due arrivals again
+MAX_START_FAILURES = 3
+_POLL_S = 0.2
+
+Commands = Sequence[Enqueue | Answer | Fail]
+log = logging.getLogger(__name__)
+
+
+class EngineError(RuntimeError):
+    """The engines cannot be brought up, or keep dying before they are ready."""
+
+
+@dataclass
+class _Process:
+    """One engine as the driver sees it."""
+
+    pool: _Pool
+    index: int  # within its pool
+    slot: int  # within the session
+    process: BaseProcess
+    since_ns: int
+    ready: bool = False
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    """One attempt at a task."""
+
+    task: Task
+    wire: bytes
+    input_id: int
+    enqueued_ns: int
+
+
+class _Pool:
+    """A pool's FIFO: what the kernel's buffer cannot hold waits in `backlog`."""
+
+    def __init__(self, spec: PoolSpec) -> None:
+        self.spec = spec
+        self.driver_end, self.engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.driver_end.setblocking(False)
+        self.backlog: deque[int] = deque()
+        self.in_kernel: set[int] = set()  # tickets sent and not answered
+
+    def flush(self, tickets: dict[int, _Ticket]) -> None:
+        while self.backlog:
+            try:
+                self.driver_end.send(tickets[self.backlog[0]].wire)
+            except BlockingIOError:
+                return
+            self.in_kernel.add(self.backlog.popleft())
+
+    def take_back(self) -> list[int]:
+        """The tickets that no engine has taken yet, in order; the kernel's buffer is empty afterwards."""
+        taken = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                taken.append(WireTask.unpack(self.engine_end.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)).ticket)
+        return taken
+
+
+class ProcessSession:
+    """Engines that stay warm over many runs. Use as a context manager; raises EngineError if they do not start."""
+
+    def __init__(self, specs: Sequence[PoolSpec], ready_timeout_s: float = 120.0, stall_timeout_s: float = 60.0) -> None:
+        self._specs = tuple(specs)
+        self._ready_timeout_s, self._stall_timeout_s = ready_timeout_s, stall_timeout_s
+        self.deaths: list[dict[str, Any]] = []
+        self.interrupted = False
+        self._tickets: dict[int, _Ticket] = {}
+        self._n_tickets = 0
+        self._start_failures = 0
+        self._engines: list[_Process] = []
+        self._run: _Run | None = None
+
+    def __enter__(self) -> Self:
+        self._pools = {spec.pool: _Pool(spec) for spec in self._specs}
+        self._slots = Slots(sum(spec.n_engines for spec in self._specs))
+        self._replies, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._replies.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._replies, select.EPOLLIN)
+        try:
+            for pool in self._pools.values():
+                for index in range(pool.spec.n_engines):
+                    self._start_engine(pool, index, len(self._engines))
+            self._wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(
+        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None
+    ) -> Rows:
+        """Walk the schedule and return its rows; after SIGINT or SIGTERM those so far, and `interrupted` is set.
+
+        `on_progress` is called with the number of answered queries, some ten times a second.
+        """
+        precise_timers()
+        self._tickets.clear()
+        for pool in self._pools.values():
+            pool.in_kernel.clear()
+        run = self._run = _Run(schedule, stages, on_progress)
+        with self._signals_noted(), _no_garbage_collection():
+            while not (run.finished or self.interrupted):
+                self._turn(run)
+        if self.interrupted:
+            run.recorder.note(f"interrupted after {run.n_ended} of {len(schedule)} queries")
+        self._run = None
+        return run.recorder.rows()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the engines, by slot."""
+        return [engine.process.pid or 0 for engine in self._engines]
+
+    def memory(self) -> dict[str, Any]:
+        """Resident memory of the driver (tables included) and what each engine has for itself, MiB."""
+        private = []
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error):
+                private.append(round(psutil.Process(pid).memory_full_info().uss / 2**20, 1))
+        return {"driver_rss_mib": round(psutil.Process().memory_info().rss / 2**20, 1), "engine_private_mib": private}
+
+    def close(self) -> None:
+        """End all engines: at the end of their stream, else by SIGTERM, else by SIGKILL. Leaves nothing behind."""
+        for pool in self._pools.values():
+            pool.driver_end.close()
+            pool.engine_end.close()
+        self._replies.close()
+        self._reply_end.close()
+        deadline = time.monotonic() + (0.5 if self.interrupted else 2.0)
+        for engine in self._engines:
+            engine.process.join(max(deadline - time.monotonic(), 0))
+        for stop in (BaseProcess.terminate, BaseProcess.kill):
+            alive = [engine.process for engine in self._engines if engine.process.is_alive()]
+            for process in alive:
+                stop(process)
+            for process in alive:
+                process.join(1.0)
+        for engine in self._engines:
+            engine.process.close()
+        self._engines.clear()
+        self._epoll.close()
+        self._slots.close()
+
+    # -- engines ---------------------------------------------------------------------------------------------------
+
+    def _start_engine(self, pool: _Pool, index: int, slot: int) -> None:
+        context = multiprocessing.get_context(pool.spec.start_method)
+        forked = pool.spec.start_method == "fork"
+        inherited = (*(p.driver_end for p in self._pools.values()), self._replies) if forked else ()
+        ends = (pool.engine_end, self._reply_end)
+        process = context.Process(  # type: ignore[attr-defined]
+            target=run_engine,
+            args=(index, slot, pool.spec, ends, self._slots, os.getpid(), inherited),
+            name=f"{pool.spec.pool} engine {index}",
+            daemon=True,
+        )
+        process.start()
+        engine = _Process(pool, index, slot, process, monotonic_ns())
+        self._engines[slot : slot + 1] = [engine]
+        self._epoll.register(process.sentinel, select.EPOLLIN)
+
+    def _wait_ready(self) -> None:
+        with self._signals_noted():
+            while not all(engine.ready for engine in self._engines):
+                if self.interrupted:
+                    raise KeyboardInterrupt
+                select.select([self._epoll], [], [], _POLL_S)
+                self._read_replies(None)
+                self._notice_deaths(None)
+                self._check_stalled()
+
+    def _notice_deaths(self, run: _Run | None) -> None:
+        ready = {fd for fd, _ in self._epoll.poll(0)}
+        for engine in [e for e in self._engines if e.process.sentinel in ready]:
+            self._read_replies(run, limit=None)  # its last words count
+            self._bury(engine, run)
+
+    def _bury(self, engine: _Process, run: _Run | None) -> None:
+        """Redo what a dead engine held, and put another in its place."""
+        pool = engine.pool
+        self._epoll.unregister(engine.process.sentinel)
+        engine.process.join()
+        code, pid = engine.process.exitcode or 0, engine.process.pid
+        error = f"{engine.process.name} was killed by {signal.Signals(-code).name}" if code < 0 else (
+            f"{engine.process.name} ended with exit code {code}")  # fmt: skip
+        engine.process.close()
+        log.warning("%s (process %s)", error, pid)
+        self.deaths.append({"pool": pool.spec.pool, "engine": engine.index, "pid": pid, "error": error})
+        self._start_failures = 0 if engine.ready else self._start_failures + 1
+        if self._start_failures >= MAX_START_FAILURES:
+            self._engines.remove(engine)
+            raise EngineError(f"{error} before it was ready, {self._start_failures} times in a row")
+        held = self._slots[engine.slot]
+        self._slots[engine.slot] = IDLE
+        waiting = pool.take_back()
+        working = {self._slots[e.slot] for e in self._engines if e.pool is pool}
+        # Taken by the dead engine, or by a living one that has not said so yet: then it is done twice, counted once.
+        in_doubt = sorted(pool.in_kernel - {held, *waiting} - working)
+        before, pool.backlog = pool.backlog, deque()
+        pool.in_kernel -= {held, *waiting, *in_doubt}
+        if run is not None and held in self._tickets:
+            failed = TaskFailed(self._tickets.pop(held).task, engine.index, error)
+            self._carry_out(run, run.dispatcher.on_failed(failed))
+        for ticket in in_doubt:
+            old = self._tickets.pop(ticket)
+            pool.backlog.append(self._new_ticket(old.task, old.input_id, old.enqueued_ns))
+        pool.backlog.extend([*waiting, *before])
+        self._start_engine(pool, engine.index, engine.slot)
+
+    def _check_stalled(self) -> None:
+        """Kill engines that are not ready in time, or that have held one task for too long."""
+        now_ns = monotonic_ns()
+        for engine in self._engines:
+            if not engine.ready and now_ns - engine.since_ns > self._ready_timeout_s * NS_PER_S:
+                raise EngineError(f"{engine.process.name} was not ready within {self._ready_timeout_s:g} s")
+            ticket = self._slots[engine.slot]
+            if ticket == IDLE or not engine.ready:
+                continue
+            run = self._run
+            if run is not None and run.working.get(engine.slot, (0, 0))[0] != ticket:
+                run.working[engine.slot] = (ticket, now_ns)
+            elif run is not None and now_ns - run.working[engine.slot][1] > self._stall_timeout_s * NS_PER_S:
+                log.warning("%s has held one task for %g s: killing it", engine.process.name, self._stall_timeout_s)
+                engine.process.kill()
+
+    # -- the event loop --------------------------------------------------------------------------------------------
+
+    def _turn(self, run: _Run) -> None:
+        for query in run.pacer.due(run.now_ns()):
+            run.recorder.sent(query, run.now_ns())
+            self._carry_out(run, run.dispatcher.on_query(query), query.input_id)
+        for pool in self._pools.values():
+            pool.flush(self._tickets)
+        next_ns = run.pacer.next_ns
+        to_next_ns = next_ns - run.now_ns() if next_ns is not None else NS_PER_S
+        if run.finished or (to_next_ns <= SPIN_NS and run.spin_until(next_ns)):
+            return
+        writers = [pool.driver_end for pool in self._pools.values() if pool.backlog]
+        timeout_s = min(max(to_next_ns - SPIN_NS, 0) / NS_PER_S, _POLL_S)
+        readable, _, _ = select.select([self._epoll], writers, [], timeout_s)
+        if readable:
+            n_replies = self._read_replies(run)
+            if n_replies < REPLIES_A_TURN:
+                self._notice_deaths(run)
+        elif not writers:
+            self._check_stalled()
+        run.report_progress()
+
+    def _read_replies(self, run: _Run | None, limit: int | None = REPLIES_A_TURN) -> int:
+        n = 0
+        with contextlib.suppress(BlockingIOError):
+            while limit is None or n < limit:
+                self._on_reply(WireReply.unpack(self._replies.recv(MESSAGE_BYTES)), run)
+                n += 1
+        return n
+
+    def _on_reply(self, reply: WireReply, run: _Run | None) -> None:
+        engine = self._engines[reply.engine]
+        if reply.kind == READY:
+            engine.ready = True
+            self._start_failures = 0
+            return
+        ticket = self._tickets.pop(reply.ticket, None)
+        engine.pool.in_kernel.discard(reply.ticket)
+        if ticket is None or run is None:  # an attempt that was given up, or that a run left behind
+            return
+        if reply.kind == ERROR:
+            log.warning("%s: %s", engine.process.name, reply.error)
+            self._carry_out(run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error)))
+            return
+        event = TaskDone(ticket.task, engine.index, reply.start_ns - run.start_ns, reply.end_ns - run.start_ns)
+        run.recorder.done(event, ticket.enqueued_ns)
+        self._carry_out(run, run.dispatcher.on_done(event))
+
+    def _carry_out(self, run: _Run, commands: Commands, input_id: int | None = None) -> None:
+        for command in commands:
+            if isinstance(command, Enqueue):
+                task = command.task
+                source = run.schedule.query(task.query_id).input_id if input_id is None else input_id
+                self._pools[task.pool].backlog.append(self._new_ticket(task, source, run.now_ns()))
+            elif isinstance(command, Answer):
+                run.n_ended += 1
+                run.recorder.answered(command)
+            else:
+                run.n_ended += 1
+                run.recorder.failed(command)
+
+    def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int) -> int:
+        self._n_tickets += 1
+        wire = WireTask(self._n_tickets, task.stage, input_id, task.first_item, task.n_items).pack()
+        self._tickets[self._n_tickets] = _Ticket(task, wire, input_id, enqueued_ns)
+        return self._n_tickets
+
+    @contextlib.contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run at the loop's next turn; a second one has its usual effect."""
+        def note(number: int, _: FrameType | None) -> None:
+            self.interrupted = True
+            signal.signal(number, before[number])
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever owns it deals with signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A full collection takes tens of ms, and the generator would be late by as much; a run makes no cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class _Run:
+    """The state of one walk over a schedule."""
+
+    def __init__(
+        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None
+    ) -> None:
+        self.schedule, self.on_progress = schedule, on_progress
+        self.pacer, self.dispatcher = Pacer(schedule), Dispatcher(stages)
+        self.recorder = Recorder(schedule.n_warmup)
+        self.n_ended = 0
+        self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
+        self._reported_ns = 0
+        self.start_ns = monotonic_ns() + LEAD_NS
+
+    def now_ns(self) -> int:
+        """Time since the run's start."""
+        return monotonic_ns() - self.start_ns
+
+    @property
+    def finished(self) -> bool:
+        """Every query was sent and has ended."""
+        return self.n_ended == len(self.schedule)
+
+    def spin_until(self, next_ns: int | None) -> bool:
+        """Wait for an arrival that is near; True."""
+        while next_ns is not None and self.now_ns() < next_ns:
+            pass
+        return True
+
+    def report_progress(self) -> None:
+        """Tell how many queries have ended, at most ten times a second."""
+        now_ns = monotonic_ns()
+        if self.on_progress is not None and now_ns - self._reported_ns > NS_PER_S // 10:
+            self._reported_ns = now_ns
+            self.on_progress(self.n_ended)

@@ -1,0 +1,1 @@
+"""What everyone may import: records, settings, clock, random streams, statistics, results. No torch."""

@@ -1,0 +1,383 @@
+"""A run's settings: frozen dataclasses whose fields carry the flags' names, checked where they are built.
+
+A field is a flag (`--name`), a key of a configuration file and a key of a run's saved configuration, so there is one
+list of settings and no translation. Units stand in each field's help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+ARCHITECTURES = ("dlrm", "wnd", "mtwnd", "ncf", "din", "dien")
+_ARRIVALS = ("exponential", "legacy", "constant", "gamma", "file")
+_SIZES = ("fixed", "normal", "lognormal", "file", "production", "mlperf")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; `flag` is the one to change."""
+
+    def __init__(self, flag: str, problem: str) -> None:
+        super().__init__(f"{flag} {problem}")
+        self.flag = flag
+
+
+def flag(
+    default: Any, help_text: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field that is a command line flag; `low` and `high` are inclusive bounds."""
+    return dataclasses.field(
+        default=default, metadata={"help": help_text, "choices": choices, "low": low, "high": high}
+    )
+
+
+def check_fields(part: Any) -> None:
+    """Raise ConfigError if a field is outside its choices or bounds."""
+    for field in dataclasses.fields(part):
+        value, meta = getattr(part, field.name), field.metadata
+        if meta["choices"] and value not in meta["choices"]:
+            raise ConfigError(field.name, f"is {value!r}; expected one of {', '.join(meta['choices'])}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(field.name, f"is {value}; expected a finite number")
+        for bound, wrong, word in (("low", -1, "at least"), ("high", 1, "at most")):
+            limit = meta[bound]
+            if value is not None and limit is not None and (value - limit) * wrong > 0:
+                raise ConfigError(field.name, f"is {value}; expected {word} {limit:g}")
+
+
+def dashed(name: str, text: str) -> tuple[int, ...]:
+    """'4-3-2' -> (4, 3, 2); every number at least 1."""
+    parts = text.split("-")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(name, f"is {text!r}; expected whole numbers of at least 1 with dashes between, like 4-3-2")
+    return tuple(int(part) for part in parts)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model architecture (the files in models/configs set these)."""
+
+    model_type: str = flag("dlrm", "architecture", ARCHITECTURES)
+    model_name: str = flag("", "name in reports and device profiles: rm1 rm2 rm3 ncf wnd mtwnd din dien")
+    arch_variant: str = flag("caffe2", "what the released nets compute, or the published one", ("caffe2", "paper"))
+    arch_sparse_feature_size: int = flag(2, "embedding width D", low=1)
+    arch_embedding_size: str = flag("4-3-2", "rows of each table, dash-separated")
+    arch_mlp_bot: str = flag("4-3-2", "bottom MLP widths, the first = dense features; DIN: attention unit's hidden")
+    arch_mlp_top: str = flag("4-2-1", "top MLP widths; the model prepends the input width")
+    arch_mlp_tasks: str = flag("4-2-1", "MT-WnD: widths of each task's MLP, the first = last of arch_mlp_top")
+    num_multi_tasks: int = flag(1, "MT-WnD: number of task MLPs", low=1)
+    hidden_size: int = flag(64, "DIEN: hidden width of the recurrent cells", low=1)
+    arch_interaction_op: str = flag("dot", "DLRM: feature interaction", ("dot", "cat"))
+    arch_interaction_itself: bool = flag(False, "DLRM dot: include self products")
+    user_behavior_tables: int = flag(1000, "DIN: copies of the behaviour table (the 2nd of four tables)", low=1)
+    num_indices_per_lookup: int = flag(10, "ids per bag (pooling factor)", low=1)
+    num_indices_per_lookup_fixed: bool = flag(False, "every bag has exactly that many ids, else 1 to that many")
+    table_scale: float = flag(1.0, "fraction of each table's rows to keep (never fewer than a bag's ids)", high=1.0)
+    embedding_operator: str = flag("fused", "one look-up over all tables, or one a table", ("fused", "per_table"))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.table_scale <= 0:
+            raise ConfigError("table_scale", f"is {self.table_scale:g}; expected more than 0 and at most 1")
+        n_tables = len(dashed("arch_embedding_size", self.arch_embedding_size))
+        self._check_shapes(n_tables)
+        if self.num_indices_per_lookup_fixed:
+            fewest = min(dashed("arch_embedding_size", self.arch_embedding_size))
+            if fewest < self.num_indices_per_lookup:
+                raise ConfigError(
+                    "num_indices_per_lookup",
+                    f"is {self.num_indices_per_lookup}, but a table has {fewest} rows and a bag's ids all differ",
+                )
+
+    def _check_shapes(self, n_tables: int) -> None:
+        if self.model_type == "dlrm" and self.arch_interaction_op == "dot":
+            if self.bot_widths[-1] != self.arch_sparse_feature_size:
+                raise ConfigError(
+                    "arch_mlp_bot",
+                    f"ends in {self.bot_widths[-1]}, but arch_sparse_feature_size is {self.arch_sparse_feature_size}; "
+                    "with arch_interaction_op dot they must be equal",
+                )
+        elif self.model_type == "mtwnd" and self.task_widths[0] != self.top_widths[-1]:
+            raise ConfigError(
+                "arch_mlp_tasks",
+                f"begins with {self.task_widths[0]}, but arch_mlp_top ends in {self.top_widths[-1]}; "
+                "they must be equal",
+            )
+        elif self.model_type == "ncf" and n_tables != 4:
+            raise ConfigError("arch_embedding_size", f"names {n_tables} tables; NCF has 4 (mf0-mf1-mlp0-mlp1)")
+        elif self.model_type == "ncf" and len(self.top_widths) < 2:
+            raise ConfigError("arch_mlp_top", "has one width; NCF needs at least 2 (MLP tower, then the last layer)")
+        elif self.model_type in ("din", "dien") and n_tables < 4:
+            raise ConfigError(
+                "arch_embedding_size", f"names {n_tables} tables; {self.model_type} needs profile-behaviours-ad-context"
+            )
+        for widths in (self.bot_widths, self.top_widths, self.task_widths):
+            assert widths  # dashed() has spoken for each of them
+
+    @property
+    def name(self) -> str:
+        """Name for reports and profiles."""
+        return self.model_name or self.model_type
+
+    @property
+    def bot_widths(self) -> tuple[int, ...]:
+        """Widths of the bottom MLP, input first."""
+        return dashed("arch_mlp_bot", self.arch_mlp_bot)
+
+    @property
+    def top_widths(self) -> tuple[int, ...]:
+        """Widths of the top MLP's layers, without its input."""
+        return dashed("arch_mlp_top", self.arch_mlp_top)
+
+    @property
+    def task_widths(self) -> tuple[int, ...]:
+        """Widths of a task's MLP, input first."""
+        return dashed("arch_mlp_tasks", self.arch_mlp_tasks)
+
+    @property
+    def table_rows(self) -> tuple[int, ...]:
+        """Rows of every table, DIN's behaviour table repeated, after `table_scale`."""
+        rows = dashed("arch_embedding_size", self.arch_embedding_size)
+        if self.model_type == "din" and len(rows) == 4:
+            rows = (rows[0], *(rows[1],) * self.user_behavior_tables, *rows[2:])
+        return tuple(min(n, max(round(n * self.table_scale), self.num_indices_per_lookup)) for n in rows)
+
+    @property
+    def dense_width(self) -> int:
+        """Dense features per item that the net reads (0: none)."""
+        return self.bot_widths[0] if self.model_type in ("dlrm", "wnd", "mtwnd") else 0
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of all tables in memory, float32."""
+        return sum(self.table_rows) * self.arch_sparse_feature_size * 4
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """Generated inputs."""
+
+    num_batches: int = flag(0, "number of distinct inputs; queries = nepochs x num_batches", low=0)
+    nepochs: int = flag(1, "passes over the inputs", low=1)
+    mini_batch_size: int = flag(1, "standalone: items per batch", low=1)
+    max_mini_batch_size: int = flag(1, "items of a generated input; the largest query", low=1)
+    data_generation: str = flag("random", "where ids come from", ("random",))
+    numpy_rand_seed: int = flag(123, "seed of every random stream of the run", low=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.mini_batch_size > self.max_mini_batch_size:
+            raise ConfigError(
+                "mini_batch_size",
+                f"is {self.mini_batch_size}, larger than max_mini_batch_size, {self.max_mini_batch_size}",
+            )
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """Load: arrivals and query sizes."""
+
+    arrival_process: str = flag("exponential", "law of the gaps; legacy = the release's whole-ms draws", _ARRIVALS)
+    avg_arrival_rate: float = flag(10.0, "mean GAP between queries in ms (not a rate: the released name)")
+    arrival_qps: float | None = flag(None, "arrivals per second, an alternative to the gap")
+    offered_load: float | None = flag(
+        None, "offered rate as a fraction of the capacity measured first, an alternative to both", high=10.0
+    )
+    arrival_gamma_shape: float = flag(0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k")
+    arrival_file: str = flag("", "arrival_process file: one arrival time in ms a line, ascending")
+    batch_size_distribution: str = flag("fixed", "law of the query sizes", _SIZES)
+    avg_mini_batch_size: float = flag(1.0, "mean query size in items (lognormal: mean of the log)")
+    var_mini_batch_size: float = flag(1.0, "standard deviation of the size (lognormal: of the log)", low=0)
+    batch_dist_file: str = flag("config/batch_distribution.txt", "sizes, one a line, drawn uniformly")
+    warmup_queries: int | None = flag(None, "first queries left out of the statistics (default: a tenth, <= 200)", low=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("avg_arrival_rate", "arrival_qps", "offered_load", "arrival_gamma_shape"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(name, f"is {value:g}; expected more than 0")
+        if self.arrival_qps is not None and self.avg_arrival_rate != LoadConfig.avg_arrival_rate:
+            raise ConfigError("arrival_qps", "and avg_arrival_rate are both set; give one")
+        if self.arrival_qps is not None and self.offered_load is not None:
+            raise ConfigError("offered_load", "and arrival_qps are both set; give one")
+        if self.arrival_process == "file" and not self.arrival_file:
+            raise ConfigError("arrival_file", "is not set; arrival_process file reads its times from it")
+        if self.batch_size_distribution in ("fixed", "normal") and self.avg_mini_batch_size < 1:
+            raise ConfigError("avg_mini_batch_size", f"is {self.avg_mini_batch_size:g}; expected at least 1 item")
+
+    @property
+    def rate_qps(self) -> float:
+        """Mean arrivals per second."""
+        return self.arrival_qps if self.arrival_qps is not None else 1000.0 / self.avg_arrival_rate
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Engines."""
+
+    queue: bool = flag(False, "at-scale mode (load generator and engines); without it: a standalone run of one model")
+    backend: str = flag("process", "where engines live: processes on this machine", ("process",))
+    inference_engines: int = flag(1, "CPU engine processes; 0 = one per core", low=0)
+    sub_task_batch_size: int = flag(16, "per-core batch: items of the largest CPU task", low=1)
+    fc_workers: int = flag(1, "threads of an engine (the larger of this and sls_workers)", low=1)
+    sls_workers: int = flag(1, "threads of an engine (the larger of this and fc_workers)", low=1)
+    pin_cores: bool = flag(False, "pin CPU engine i to core i modulo cores")
+    engine_timeout: float = flag(120.0, "seconds an engine may take to say that it is ready", low=0.1)
+    model_accel: bool = flag(False, "add an accelerator engine")
+    accel_device: str = flag("nvidia_gtx_1080_ti", "folder under accel_root_dir, or cuda: the model itself on this GPU")
+    accel_request_size_thres: int = flag(1024, "offload threshold: queries of at least this many items go whole", low=1)
+    accel_root_dir: str = flag("accelerator/", "where device profiles lie")
+    use_accel: bool = flag(False, "standalone: run the model on the GPU")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of one engine."""
+        return max(self.fc_workers, self.sls_workers)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Scheduler (DeepRecSched)."""
+
+    target_latency: float = flag(10.0, "SLA in ms on the percentile of sla_percentile")
+    sla_percentile: float = flag(95.0, "percentile of the latency that the SLA bounds", low=50.0, high=99.9)
+    tune_batch_qps: bool = flag(False, "tune the per-core batch for the highest rate under the SLA")
+    tune_accel_qps: bool = flag(False, "then tune the offload threshold (needs model_accel)")
+    batch_configs: str = flag("32-64-128-256-512-1024", "per-core batches to climb through, in this order")
+    accel_configs: str = flag("128-256-512", "offload thresholds to climb through, in this order")
+    req_granularity: int = flag(64, "queries per scheduler update", low=8)
+    stable_region: float = flag(0.10, "dead band under the SLA within which the rate is held, fraction", low=0)
+    max_arr_range: float = flag(100.0, "largest gap tried, ms")
+    min_arr_range: float = flag(1.0, "smallest gap tried, ms")
+    arr_steps: int = flag(20, "log-spaced gaps between the two", low=2)
+    sched_timeout: int = flag(100, "updates per configuration at most", low=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("target_latency", "max_arr_range", "min_arr_range"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"is {getattr(self, name):g}; expected more than 0 ms")
+        if self.min_arr_range >= self.max_arr_range:
+            raise ConfigError(
+                "min_arr_range", f"is {self.min_arr_range:g}; expected less than max_arr_range, {self.max_arr_range:g}"
+            )
+        if not self.stable_region < 1:
+            raise ConfigError("stable_region", f"is {self.stable_region:g}; expected less than 1")
+        dashed("batch_configs", self.batch_configs)
+        dashed("accel_configs", self.accel_configs)
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Output."""
+
+    results_dir: str = flag("results", "folder that gets one folder per run: run.json, *.parquet, figures")
+    log_file: str = flag("log/output.log", "one line per task (empty: none)")
+    progress: str = flag("auto", "auto: a bar on a terminal, else nothing; plain: lines", ("auto", "plain", "none"))
+    enable_profiling: bool = flag(False, "standalone: print the time by operator")
+    debug_mode: bool = flag(False, "log what happens inside")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class ReleaseOnlyConfig:
+    """Flags of the release that have no effect here (accepted, so that its scripts run)."""
+
+    inference_only: bool = flag(True, "there is no training")
+    inter_op_workers: int = flag(1, "operators run one after the other")
+    caffe2_net_type: str = flag("simple", "Caffe2 executor")
+    engine: str = flag("TBB", "Caffe2 operator engine")
+    save_proto_types_shapes: bool = flag(False, "Caffe2 only")
+    plot_compute_graph: bool = flag(False, "Caffe2 only")
+    output_log_file: str | None = flag(None, "Caffe2 only")
+    data_trace_file: str = flag("./input/dist_emb_j.log", "read by data_generation synthetic only")
+    data_trace_enable_padding: bool = flag(False, "read by data_generation synthetic only")
+    data_set: str = flag("kaggle", "read by data_generation dataset only")
+    raw_data_file: str = flag("", "read by data_generation dataset only")
+    processed_data_file: str = flag("", "read by data_generation dataset only")
+    data_randomize: str = flag("total", "read by data_generation dataset only")
+    activation_function: str = flag("relu", "the nets fix their activations")
+    loss_function: str = flag("mse", "training only")
+    loss_threshold: float = flag(0.0, "training only")
+    round_targets: bool = flag(False, "training only")
+    learning_rate: float = flag(0.01, "training only")
+    sync_dense_params: bool = flag(True, "training only")
+    print_precision: int = flag(5, "training only")
+    print_freq: int = flag(1, "training only")
+    print_time: bool = flag(False, "times are always printed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
+    load: LoadConfig = dataclasses.field(default_factory=LoadConfig)
+    engines: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
+    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+    release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
+
+    def __post_init__(self) -> None:
+        if self.inputs.num_batches < 1:
+            raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
+        if self.tune.tune_accel_qps and not self.engines.model_accel:
+            raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
+        if not self.engines.queue:
+            for name in ("tune_batch_qps", "tune_accel_qps"):
+                if getattr(self.tune, name):
+                    raise ConfigError(name, "needs the at-scale mode; add queue")
+        if self.load.warmup_queries is not None and self.load.warmup_queries >= self.n_queries:
+            raise ConfigError(
+                "warmup_queries", f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all"
+            )
+
+    @property
+    def n_queries(self) -> int:
+        """Queries of a measuring run, warm-up included."""
+        return self.inputs.nepochs * self.inputs.num_batches
+
+    @property
+    def n_warmup(self) -> int:
+        """First queries left out of the statistics."""
+        chosen = self.load.warmup_queries
+        return min(self.n_queries // 10, 200) if chosen is None else chosen
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the pool of inputs in memory (ids int32, dense float32), at most."""
+        ids = len(self.model.table_rows) * self.model.num_indices_per_lookup
+        return 4 * (ids + self.model.dense_width) * self.inputs.max_mini_batch_size * self.inputs.num_batches
+
+
+PARTS: dict[str, type] = {
+    "model": ModelConfig,
+    "inputs": InputConfig,
+    "load": LoadConfig,
+    "engines": EngineConfig,
+    "tune": TuneConfig,
+    "output": OutputConfig,
+    "release_only": ReleaseOnlyConfig,
+}
+
+
+def from_settings(settings: dict[str, Any]) -> RunConfig:
+    """RunConfig from {flag: value}; what is missing has its default. Raises ConfigError."""
+    return RunConfig(**{
+        part: cls(**{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings})
+        for part, cls in PARTS.items()
+    })
+
+
+def to_settings(config: RunConfig) -> dict[str, Any]:
+    """{flag: value} of every setting; `from_settings` is its inverse."""
+    return {name: value for part in PARTS for name, value in dataclasses.asdict(getattr(config, part)).items()}

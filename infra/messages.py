@@ -1,0 +1,132 @@
+"""The frozen records that travel: between the dispatcher and a backend, and between processes.
+
+Times are int nanoseconds since the run's start, except on the wire, where they are the machine's monotonic clock
+(the same for every process on it).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+CPU = "cpu"
+ACCEL = "accel"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One user's request: rank `n_items` candidates, the first of input `input_id`."""
+
+    query_id: int
+    arrival_ns: int  # the INTENDED arrival, from the schedule; never the send time
+    n_items: int
+    input_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in one batch."""
+
+    query_id: int
+    stage: int
+    part: int
+    first_item: int
+    n_items: int
+    pool: str  # CPU or ACCEL
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """Event: `engine` (index within the task's pool) scored the task."""
+
+    task: Task
+    engine: int
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """Event: the task did not end; its engine died or raised."""
+
+    task: Task
+    engine: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Command: append the task to its pool's FIFO."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Command: the query is complete."""
+
+    query: Query
+    done_ns: int
+
+    @property
+    def latency_ns(self) -> int:
+        """From the intended arrival."""
+        return self.done_ns - self.query.arrival_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Command: the query is given up, visibly."""
+
+    query: Query
+    reason: str
+
+
+_TASK = struct.Struct("<qiiii")
+_REPLY = struct.Struct("<qiiqq")
+
+READY, DONE, ERROR = 0, 1, 2
+MESSAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class WireTask:
+    """Driver to engine. `ticket` is the driver's number for this attempt (from 1)."""
+
+    ticket: int
+    stage: int
+    input_id: int
+    first_item: int
+    n_items: int
+
+    def pack(self) -> bytes:
+        """24 bytes."""
+        return _TASK.pack(self.ticket, self.stage, self.input_id, self.first_item, self.n_items)
+
+    @staticmethod
+    def unpack(message: bytes) -> WireTask:
+        """Inverse of `pack`."""
+        return WireTask(*_TASK.unpack(message))
+
+
+@dataclass(frozen=True, slots=True)
+class WireReply:
+    """Engine to driver: READY once after warm-up (ticket 0), then DONE or ERROR for each ticket."""
+
+    ticket: int
+    engine: int
+    kind: int
+    start_ns: int
+    end_ns: int
+    error: str = ""
+
+    def pack(self) -> bytes:
+        """32 bytes and the error's text, cut to one message."""
+        head = _REPLY.pack(self.ticket, self.engine, self.kind, self.start_ns, self.end_ns)
+        return head + self.error.encode()[: MESSAGE_BYTES - len(head)]
+
+    @staticmethod
+    def unpack(message: bytes) -> WireReply:
+        """Inverse of `pack`."""
+        error = message[_REPLY.size :].decode(errors="replace")
+        return WireReply(*_REPLY.unpack_from(message), error)

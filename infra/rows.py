@@ -1,0 +1,79 @@
+"""The rows that a run leaves: one per query, one per task. Every number and figure is computed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from infra.messages import Answer, Fail, Query, TaskDone
+
+TASK_COLUMNS = ["query_id", "stage", "part", "pool", "engine", "n_items", "enqueued_ns", "start_ns", "end_ns"]
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`queries`: query_id, input_id, n_items, n_tasks, arrival_ns, sent_ns, first_start_ns, done_ns, is_warmup.
+
+    `tasks`: TASK_COLUMNS. Times are ns since the run's start; sent_ns, first_start_ns and done_ns are null for a
+    query that was not sent, not started or not answered. `notes` are reasons why the run is INVALID.
+    """
+
+    queries: pd.DataFrame
+    tasks: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Recorder:
+    """Collects the events of one run; the query ids are 0..n-1."""
+
+    n_warmup: int
+    _queries: dict[int, list[int]] = field(default_factory=dict)
+    _tasks: list[tuple[int, int, int, str, int, int, int, int, int]] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
+
+    def sent(self, query: Query, now_ns: int) -> None:
+        """A query entered the system."""
+        self._queries[query.query_id] = [
+            query.input_id, query.n_items, 0, query.arrival_ns, now_ns, UNKNOWN, UNKNOWN
+        ]  # fmt: skip
+
+    def done(self, event: TaskDone, enqueued_ns: int) -> None:
+        """A task ended."""
+        task = event.task
+        self._tasks.append((
+            task.query_id, task.stage, task.part, task.pool, event.engine, task.n_items, enqueued_ns, event.start_ns,
+            event.end_ns,
+        ))  # fmt: skip
+        row = self._queries[task.query_id]
+        row[2] += 1
+        row[5] = event.start_ns if row[5] == UNKNOWN else min(row[5], event.start_ns)
+
+    def answered(self, answer: Answer) -> None:
+        """A query is complete."""
+        self._queries[answer.query.query_id][6] = answer.done_ns
+
+    def failed(self, fail: Fail) -> None:
+        """A query was given up: the run is INVALID, and says why."""
+        self._notes.append(f"query {fail.query.query_id} failed: {fail.reason}")
+
+    def note(self, reason: str) -> None:
+        """Something that makes the run INVALID."""
+        self._notes.append(reason)
+
+    def rows(self) -> Rows:
+        """What was recorded so far."""
+        columns = ["input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns"]
+        ids = sorted(self._queries)
+        table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(len(ids), len(columns))
+        queries = pd.DataFrame(table, columns=columns)
+        queries.insert(0, "query_id", np.array(ids, dtype=np.int64))
+        for name in ("sent_ns", "first_start_ns", "done_ns"):
+            known = queries[name].astype("Int64")
+            queries[name] = known.mask(known == UNKNOWN)
+        queries["is_warmup"] = queries["query_id"] < self.n_warmup
+        tasks = pd.DataFrame(self._tasks, columns=TASK_COLUMNS)
+        return Rows(queries, tasks, tuple(self._notes))

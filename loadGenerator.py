@@ -1,0 +1,182 @@
+"""The load: arrival processes and query sizes -> a Schedule drawn before the run, and the Pacer that walks it.
+
+Open loop: nothing that happens in the run changes the schedule, and latency runs from the scheduled arrival.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from infra.clock import NS_PER_MS, NS_PER_S
+from infra.config import ConfigError, InputConfig, LoadConfig, RunConfig
+from infra.messages import Query
+from infra.rng import stream
+
+Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
+
+# MLPerf Inference, DLRM-v2 (2024): user-item pairs of a sample, 20 equally likely quantiles.
+MLPERF_ITEMS = (100, 100, *(200,) * 12, 300, 300, 400, 500, 600, 700)
+
+# `production`: facts stated by Gupta et al., ISCA 2020 (heavier tail than a lognormal, the largest quarter of the
+# queries about half of the work, at most about 1,000 items). Body: lognormal; from its upper quartile on a Pareto tail.
+PRODUCTION_MEDIAN = 90.0
+PRODUCTION_SIGMA = 0.45
+PRODUCTION_TAIL_INDEX = 1.9
+PRODUCTION_TAIL_SHARE = 0.25
+PRODUCTION_MAX = 1024
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's load. `arrival_ns` int64[n] ascending from the run's start, `n_items` and `input_id` int32[n]."""
+
+    arrival_ns: Int64Array
+    n_items: Int32Array
+    input_id: Int32Array
+    n_warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.arrival_ns) == len(self.n_items) == len(self.input_id):
+            raise ValueError("a schedule's arrays differ in length")
+        if len(self) and (np.diff(self.arrival_ns) < 0).any():
+            raise ValueError("a schedule's arrivals must not descend")
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    def query(self, i: int) -> Query:
+        """The i-th query; its id is i."""
+        return Query(i, int(self.arrival_ns[i]), int(self.n_items[i]), int(self.input_id[i]))
+
+
+def draw_gaps_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
+    """n gaps between arrivals in ns, mean 1 / rate_qps; `arrival_process` gives the law."""
+    mean_ns = NS_PER_S / rate_qps
+    match load.arrival_process:
+        case "exponential":
+            gaps = rng.exponential(mean_ns, n)
+        case "gamma":
+            gaps = rng.gamma(load.arrival_gamma_shape, mean_ns / load.arrival_gamma_shape, n)
+        case "constant":
+            gaps = np.full(n, mean_ns)
+        case "legacy":  # the release draws the GAP from a Poisson law in whole ms: far too regular (README)
+            gaps = rng.poisson(mean_ns / NS_PER_MS, n) * float(NS_PER_MS)
+        case other:
+            raise ValueError(f"no gaps are drawn for arrival_process {other!r}")
+    return np.rint(gaps).astype(np.int64)
+
+
+def read_arrivals_ns(path: str, n: int) -> Int64Array:
+    """The first n arrival times of a file with one time in ms a line, ascending; raises ConfigError."""
+    times_ms = _read_numbers("arrival_file", path)
+    if len(times_ms) < n:
+        raise ConfigError("arrival_file", f"{path}: {len(times_ms)} arrivals, but the run has {n} queries")
+    if times_ms[0] < 0 or (np.diff(times_ms) < 0).any():
+        raise ConfigError("arrival_file", f"{path}: times must be at least 0 and must not descend")
+    return np.rint(times_ms[:n] * NS_PER_MS).astype(np.int64)
+
+
+def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generator) -> Int32Array:
+    """n query sizes in items, cut to 1..max_items; `batch_size_distribution` gives the law."""
+    mean, spread = load.avg_mini_batch_size, load.var_mini_batch_size
+    match load.batch_size_distribution:
+        case "fixed":
+            sizes = np.full(n, mean)
+        case "normal":
+            sizes = rng.normal(mean, spread, n)
+        case "lognormal":
+            sizes = rng.lognormal(mean, spread, n)
+        case "file":
+            sizes = rng.choice(_read_numbers("batch_dist_file", load.batch_dist_file), n)
+        case "mlperf":
+            sizes = rng.choice(np.array(MLPERF_ITEMS, dtype=float), n)
+        case "production":
+            sizes = production_quantile(rng.random(n))
+        case other:
+            raise ValueError(f"unknown batch_size_distribution {other!r}")
+    return np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
+
+
+def production_quantile(u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at PRODUCTION_MAX; u in [0, 1)."""
+    body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * stats.norm.ppf(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE)))
+    knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * stats.norm.ppf(1 - PRODUCTION_TAIL_SHARE))
+    beyond = (PRODUCTION_MAX / knee) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
+    v = np.clip((u - (1 - PRODUCTION_TAIL_SHARE)) / PRODUCTION_TAIL_SHARE, 0, 1)
+    tail = knee * (1 - v * (1 - beyond)) ** (-1 / PRODUCTION_TAIL_INDEX)
+    return np.where(u < 1 - PRODUCTION_TAIL_SHARE, body, tail)
+
+
+def draw_schedule(
+    config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0
+) -> Schedule:
+    """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its own)."""
+    seed, load = config.inputs.numpy_rand_seed, config.load
+    if load.arrival_process == "file":
+        arrival_ns = read_arrivals_ns(load.arrival_file, n_queries)
+    else:
+        gaps_ns = draw_gaps_ns(load, rate_qps, n_queries, stream(seed, "arrivals", run_index))
+        arrival_ns = np.cumsum(gaps_ns)
+    sizes = draw_sizes(load, config.inputs.max_mini_batch_size, n_queries, stream(seed, "sizes", run_index))
+    input_ids = draw_input_ids(config.inputs, n_queries, stream(seed, "inputs of queries", run_index))
+    return Schedule(arrival_ns, sizes, input_ids, n_warmup)
+
+
+def draw_input_ids(inputs: InputConfig, n: int, rng: np.random.Generator) -> Int32Array:
+    """n input ids: pass after pass over the pool, each in a fresh random order."""
+    passes = [rng.permutation(inputs.num_batches) for _ in range(math.ceil(n / inputs.num_batches))]
+    return np.concatenate(passes)[:n].astype(np.int32)
+
+
+def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
+    """n_queries at once: what the engines carry when they never wait (for measuring capacity)."""
+    schedule = draw_schedule(config, n_queries, 0, rate_qps=1.0, run_index=run_index)
+    return Schedule(np.zeros(n_queries, np.int64), schedule.n_items, schedule.input_id)
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise ConfigError if a file that the load needs cannot be used; called before anything is started."""
+    if config.load.arrival_process == "file":
+        read_arrivals_ns(config.load.arrival_file, config.n_queries)
+    if config.load.batch_size_distribution == "file":
+        _read_numbers("batch_dist_file", config.load.batch_dist_file)
+
+
+def _read_numbers(flag: str, path: str) -> npt.NDArray[np.float64]:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(flag, f"{path}: no such file; expected one number a line")
+    try:
+        numbers = np.array([float(line) for line in file.read_text().split()])
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(flag, f"{path}: {error}; expected one number a line") from error
+    if len(numbers) == 0 or not np.isfinite(numbers).all():
+        raise ConfigError(flag, f"{path}: expected one finite number a line")
+    return numbers
+
+
+class Pacer:
+    """Walks a schedule: which queries are due, and how long until the next. It owns no clock."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._next = 0
+
+    def due(self, now_ns: int) -> Iterator[Query]:
+        """The queries whose arrival has come, in order; each is given once."""
+        while self._next < len(self._schedule) and self._schedule.arrival_ns[self._next] <= now_ns:
+            self._next += 1
+            yield self._schedule.query(self._next - 1)
+
+    @property
+    def next_ns(self) -> int | None:
+        """The next arrival, or None after the last."""
+        return int(self._schedule.arrival_ns[self._next]) if self._next < len(self._schedule) else None

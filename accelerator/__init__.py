@@ -1,0 +1,1 @@
+"""Latency models of devices: measured profiles, and what is derived from them."""

@@ -143,3 +143,20 @@ def _serve(engine: Engine, slot: int, tasks: socket.socket, replies: socket.sock
             reply = WireReply(task.ticket, slot, DONE, start_ns, monotonic_ns())
         replies.send(reply.pack())
         slots[slot] = IDLE
+
+
+@dataclass(frozen=True)
+class NullEngine:
+    """Does nothing, or keeps the core busy for `busy_ns`: for measuring and testing everything around an engine."""
+
+    busy_ns: int = 0
+
+    def warm_up(self) -> None:
+        """Nothing to prepare."""
+
+    def score(self, task: WireTask) -> None:
+        """Spin."""
+        del task
+        end_ns = monotonic_ns() + self.busy_ns
+        while monotonic_ns() < end_ns:
+            pass

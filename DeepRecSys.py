@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""DeepRecSys: at-scale inference of neural recommendation models.
+
+Configuration -> session -> measure or tune -> results on disk -> one table. `--help` lists the settings; README.md
+tells the life of a query.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerator.devices import accelerator_root, latency_profile, load_device, published_speedups
+from accelerator.latency import Profile, ProfiledDevice
+from accelInferenceEngine import CudaFactory, ModelledFactory
+from backends.engine_process import PoolSpec
+from backends.process import EngineError, ProcessSession
+from backends.tuner import Phase, Search, Tuner
+from infra import figures, report, results
+from infra.cli import parse
+from infra.config import ConfigError, RunConfig
+from infra.memory import check_memory
+from infra.messages import ACCEL, CPU
+from infra.progress import Progress
+from infra.provenance import provenance, usable_cores
+from infra.rows import Rows
+from infra.stats import Summary, summarize
+from loadGenerator import burst, check_files, draw_schedule
+from scheduler import Policy, Stage
+
+CAPACITY_QUERIES = 64
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class OpenSession:
+    """Warm engines, and what the report says of them."""
+
+    session: ProcessSession
+    n_engines: int
+    device: dict[str, Any] | None  # the accelerator's provenance
+
+
+def n_engines(config: RunConfig) -> int:
+    """CPU engines; 0 means one per core that this process may use."""
+    return config.engines.inference_engines or len(usable_cores())
+
+
+def check(config: RunConfig) -> None:
+    """Everything that can be wrong with the input and is not the settings' own; before anything is started."""
+    check_files(config)
+    check_memory(config, n_engines(config))
+    if config.engines.model_accel and config.engines.accel_device == "cuda":
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives
+        import torch  # noqa: PLC0415 (only this check needs it here)
+
+        if not torch.cuda.is_available():
+            raise ConfigError("accel_device", "is cuda, but PyTorch sees no CUDA device here")
+    elif config.engines.model_accel:
+        device = load_device(accelerator_root(config.engines.accel_root_dir), config.engines.accel_device)
+        if device.kind == "speedup":
+            published_speedups(device, config.model.name)
+
+
+@contextmanager
+def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
+    """Build the tables, measure what a device model needs, start the engines."""
+    from inferenceEngine import CpuEngine, Workload, prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
+
+    workload: Workload = prepare(config, progress)
+    largest = max([config.engines.sub_task_batch_size, *map(int, config.tune.batch_configs.split("-"))])
+    n_threads = config.engines.n_threads
+
+    def cpu_engine(_: int) -> CpuEngine:
+        return CpuEngine(workload, n_threads, largest)
+
+    cores = usable_cores() if config.engines.pin_cores else ()
+    specs = [PoolSpec(CPU, n_engines(config), cpu_engine, cores=cores)]
+    device: dict[str, Any] | None = None
+    if config.engines.model_accel:
+        spec, device = _accelerator(config, workload, progress)
+        specs.append(spec)
+    with ProcessSession(specs, ready_timeout_s=config.engines.engine_timeout) as session:
+        yield OpenSession(session, n_engines(config), device)
+
+
+def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[PoolSpec, dict[str, Any]]:
+    if config.engines.accel_device == "cuda":
+        return PoolSpec(ACCEL, 1, CudaFactory(config), start_method="spawn"), {"device": "cuda"}
+    from accelerator.profiler import measure_cpu_core  # noqa: PLC0415 (needs PyTorch)
+
+    def measure() -> Profile:
+        with progress.step("measuring this machine's CPU time by batch size"):
+            return measure_cpu_core(workload.model, workload.inputs)
+
+    device = load_device(accelerator_root(config.engines.accel_root_dir), config.engines.accel_device)
+    profile = latency_profile(device, config.model, config.inputs.max_mini_batch_size, measure)
+    modelled = ProfiledDevice(device.name, {config.model.name: profile})
+    facts = {"device": device.name, "source": device.settings.get("source"), "profile": dict(profile.provenance),
+             "batch_ms": {str(n): ms for n, ms in profile.batch_ms.items()}}
+    return PoolSpec(ACCEL, 1, ModelledFactory(modelled, config.model.name)), facts
+
+
+def fixed_policy(config: RunConfig) -> Policy:
+    """The policy of a measuring run."""
+    offload = config.engines.accel_request_size_thres if config.engines.model_accel else None
+    return Policy(config.engines.sub_task_batch_size, offload)
+
+
+def capacity_qps(config: RunConfig, opened: OpenSession) -> float:
+    """Queries per second that the engines answer when they never wait."""
+    rows = opened.session.run(burst(config, CAPACITY_QUERIES, run_index=1), [Stage(fixed_policy(config))])
+    if rows.queries["done_ns"].isna().any():
+        raise EngineError("the capacity could not be measured: queries were lost")
+    return CAPACITY_QUERIES * 1e9 / float(rows.queries["done_ns"].max() - rows.queries["first_start_ns"].min())
+
+
+def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple[Rows, Summary]:
+    """One run at a fixed policy."""
+    rate_qps = config.load.rate_qps
+    if config.load.offered_load is not None:
+        with progress.step("measuring the capacity"):
+            rate_qps = config.load.offered_load * capacity_qps(config, opened)
+    schedule = draw_schedule(config, config.n_queries, config.n_warmup, rate_qps)
+    title = f"{config.model.name}: {len(schedule)} queries at {rate_qps:.4g} QPS"
+    with progress.step(title) as on_fraction:
+        rows = opened.session.run(
+            schedule, [Stage(fixed_policy(config))], lambda n_done: on_fraction(n_done / len(schedule))
+        )
+    return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, rows.notes)
+
+
+def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> None:
+    """Measure, save, print."""
+    rows, summary = measure(config, opened, progress)
+    memory = opened.session.memory()
+    _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory})
+    figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
+    if log is not None:
+        results.write_log(log, rows.tasks)
+    policy = fixed_policy(config)
+    offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
+    out = report.console()
+    out.print(report.measurement(
+        f"{config.model.name} on {opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}",
+        summary, memory,
+    ))  # fmt: skip
+    out.print(f"Results: {folder}", soft_wrap=True)
+    print("\n".join(report.closing_lines(summary)))
+
+
+def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> None:
+    """Tune, confirm, save, print."""
+    search = Tuner(config, opened.session, opened.n_engines, progress).run()
+    lines = _phase_lines(search)
+    confirmed = [phase for phase in search.phases if phase.rows is not None]
+    best = max(confirmed, key=lambda phase: phase.rate_qps, default=None)
+    rows, summary = (best.rows, best.summary) if best is not None else (None, None)
+    search.updates_table().to_parquet(folder / "search.parquet", index=False)
+    search.queries_table().to_parquet(folder / "search_queries.parquet", index=False)
+    saved = [{**line, "summary": line["summary"] and line["summary"].as_json()} for line in lines]
+    document = {"summary": summary.as_json() if summary else None, "tuning": saved, "memory": opened.session.memory()}
+    if rows is None or summary is None:
+        results.save_document(folder, config, _document(config, opened, document))
+    else:
+        _save(folder, config, opened, rows, document)
+        figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
+        if log is not None:
+            results.write_log(log, rows.tasks)
+    if search.updates:
+        walk = figures.search_walk(search.updates_table(), config.tune.target_latency, config.tune.sla_percentile)
+        walk.savefig(folder / "scheduler.png", dpi=120)
+    out = report.console()
+    title = (f"{config.model.name}, p{config.tune.sla_percentile:g} <= {config.tune.target_latency:g} ms, "
+             f"{opened.n_engines} CPU engine(s): highest rate found, confirmed with a fresh seed")
+    out.print(report.search(title, lines))
+    out.print(f"Results: {folder}", soft_wrap=True)
+    _print_tuned(best)
+
+
+def _phase_lines(search: Search) -> list[dict[str, Any]]:
+    baseline = next((p.rate_qps for p in search.phases if p.name == "static"), 0.0)
+    return [
+        {
+            "name": phase.name,
+            "batch_items": phase.policy.batch_items,
+            "offload_items": phase.policy.offload_items,
+            "rate_qps": phase.rate_qps,
+            "gain": phase.rate_qps / baseline if baseline else None,
+            "n_confirmations": phase.n_confirmations,
+            "summary": phase.summary,
+        }
+        for phase in search.phases
+    ]
+
+
+def _print_tuned(best: Phase | None) -> None:
+    if best is None or best.summary is None:
+        print("No rate of the grid meets the SLA: raise --target_latency or --max_arr_range")
+        return
+    policy, summary = best.policy, best.summary
+    print("\n".join(report.closing_lines(summary)))
+    print(f"Scheduler's Optimal batch_size configuration:  {policy.batch_items}")
+    if policy.offload_items is not None:
+        print(f"Scheduler's Optimal accel_size configuration:  {policy.offload_items}")
+    print(f"Scheduler's Optimal arrival gap:  {1000 / best.rate_qps:.4g}  ms")
+    threshold = "none" if policy.offload_items is None else policy.offload_items
+    print(f"Best: batch {policy.batch_items}, threshold {threshold}, {best.rate_qps:.1f} QPS, "
+          f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms")
+
+
+def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "provenance": provenance(config.inputs.numpy_rand_seed),
+        **extra,
+        "n_engines": opened.n_engines,
+        "accelerator": opened.device,
+        "engine_deaths": opened.session.deaths,
+    }
+
+
+def _save(folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extra: dict[str, Any]) -> None:
+    results.save(folder, config, rows, _document(config, opened, extra))
+
+
+def run_queue(config: RunConfig) -> int:
+    """At-scale mode; returns the exit code."""
+    check(config)
+    folder = results.new_folder(config)
+    log = results.open_log(config.output.log_file)
+    tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
+    try:
+        with Progress(config.output.progress) as progress, open_session(config, progress) as opened:
+            work: Callable[..., None] = run_tune if tuning else run_measure
+            work(config, opened, progress, folder, log)
+            return INTERRUPTED if opened.session.interrupted else 0
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def run_standalone(config: RunConfig) -> int:
+    """One model on its own, as in the release; returns the exit code."""
+    from models.standalone import run  # noqa: PLC0415 (PyTorch takes seconds to load)
+
+    run(config)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit code: 0, 1 (engines), 2 (bad input), 130 (interrupted)."""
+    config = parse(argv)
+    level = logging.DEBUG if config.output.debug_mode else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    try:
+        return run_queue(config) if config.engines.queue else run_standalone(config)
+    except ConfigError as error:
+        sys.stderr.write(f"DeepRecSys.py: --{error}\n")
+        return 2
+    except ValueError as error:
+        sys.stderr.write(f"DeepRecSys.py: {error}\n")
+        return 2
+    except EngineError as error:
+        sys.stderr.write(f"DeepRecSys.py: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("DeepRecSys.py: interrupted before the first query\n")
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

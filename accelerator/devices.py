@@ -1,0 +1,113 @@
+"""Device folders: what a device is, and its latency model for a model and a configuration."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from accelerator.latency import Profile, read_profile, write_profile
+from infra.config import ConfigError, ModelConfig
+from infra.provenance import cpu_name, package_versions
+
+BATCHES = tuple(4**i for i in range(6))  # the sizes that the release profiles
+ROOT = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Device:
+    """One folder under accelerator/."""
+
+    folder: Path
+    name: str
+    kind: str  # measured | speedup
+    settings: dict[str, Any]
+
+    @property
+    def baseline(self) -> Device:
+        """The device whose times a speedup device divides."""
+        return load_device(self.folder.parent, str(self.settings["baseline"]))
+
+    def characterization(self, model: ModelConfig) -> Path:
+        """The file of measured times for a configuration."""
+        scale = "" if model.table_scale == 1 else f"_scale{model.table_scale:g}"
+        variant = "" if model.arch_variant == "caffe2" else f"_{model.arch_variant}"
+        return self.folder / "characterization_data" / f"{model.name}{variant}{scale}.csv"
+
+
+def accelerator_root(path: str) -> Path:
+    """--accel_root_dir: as given, else beside this program."""
+    given = Path(path)
+    return given if given.is_dir() else ROOT.parent / given
+
+
+def load_device(root: Path, name: str) -> Device:
+    """The device in folder `name`; raises ConfigError if there is none or its device.yaml is unusable."""
+    file = root / name / "device.yaml"
+    if not file.is_file():
+        known = sorted(f.parent.name for f in root.glob("*/device.yaml")) if root.is_dir() else []
+        raise ConfigError("accel_device", f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}")
+    settings = yaml.safe_load(file.read_text())
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if kind not in ("measured", "speedup"):
+        raise ConfigError("accel_device", f"{file}: kind is {kind!r}; expected measured or speedup")
+    return Device(file.parent, str(settings.get("name", name)), kind, settings)
+
+
+def profile_key(model: ModelConfig, max_items: int) -> str:
+    """What a measured profile depends on: the net, its largest batch, the processor, PyTorch's version."""
+    facts = [asdict(model), min(max_items, BATCHES[-1]), cpu_name(), package_versions()["torch"]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def published_speedups(device: Device, model: str) -> dict[int, float]:
+    """{batch: speedup over the baseline} as published; raises ConfigError if the model is not in the file."""
+    with (device.folder / "published_speedup.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model]
+    if not rows:
+        raise ConfigError("model_name", f"is {model!r}; {device.name} has published speedups for the eight models only")
+    return {int(row["batch_size"]): float(row["speedup"]) for row in rows}
+
+
+def derived_profile(device: Device, model: str, baseline: Profile) -> Profile:
+    """The baseline's time at each published batch over the published speedup."""
+    speedups = published_speedups(device, model)
+    provenance = {
+        "device": device.name,
+        "model": model,
+        "source": f"time of {device.settings['baseline']} (below) / published_speedup.csv",
+        **{f"baseline {key}": value for key, value in baseline.provenance.items()},
+    }
+    return Profile({n: baseline.ms(n) / speedup for n, speedup in speedups.items()}, provenance)
+
+
+def latency_profile(
+    device: Device, model: ModelConfig, max_items: int = BATCHES[-1], measure: Callable[[], Profile] | None = None
+) -> Profile:
+    """The device's times for a model.
+
+    A measured device reads its characterization file if that was measured for this very net, processor and PyTorch;
+    otherwise `measure` is called and the file written (the cache). Raises ConfigError if nothing can be had.
+    """
+    if device.kind == "speedup":
+        return derived_profile(device, model.name, latency_profile(device.baseline, model, max_items, measure))
+    path, key = device.characterization(model), profile_key(model, max_items)
+    if path.is_file():
+        known = read_profile(path)
+        if known.provenance.get("key") == key:
+            return known
+    if measure is None:
+        raise ConfigError("accel_device", f"{path}: no profile of this net measured on this machine")
+    profile = measure()
+    profile = Profile(profile.batch_ms, {"device": device.name, "model": model.name, **profile.provenance, "key": key})
+    try:
+        write_profile(path, profile)
+    except OSError:  # a read-only tree: measured again next time
+        return profile
+    return profile

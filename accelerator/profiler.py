@@ -1,0 +1,47 @@
+"""Measures a model on a device of this machine over batch sizes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from accelerator.devices import BATCHES
+from accelerator.latency import Profile
+from infra.provenance import cpu_name, package_versions
+from models.base import RecModel
+from models.inputs.synthetic import InputPool
+
+_REPEATS, _BUDGET_S = 30, 1.0
+
+
+def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] = BATCHES) -> Profile:
+    """Median ms of slicing and forward on one core, one thread; fresh items for every call, some seconds in all.
+
+    Batches beyond the pool's inputs are left out; the largest input is measured in their place.
+    """
+    torch.set_num_threads(1)
+    sizes = sorted({min(n, inputs.max_items) for n in batches})
+    batch_ms = {n: _median_ms(model, inputs, n) for n in sizes}
+    provenance = {
+        "source": "measured on this machine, one thread, median",
+        "cpu": cpu_name(),
+        "torch": package_versions()["torch"],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return Profile(batch_ms, provenance)
+
+
+@torch.inference_mode()
+def _median_ms(model: RecModel, inputs: InputPool, n_items: int) -> float:
+    times, begun = [], time.perf_counter()
+    for i in range(_REPEATS + 2):
+        first = (i * n_items) % (inputs.max_items - n_items + 1)
+        start = time.perf_counter()
+        model(inputs.batch(i % inputs.n_inputs, first, n_items))
+        times.append(time.perf_counter() - start)
+        if time.perf_counter() - begun > _BUDGET_S and i >= 4:
+            break
+    return statistics.median(times[2:]) * 1e3

@@ -1,0 +1,43 @@
+"""Does the run fit in memory? Asked before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from infra.config import ConfigError, RunConfig
+
+BASE_BYTES = 600 << 20  # the driver with PyTorch and the rows of a run
+ENGINE_BYTES = 200 << 20  # an engine's own memory beside the shared tables
+_CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+def free_bytes() -> int:
+    """Memory that a new process can have: the machine's, and no more than the control group's."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit = _CGROUP_LIMIT.read_text().strip()
+        used = int(_CGROUP_USED.read_text())
+    except (OSError, ValueError):
+        return free
+    return min(free, int(limit) - used) if limit.isdecimal() else free
+
+
+def check_memory(config: RunConfig, n_engines: int) -> None:
+    """Raise ConfigError if tables, inputs and engines do not fit; the message suggests a table_scale."""
+    other = config.input_bytes + BASE_BYTES + n_engines * ENGINE_BYTES
+    needed, free = config.model.table_bytes + other, free_bytes()
+    if needed <= free:
+        return
+    gib = 1 << 30
+    room = (free - other) / config.model.table_bytes * config.model.table_scale
+    advice = (
+        f"try --table_scale {max(int(room * 90) / 100, 0.001):g}" if room > 0.001
+        else "the inputs and engines alone are too large: lower --num_batches, --max_mini_batch_size or the engines"
+    )  # fmt: skip
+    raise ConfigError(
+        "arch_embedding_size",
+        f"needs {needed / gib:.1f} GiB (tables {config.model.table_bytes / gib:.1f}, inputs "
+        f"{config.input_bytes / gib:.1f}), but {free / gib:.1f} GiB are free; {advice}",
+    )

@@ -1,0 +1,82 @@
+"""Progress on a terminal: what is being done, how far, how long still. Quiet where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_PLAIN_EVERY_S = 5.0
+
+
+class OnFraction(Protocol):
+    """Told how far a step is."""
+
+    def __call__(self, fraction: float, detail: str = "", /) -> None:
+        """`fraction` of the step is done; `detail` says what is at hand."""
+
+
+class Progress:
+    """`auto`: bars on a terminal, else silence; `plain`: lines on stderr; `none`: silence. A context manager."""
+
+    def __init__(self, mode: str) -> None:
+        self._plain = mode == "plain"
+        self._bars: RichProgress | None = None
+        if mode == "auto" and sys.stderr.isatty():
+            self._bars = RichProgress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[OnFraction]:
+        """One piece of work; call what it gives with the fraction done."""
+        if self._bars is not None:
+            bars, bar = self._bars, self._bars.add_task(title, total=1.0)
+
+
+            def show(fraction: float, detail: str = "", /) -> None:
+                bars.update(bar, completed=fraction, description=f"{title} {detail}".rstrip())
+
+            try:
+                yield show
+            finally:
+                bars.remove_task(bar)
+        elif self._plain:
+            yield from self._plain_step(title)
+        else:
+            yield lambda _fraction, _detail="": None
+
+    def _plain_step(self, title: str) -> Iterator[OnFraction]:
+        begun = last = time.monotonic()
+        sys.stderr.write(f"{title}\n")
+
+        def tell(fraction: float, detail: str = "", /) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < _PLAIN_EVERY_S or not 0 < fraction < 1:
+                return
+            last = now
+            left_s = (now - begun) * (1 - fraction) / fraction
+            sys.stderr.write(f"{title} {detail}".rstrip() + f": {fraction:.0%}, about {left_s:.0f} s left\n")
+
+        yield tell

@@ -1,0 +1,55 @@
+"""What every model is: tables and layers built from a ModelConfig, a Batch in, scores out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.config import ModelConfig
+from infra.rng import stream
+from models.batch import Batch
+from models.embedding.tables import EmbeddingTables, OnProgress, fill_uniform
+from models.layers import Array, load
+
+
+class RecModel(nn.Module):
+    """Base of the eight models. `forward(batch)` gives float32 (B, n_out); MT-WnD gives (tasks, B, n_out)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, config.embedding_operator)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Score every item of the batch."""
+        raise NotImplementedError
+
+    @property
+    def table_blobs(self) -> list[str]:
+        """Names of the tables in the released net."""
+        return [f"emb.sls{t}" for t in range(len(self.tables.table_rows))]
+
+    def initialise(self, seed: int, on_progress: OnProgress | None = None) -> None:
+        """Draw all weights as the release does; the tables take seconds."""
+        rng = stream(seed, "weights")
+        for layer in self.modules():
+            draw = getattr(layer, "initialise", None)
+            if layer is not self and draw is not None:
+                draw(rng)
+        fill_uniform(self.tables.weight_RD, self.tables.table_rows, seed, on_progress)
+
+    def load_reference(self, arrays: dict[str, Array]) -> None:
+        """Take tables and weights under the released net's blob names ('param.<blob>'); raises KeyError, ValueError."""
+        for t, blob in enumerate(self.table_blobs):
+            load(self.tables.table(t), arrays[f"param.{blob}_w"], blob)
+        for layer in self.modules():
+            take = getattr(layer, "load_reference", None)
+            if layer is not self and take is not None:
+                take(arrays)
+
+
+def draw_parameter(parameter: Tensor, rng: np.random.Generator, variance: float) -> None:
+    """Fill a parameter with N(0, variance)."""
+    noise = rng.standard_normal(tuple(parameter.shape), dtype=np.float32) * np.float32(variance**0.5)
+    parameter.copy_(torch.from_numpy(noise))

@@ -1,0 +1,143 @@
+"""Deep interest evolution network: recurrent layers over the behaviours. Zhou et al. 2019, 1809.03672."""
+
+# B items, S behaviours (steps), D embedding width, H hidden width
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.config import ModelConfig
+from models.base import RecModel, draw_parameter
+from models.batch import Batch
+from models.layers import FC, Concat, Softmax, dice_mlp, mlp
+
+
+class PlainRNN(nn.Module):
+    """h_s = tanh(W_h h_{s-1} + b_h + W_x x_s + b_x), h_0 = 0."""
+
+    operator = "RecurrentNetwork"
+
+    def __init__(self, blob: str, n_in: int, n_hidden: int) -> None:
+        super().__init__()
+        self.from_input = FC(f"{blob}.i2h", n_in, n_hidden)
+        self.from_hidden = FC(f"{blob}.gates_t", n_hidden, n_hidden)
+
+    def forward(self, x_SBI: Tensor) -> Tensor:
+        """All hidden states, (S, B, H)."""
+        from_input_SBH = self.from_input(x_SBI)
+        bias_H, weight_HH = self.from_hidden.bias_O, self.from_hidden.weight_OI.T
+        hidden_BH = torch.tanh(from_input_SBH[0] + bias_H)
+        states = [hidden_BH]
+        for step_BH in from_input_SBH[1:]:
+            hidden_BH = torch.addmm(bias_H, hidden_BH, weight_HH).add_(step_BH).tanh_()
+            states.append(hidden_BH)
+        return torch.stack(states)
+
+
+class ReleasedEvolution(nn.Module):
+    """Two plain recurrent layers. Between them an FC and a softmax are computed and dropped, as in the released net:
+    they change no output and cost time."""
+
+    def __init__(self, width: int, n_hidden: int) -> None:
+        super().__init__()
+        self.rnn_0, self.rnn_1 = PlainRNN("rnn_0", width, n_hidden), PlainRNN("rnn_1", n_hidden, n_hidden)
+        self.blob_0, self.softmax = FC("DIEN_blob_0", n_hidden, n_hidden), Softmax()
+
+    def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:  # noqa: ARG002 (the release does not use it)
+        """(B, H): the last state of the second layer."""
+        n_items, n_steps, width = behaviours_BSD.shape
+        # As released: (B, S * D) read as (S, B, D), so for B > 1 the samples mix.
+        x_SBD = behaviours_BSD.reshape(n_steps, n_items, width)
+        states_SBH = self.rnn_0(x_SBD)
+        _ = self.blob_0(states_SBH) + self.softmax(states_SBH)
+        last_BH: Tensor = self.rnn_1(states_SBH)[-1]
+        return last_BH
+
+
+class GatedCell(nn.Module):
+    """A GRU cell; with `attention` its update gate is scaled by the step's score (AUGRU, sec. 4.3 of the paper)."""
+
+    operator = "RecurrentNetwork"
+
+    def __init__(self, n_in: int, n_hidden: int) -> None:
+        super().__init__()
+        self.weight_x_3HI = nn.Parameter(torch.empty(3 * n_hidden, n_in), requires_grad=False)  # update, reset, new
+        self.weight_h_3HH = nn.Parameter(torch.empty(3 * n_hidden, n_hidden), requires_grad=False)
+        self.bias_3H = nn.Parameter(torch.empty(3 * n_hidden), requires_grad=False)
+
+    def initialise(self, rng: np.random.Generator) -> None:
+        """Draw the weights."""
+        n_hidden, n_in = self.weight_h_3HH.shape[1], self.weight_x_3HI.shape[1]
+        draw_parameter(self.weight_x_3HI, rng, 2 / (n_in + n_hidden))
+        draw_parameter(self.weight_h_3HH, rng, 1 / n_hidden)
+        draw_parameter(self.bias_3H, rng, 1 / n_hidden)
+
+    def forward(self, x_SBI: Tensor, attention_SB1: Tensor | None = None) -> Tensor:
+        """All hidden states, (S, B, H)."""
+        n_hidden = self.weight_h_3HH.shape[1]
+        from_input_SB3H = torch.nn.functional.linear(x_SBI, self.weight_x_3HI, self.bias_3H)
+        hidden_BH = x_SBI.new_zeros(x_SBI.shape[1], n_hidden)
+        gates_HH, new_HH = self.weight_h_3HH[: 2 * n_hidden].T, self.weight_h_3HH[2 * n_hidden :].T
+        states = []
+        for step, x_B3H in enumerate(from_input_SB3H):
+            update_BH, reset_BH = torch.sigmoid(x_B3H[:, : 2 * n_hidden] + hidden_BH @ gates_HH).chunk(2, dim=1)
+            new_BH = torch.tanh(x_B3H[:, 2 * n_hidden :] + reset_BH * (hidden_BH @ new_HH))
+            if attention_SB1 is not None:
+                update_BH = attention_SB1[step] * update_BH
+            hidden_BH = hidden_BH + update_BH * (new_BH - hidden_BH)
+            states.append(hidden_BH)
+        return torch.stack(states)
+
+
+class PublishedEvolution(nn.Module):
+    """The paper's: a GRU extracts interests, attention compares them with the ad, an AUGRU evolves them."""
+
+    def __init__(self, width: int, n_hidden: int) -> None:
+        super().__init__()
+        self.extractor, self.evolution = GatedCell(width, n_hidden), GatedCell(n_hidden, n_hidden)
+        self.compare, self.softmax = FC("attention", width, n_hidden), Softmax()
+
+    def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:
+        """(B, H): the last state of the AUGRU."""
+        interests_SBH = self.extractor(behaviours_BSD.transpose(0, 1))
+        scores_BS = torch.einsum("sbh,bh->bs", interests_SBH, self.compare(ad_BD))
+        attention_SB1 = self.softmax(scores_BS).T.unsqueeze(2)
+        last_BH: Tensor = self.evolution(interests_SBH, attention_SB1)[-1]
+        return last_BH
+
+
+class DIEN(RecModel):
+    """Tables [profile, behaviours, ad, context]; no dense input is read."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width, n_hidden = config.arch_sparse_feature_size, config.hidden_size
+        widths = (n_hidden + 3 * width, *config.top_widths)
+        self.concat = Concat()
+        self.evolve: nn.Module
+        if config.arch_variant == "paper":
+            self.evolve, self.top = PublishedEvolution(width, n_hidden), dice_mlp("top", widths, last=Softmax())
+        else:
+            self.evolve, self.top = ReleasedEvolution(width, n_hidden), mlp("top", widths)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, last width of arch_mlp_top)."""
+        rows_BTD = self.tables(batch)
+        profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
+        interest_BH = self.evolve(rows_BTD[:, 1:-2], ad_BD)
+        scores: Tensor = self.top(self.concat(interest_BH, profile_BD, ad_BD, context_BD))
+        return scores
+
+
+if __name__ == "__main__":
+    from models.standalone import main
+
+    sys.exit(main(sys.argv[1:], "dien"))

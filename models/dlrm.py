@@ -1,0 +1,69 @@
+"""DLRM (RM1, RM2, RM3): bottom MLP, embedding tables, feature interaction, top MLP. Naumov et al. 2019, 1906.00091."""
+
+# B items, T tables, D embedding width, F dense features, N = T + 1 vectors, P pairs
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import Tensor, nn
+
+from infra.config import ModelConfig
+from models.base import RecModel
+from models.batch import Batch
+from models.layers import Concat, Sigmoid, mlp
+
+
+class DotInteraction(nn.Module):
+    """Products of all pairs of vectors i > j (with `itself`, i >= j), row after row of the lower triangle."""
+
+    operator = "BatchMatMul"
+
+    def __init__(self, n_vectors: int, itself: bool) -> None:
+        super().__init__()
+        rows, columns = torch.tril_indices(n_vectors, n_vectors, offset=0 if itself else -1)
+        self.register_buffer("pairs_P", rows * n_vectors + columns, persistent=False)
+
+    def forward(self, dense_BD: Tensor, rows_BTD: Tensor) -> Tensor:
+        """(B, P)."""
+        vectors_BND = torch.cat((dense_BD.unsqueeze(1), rows_BTD), dim=1)
+        products_BNN = torch.bmm(vectors_BND, vectors_BND.transpose(1, 2))
+        return products_BNN.flatten(1).index_select(1, self.pairs_P)
+
+
+class DLRM(RecModel):
+    """`caffe2` and `paper` are the same net."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        n_tables, width = len(config.table_rows), config.arch_sparse_feature_size
+        self.bot = mlp("bot", config.bot_widths)
+        self.concat = Concat()
+        if config.arch_interaction_op == "dot":
+            n_vectors = n_tables + 1
+            n_pairs = n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
+            self.interaction = DotInteraction(n_vectors, config.arch_interaction_itself)
+            n_top = config.bot_widths[-1] + n_pairs
+        else:
+            self.interaction = None
+            n_top = config.bot_widths[-1] + n_tables * width
+        self.top = mlp("top", (n_top, *config.top_widths), last=Sigmoid())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Click probability, (B, 1) with the released widths."""
+        dense_BD = self.bot(batch.dense_BF)
+        rows_BTD = self.tables(batch)
+        crossed = rows_BTD if self.interaction is None else self.interaction(dense_BD, rows_BTD)
+        scores: Tensor = self.top(self.concat(dense_BD, crossed))
+        return scores
+
+
+if __name__ == "__main__":
+    from models.standalone import main
+
+    sys.exit(main(sys.argv[1:], "dlrm"))

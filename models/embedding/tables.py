@@ -1,0 +1,87 @@
+"""All tables of a model in one buffer: built once, before engines are forked, and shared by them copy on write."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from infra.rng import stream
+from models.batch import Batch, first_rows
+from models.embedding.operators import OPERATORS
+
+_HUGE_PAGE_BYTES = 2 << 20
+_CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
+OnProgress = Callable[[float], None]
+
+
+def allocate(n_rows: int, width: int) -> Tensor:
+    """Zeroed float32 (n_rows, width) in anonymous memory advised for huge pages."""
+    n_bytes = n_rows * width * 4
+    memory = mmap.mmap(-1, n_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages is slower, not wrong
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32, count=n_rows * width).view(n_rows, width)
+
+
+def fill_uniform(
+    weight_RD: Tensor, table_rows: Sequence[int], seed: int, on_progress: OnProgress | None = None
+) -> None:
+    """Each table ~ U(-sqrt(1 / rows), sqrt(1 / rows)), as the release initialises it.
+
+    Chunks have streams of their own, so the result depends on `seed` alone and not on the number of threads. NumPy
+    fills without the interpreter lock; torch's own threads would not survive the fork that follows.
+    """
+    flat = weight_RD.view(-1).numpy()
+    width = weight_RD.shape[1]
+    starts = first_rows(table_rows)
+    jobs = [
+        (table, first, min(first + _CHUNK_ELEMENTS, int(starts[table + 1]) * width))
+        for table in range(len(table_rows))
+        for first in range(int(starts[table]) * width, int(starts[table + 1]) * width, _CHUNK_ELEMENTS)
+    ]
+
+    def fill(table: int, first: int, end: int) -> int:
+        chunk = flat[first:end]
+        stream(seed, "tables", first).random(out=chunk, dtype=np.float32)
+        bound = np.float32(table_rows[table] ** -0.5)
+        chunk *= 2 * bound
+        chunk -= bound
+        return end - first
+
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for job in as_completed([threads.submit(fill, *job) for job in jobs]):
+            done += job.result()
+            if on_progress is not None:
+                on_progress(done / flat.size)
+
+
+class EmbeddingTables(nn.Module):
+    """T tables of one width D: Batch -> (B, T, D), each bag's rows summed."""
+
+    operator = "SparseLengthsSum"
+    weight_RD: Tensor
+
+    def __init__(self, table_rows: Sequence[int], width: int, operator: str = "fused") -> None:
+        super().__init__()
+        self.table_rows = tuple(table_rows)
+        self.first_rows = first_rows(table_rows)
+        if self.first_rows[-1] >= 2**31:
+            raise ValueError(f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most 2^31 - 1")
+        self.register_buffer("weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False)
+        self._look_up = OPERATORS[operator]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(B, T, D)."""
+        return self._look_up(self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
+
+    def table(self, t: int) -> Tensor:
+        """The rows of table t (a view)."""
+        return self.weight_RD[int(self.first_rows[t]) : int(self.first_rows[t + 1])]

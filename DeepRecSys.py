@@ -81,7 +81,7 @@ def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]
         return CpuEngine(workload, n_threads, largest)
 
     cores = usable_cores() if config.engines.pin_cores else ()
-    specs = [PoolSpec(CPU, n_engines(config), cpu_engine, cores=cores)]
+    specs = [PoolSpec(CPU, n_engines(config), cpu_engine, cores=cores, yields=True)]
     device: dict[str, Any] | None = None
     if config.engines.model_accel:
         spec, device = _accelerator(config, workload, progress)

@@ -49,7 +49,7 @@ class PoolSpec:
     factory: EngineFactory
     start_method: str = "fork"
     cores: tuple[int, ...] = ()  # engine i is pinned to cores[i % len]; empty: not pinned
-    niceness: int = 0
+    yields: bool = False  # gives way at once to the driver and to accelerators, which must be on time
 
 
 class Slots:
@@ -117,8 +117,11 @@ def run_engine(
         driver_end.close()
     tasks, replies = ends
     precise_timers()
-    if spec.niceness:
-        os.nice(spec.niceness)
+    if spec.yields:
+        # Where all cores are busy, a waking driver waits for the end of an engine's time slice: p99 lateness was
+        # 3 ms beside ordinary engines, 2 ms at nice 10, 0.1 ms at nice 19 and 0.06 ms beside idle-class ones.
+        with contextlib.suppress(OSError, AttributeError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if spec.cores:
         os.sched_setaffinity(0, {spec.cores[index % len(spec.cores)]})
     gc.freeze()

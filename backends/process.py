@@ -153,8 +153,8 @@ class ProcessSession:
         self._tickets.clear()
         for pool in self._pools.values():
             pool.in_kernel.clear()
-        run = self._run = _Run(schedule, stages, on_progress)
         with self._signals_noted(), _no_garbage_collection():
+            run = self._run = _Run(schedule, stages, on_progress)
             while not (run.finished or self.interrupted):
                 self._turn(run)
         if self.interrupted:

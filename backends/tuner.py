@@ -20,7 +20,7 @@ from loadGenerator import draw_schedule
 from scheduler import Limit, Policy, ReleasedClimb, Stage, log_grid_qps, static_policy, with_offload
 
 WARMUP_SHARE = 0.25  # of an update's queries, sent before those that count
-MAX_CONFIRMATIONS = 12
+MAX_CONFIRMATIONS = 8
 _TYPICAL_UPDATES = 12  # of a configuration; for the estimate of what remains only
 
 
@@ -132,21 +132,32 @@ class Tuner:
         self.search.query_rows.append(rows.queries.assign(update=number))
 
     def _confirm(self, name: str, limit: Limit) -> Phase:
-        """A longer run with a fresh seed; where it misses the SLA, one step down the grid and again."""
+        """Longer runs with fresh seeds: up the grid while the SLA is met, or down it until it is."""
+        best = Phase(name, limit.policy, 0.0, None, None, 0)
+        step, direction = limit.step, 0
+        for tries in range(1, MAX_CONFIRMATIONS + 1):
+            if not 0 <= step < len(self._grid):
+                break
+            rows, summary = self._confirmation(name, limit.policy, self._grid[step])
+            if self._session.interrupted and best.summary is not None:
+                break
+            met = summary.meets_sla
+            if met or self._session.interrupted:
+                best = Phase(name, limit.policy, self._grid[step], summary, rows, tries)
+            turned = (met and direction < 0) or (not met and direction > 0)
+            if self._session.interrupted or turned:
+                break
+            direction = 1 if met else -1
+            step += direction
+        return best
+
+    def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
         tune, n_queries = self._config.tune, self._config.n_queries
-        step, tries = limit.step, 0
-        while step >= 0 and tries < MAX_CONFIRMATIONS:
-            tries += 1
-            rate_qps = self._grid[step]
-            with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
-                rows = self._measure(
-                    limit.policy, rate_qps, n_queries, self._config.n_warmup, lambda n: on_fraction(n / n_queries)
-                )
-            summary = summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes)
-            if summary.meets_sla or self._session.interrupted:
-                return Phase(name, limit.policy, rate_qps, summary, rows, tries)
-            step -= 1
-        return Phase(name, limit.policy, 0.0, None, None, tries)
+        with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
+            rows = self._measure(
+                policy, rate_qps, n_queries, self._config.n_warmup, lambda n_done: on_fraction(n_done / n_queries)
+            )
+        return rows, summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes)
 
 
 def _numbers(dashed: str) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,7 +24,8 @@ def color(model: str) -> str:
     return MODEL_COLORS.get(model, _OTHER)
 
 
-def _style(axes: Axes, x: str, y: str, title: str) -> None:
+def style(axes: Axes, x: str, y: str, title: str) -> None:
+    """Named axes with units, a quiet grid."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=10, loc="left")
@@ -47,7 +50,7 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
         axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     word = "VALID" if summary.valid else "INVALID"
-    _style(axes, "latency from the intended arrival (ms)", "share of queries",
+    style(axes, "latency from the intended arrival (ms)", "share of queries",
            f"{model}: {summary.offered_qps:.1f} QPS offered, {word}")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     return figure
@@ -57,9 +60,9 @@ def _percentile(axes: Axes, p: float, estimate: Estimate, largest_ms: float) -> 
     high = min(estimate.high, largest_ms)
     low = max(estimate.low, 0.0)
     axes.plot([low, high], [p, p], color="black", linewidth=2.5, solid_capstyle="butt", alpha=0.6)
-    axes.plot([estimate.value], [p], "o", color="black", markersize=4)
-    axes.annotate(f"p{p * 100:g} {estimate.value:.2f} ms", (low, p), xytext=(-4, -3), fontsize=8, ha="right",
-                  textcoords="offset points", va="top")
+    marker = {0.50: "o", 0.95: "D", 0.99: ">"}[p]
+    bounds = f"{low:.2f} to " + (f"{estimate.high:.2f}" if math.isfinite(estimate.high) else "?")
+    axes.plot([estimate.value], [p], marker, color="black", markersize=5, label=f"p{p * 100:g} {estimate.value:.2f} ms ({bounds})")
 
 
 def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:
@@ -86,9 +89,9 @@ def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figu
                            ha="center", va="bottom")
     tail_axes.axhline(sla_ms, color=_SLA, linestyle="--", label=f"SLA {sla_ms:g} ms")
     tail_axes.set_yscale("log")
-    _style(rate_axes, "", "offered rate (QPS)", "")
+    style(rate_axes, "", "offered rate (QPS)", "")
     figure.suptitle("Search: per-core batch (and offload threshold) above each band", fontsize=10)
-    _style(tail_axes, "scheduler update", f"p{percentile:g} of the update (ms)", "")
+    style(tail_axes, "scheduler update", f"p{percentile:g} of the update (ms)", "")
     rate_axes.legend(fontsize=8, frameon=False, loc="lower right")
     tail_axes.legend(fontsize=8, frameon=False, loc="upper left")
     return figure

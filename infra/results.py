@@ -26,7 +26,7 @@ class SavedRun:
     def rows(self) -> Rows:
         """The rows as they were written."""
         queries, tasks = (pd.read_parquet(self.folder / f"{name}.parquet") for name in ("queries", "tasks"))
-        return Rows(queries, tasks, tuple(self.document["summary"]["invalid_reasons"]))
+        return Rows(queries, tasks, tuple(self.document["notes"]))
 
 
 def new_folder(config: RunConfig) -> Path:
@@ -44,7 +44,7 @@ def save(folder: Path, config: RunConfig, rows: Rows, document: dict[str, Any]) 
     """Write run.json (settings and `document`) and the rows."""
     rows.queries.to_parquet(folder / "queries.parquet", index=False)
     rows.tasks.to_parquet(folder / "tasks.parquet", index=False)
-    save_document(folder, config, document)
+    save_document(folder, config, {**document, "notes": list(rows.notes)})
 
 
 def save_document(folder: Path, config: RunConfig, document: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class _Open:
     query: Query
     stage: int
     parts: set[int]
+    end_ns: int = 0  # of the latest part: two engines' answers can arrive in the other order
     failures: dict[int, int] = field(default_factory=dict)
 
 
@@ -76,12 +77,13 @@ class Dispatcher:
         if state is None or state.stage != task.stage or task.part not in state.parts:
             return []
         state.parts.discard(task.part)
+        state.end_ns = max(state.end_ns, event.end_ns)
         if state.parts:
             return []
         keep = self._stages[task.stage].keep_items
         if keep is None:
             del self._open[task.query_id]
-            return [Answer(state.query, event.end_ns)]
+            return [Answer(state.query, state.end_ns)]
         return [*self._enter(state.query, task.stage + 1, min(keep, state.query.n_items))]
 
     def on_failed(self, event: TaskFailed) -> list[Enqueue | Fail]:

@@ -111,3 +111,14 @@ def latency_profile(
     except OSError:  # a read-only tree: measured again next time
         return profile
     return profile
+
+
+def write_key(device: Device, model: str, key: str) -> None:
+    """Note beside raw data what it was measured for (see `profile_key`)."""
+    (device.folder / "raw_data" / f"results_{model}.key").write_text(key + "\n")
+
+
+def read_key(device: Device, model: str) -> str:
+    """What `write_key` noted; '' if it did not."""
+    file = device.folder / "raw_data" / f"results_{model}.key"
+    return file.read_text().strip() if file.is_file() else ""

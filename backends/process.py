@@ -25,6 +25,7 @@ from typing import Any, Self
 import psutil
 
 from backends.engine_process import IDLE, PoolSpec, Slots, precise_timers, run_engine
+from backends.pool import Pool, Ticket
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.messages import (
     ERROR,
@@ -61,49 +62,12 @@ class EngineError(RuntimeError):
 class _Process:
     """One engine as the driver sees it."""
 
-    pool: _Pool
+    pool: Pool
     index: int  # within its pool
     slot: int  # within the session
     process: BaseProcess
     since_ns: int
     ready: bool = False
-
-
-@dataclass(frozen=True)
-class _Ticket:
-    """One attempt at a task."""
-
-    task: Task
-    wire: bytes
-    input_id: int
-    enqueued_ns: int
-
-
-class _Pool:
-    """A pool's FIFO: what the kernel's buffer cannot hold waits in `backlog`."""
-
-    def __init__(self, spec: PoolSpec) -> None:
-        self.spec = spec
-        self.driver_end, self.engine_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.driver_end.setblocking(False)
-        self.backlog: deque[int] = deque()
-        self.in_kernel: set[int] = set()  # tickets sent and not answered
-
-    def flush(self, tickets: dict[int, _Ticket]) -> None:
-        while self.backlog:
-            try:
-                self.driver_end.send(tickets[self.backlog[0]].wire)
-            except BlockingIOError:
-                return
-            self.in_kernel.add(self.backlog.popleft())
-
-    def take_back(self) -> list[int]:
-        """The tickets that no engine has taken yet, in order; the kernel's buffer is empty afterwards."""
-        taken = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                taken.append(WireTask.unpack(self.engine_end.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)).ticket)
-        return taken
 
 
 class ProcessSession:
@@ -114,14 +78,14 @@ class ProcessSession:
         self._ready_timeout_s, self._stall_timeout_s = ready_timeout_s, stall_timeout_s
         self.deaths: list[dict[str, Any]] = []
         self.interrupted = False
-        self._tickets: dict[int, _Ticket] = {}
+        self._tickets: dict[int, Ticket] = {}
         self._n_tickets = 0
         self._start_failures = 0
         self._engines: list[_Process] = []
         self._run: _Run | None = None
 
     def __enter__(self) -> Self:
-        self._pools = {spec.pool: _Pool(spec) for spec in self._specs}
+        self._pools = {spec.pool: Pool(spec) for spec in self._specs}
         self._slots = Slots(sum(spec.n_engines for spec in self._specs))
         self._replies, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._replies.setblocking(False)
@@ -199,7 +163,7 @@ class ProcessSession:
 
     # -- engines ---------------------------------------------------------------------------------------------------
 
-    def _start_engine(self, pool: _Pool, index: int, slot: int) -> None:
+    def _start_engine(self, pool: Pool, index: int, slot: int) -> None:
         context = multiprocessing.get_context(pool.spec.start_method)
         forked = pool.spec.start_method == "fork"
         inherited = (*(p.driver_end for p in self._pools.values()), self._replies) if forked else ()
@@ -344,7 +308,7 @@ class ProcessSession:
     def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int) -> int:
         self._n_tickets += 1
         wire = WireTask(self._n_tickets, task.stage, input_id, task.first_item, task.n_items).pack()
-        self._tickets[self._n_tickets] = _Ticket(task, wire, input_id, enqueued_ns)
+        self._tickets[self._n_tickets] = Ticket(task, wire, input_id, enqueued_ns)
         return self._n_tickets
 
     @contextlib.contextmanager

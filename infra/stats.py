@@ -106,7 +106,7 @@ def queries_needed(p: float, confidence: float = 0.95) -> int:
 
 
 def queue_growth(arrival_ns: npt.NDArray[np.int64], done_ns: npt.NDArray[np.int64]) -> int:
-    """How many more queries were in the system at the last arrival than at the first; both arrays in ns."""
+    """Queries, itself left out, that the last arrival finds in the system (the first finds none); arrays in ns."""
     if len(arrival_ns) == 0:
         return 0
     ends = np.sort(done_ns)
@@ -142,7 +142,7 @@ def summarize(
         )
     grown = queue_growth(arrival, done)
     if grown > max(GROWTH_FRACTION * len(answered), GROWTH_QUERIES):
-        reasons.append(f"the queue was still growing: {grown} queries more were waiting at the end than at the start")
+        reasons.append(f"the queue was still growing: {grown} queries were waiting when the last one came")
     return Summary(
         n_queries=len(answered),
         offered_qps=_offered_qps(sent["arrival_ns"].to_numpy(np.int64)),

@@ -17,11 +17,14 @@ if __name__ == "__main__":
 import math
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.table import Table
 
 from infra import report, results
 from infra.figures import color, style
 from infra.stats import Summary, summarize
+
+MARKERS = {"p50": "o", "p95": "D", "p99": ">"}
 
 
 @dataclass(frozen=True)
@@ -65,24 +68,27 @@ def table(lines: Sequence[Line]) -> Table:
 
 def tail_by_model(lines: Sequence[Line]) -> Figure:
     """p50, p95 (with its interval) and p99 of every run beside its SLA; log scale."""
-    figure = Figure(figsize=(7.2, 0.45 * len(lines) + 1.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.45 * len(lines) + 1.7), layout="constrained")
     axes = figure.add_subplot()
     for y, line in enumerate(reversed(lines)):
         s, shade = line.summary, color(line.model)
         axes.plot([s.p50_ms.value, s.p99_ms.value], [y, y], color=shade, alpha=0.35, linewidth=2)
         high = s.p95_ms.high if math.isfinite(s.p95_ms.high) else s.p99_ms.value
         low = s.p95_ms.low if math.isfinite(s.p95_ms.low) else s.p50_ms.value
-        axes.plot([low, high], [y, y], color=shade, linewidth=6, alpha=0.5, solid_capstyle="butt")
-        for marker, estimate in (("o", s.p50_ms), ("D", s.p95_ms), (">", s.p99_ms)):
-            axes.plot([estimate.value], [y], marker, color=shade, markersize=5)
+        axes.plot([low, high], [y, y], color=shade, linewidth=7, alpha=0.5, solid_capstyle="butt")
+        for name, estimate in (("p50", s.p50_ms), ("p95", s.p95_ms), ("p99", s.p99_ms)):
+            axes.plot([estimate.value], [y], MARKERS[name], color=shade, markersize=5)
         axes.plot([s.sla_ms], [y], "|", color="#c1121f", markersize=16, markeredgewidth=2)
+    keys = [Line2D([], [], color="black", marker=m, linestyle="", markersize=5, label=n) for n, m in MARKERS.items()]
+    keys += [Line2D([], [], color="black", linewidth=7, alpha=0.3, label="95 % interval of p95"),
+             Line2D([], [], color="#c1121f", marker="|", linestyle="", markersize=12, markeredgewidth=2, label="SLA (p95)")]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8, frameon=False)
     axes.set_yticks(range(len(lines)), [
         f"{line.label}, {line.summary.achieved_qps:.0f} QPS{'' if line.summary.valid else ' (INVALID)'}"
         for line in reversed(lines)
     ])  # fmt: skip
     axes.set_xscale("log")
-    style(axes, "latency from the intended arrival (ms): o p50, diamond p95 with 95 % interval, > p99; red bar = SLA", "",
-          "Tail latency by model at a fixed policy")
+    style(axes, "latency from the intended arrival (ms)", "", "Tail latency by model at a fixed policy")
     return figure
 
 

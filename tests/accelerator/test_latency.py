@@ -1,0 +1,170 @@
+"""Device profiles: interpolation, extrapolation, files, the released two scripts, pacing."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from helpers import MS, ROOT, run_script
+
+from accelerator.devices import BATCHES, derived_profile, latency_profile, load_device, profile_key, published_speedups
+from accelerator.latency import Profile, ProfiledDevice, read_profile, write_profile
+from accelInferenceEngine import ModelledEngine, ModelledFactory
+from infra.clock import monotonic_ns
+from infra.config import ConfigError, ModelConfig
+from infra.messages import WireTask
+
+PROFILE = Profile({1: 0.5, 4: 0.8, 16: 1.0, 64: 2.0, 256: 8.0, 1024: 32.0}, {"source": "made up"})
+WND = ModelConfig(model_type="wnd", model_name="wnd", arch_mlp_bot="4")
+
+
+def test_a_profile_is_exact_at_its_sizes_and_rises_between():
+    for n, ms in PROFILE.batch_ms.items():
+        assert PROFILE.ms(n) == pytest.approx(ms)
+    times = [PROFILE.ms(n) for n in range(1, 2000)]
+    assert all(b > a for a, b in zip(times, times[1:], strict=False))
+
+
+def test_where_time_is_proportional_to_the_batch_interpolation_is_exact():
+    assert PROFILE.ms(512) == pytest.approx(16.0)
+    assert PROFILE.ms(128) == pytest.approx(4.0)
+
+
+def test_beyond_the_last_size_the_last_cost_per_item_is_used_and_said_once(caplog):
+    assert PROFILE.ms(2048) == pytest.approx(32.0 + 1024 * (32.0 - 8.0) / 768)
+    device = ProfiledDevice("a device", {"wnd": PROFILE})
+    with caplog.at_level(logging.WARNING):
+        assert device.latency_ns("wnd", 1024, 0) == 32 * MS
+        assert not caplog.records
+        device.latency_ns("wnd", 2048, 0)
+        device.latency_ns("wnd", 4096, 0)
+    assert len(caplog.records) == 1
+    assert "1024 items" in caplog.text
+
+
+def test_one_measured_size_is_a_cost_per_item():
+    assert Profile({10: 5.0}).ms(20) == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("bad", [{}, {0: 1.0}, {1: 0.0}, {1: float("nan")}])
+def test_a_profile_that_makes_no_sense_is_refused(bad):
+    with pytest.raises(ValueError, match="profile"):
+        Profile(bad)
+
+
+def test_there_is_no_latency_for_no_items():
+    with pytest.raises(ValueError, match="at least 1"):
+        PROFILE.ms(0)
+
+
+def test_a_profile_survives_its_file(tmp_path):
+    write_profile(tmp_path / "x/wnd.csv", PROFILE)
+    assert read_profile(tmp_path / "x/wnd.csv") == PROFILE
+    (tmp_path / "bad.csv").write_text("batch,time\n1,2\n")
+    with pytest.raises(ValueError, match=r"bad\.csv.*batch,ms"):
+        read_profile(tmp_path / "bad.csv")
+
+
+def test_the_gtx_1080_ti_is_this_machines_time_over_the_published_speedup():
+    device = load_device(ROOT / "accelerator", "nvidia_gtx_1080_ti")
+    derived = derived_profile(device, "wnd", PROFILE)
+    assert derived.batch_ms[256] == pytest.approx(8.0 / 3.2857)
+    assert derived.batch_ms[1] == pytest.approx(0.5 / 0.4724)
+    assert derived.provenance["baseline source"] == "made up"
+
+
+def test_every_model_has_a_published_speedup_at_every_batch():
+    device = load_device(ROOT / "accelerator", "nvidia_gtx_1080_ti")
+    for model in ("rm1", "rm2", "rm3", "ncf", "wnd", "mtwnd", "din", "dien"):
+        assert tuple(published_speedups(device, model)) == BATCHES
+    with pytest.raises(ConfigError, match="eight models"):
+        published_speedups(device, "bert")
+
+
+def test_an_unknown_device_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"accel_device is 'tpu'.*nvidia_gtx_1080_ti"):
+        load_device(ROOT / "accelerator", "tpu")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the device folders to write into."""
+    for name in ("cpu_core", "nvidia_gtx_1080_ti"):
+        (tmp_path / name).mkdir()
+        for file in (ROOT / "accelerator" / name).glob("*.*"):
+            if file.is_file():
+                (tmp_path / name / file.name).write_text(file.read_text())
+    return tmp_path
+
+
+def test_the_cpu_is_measured_once_for_a_net_and_again_for_another(tree):
+    device, calls = load_device(tree, "nvidia_gtx_1080_ti"), []
+
+    def measure():
+        calls.append(1)
+        return PROFILE
+
+    first = latency_profile(device, WND, 1024, measure)
+    assert latency_profile(device, WND, 1024, measure).batch_ms == pytest.approx(first.batch_ms, rel=1e-4)
+    assert len(calls) == 1
+    wider = ModelConfig(model_type="wnd", model_name="wnd", arch_mlp_bot="8")
+    latency_profile(device, wider, 1024, measure)
+    assert len(calls) == 2
+    assert profile_key(WND, 1024) != profile_key(wider, 1024)
+
+
+def test_without_a_measurement_there_is_no_profile(tree):
+    with pytest.raises(ConfigError, match="no profile of this net"):
+        latency_profile(load_device(tree, "cpu_core"), WND)
+
+
+def test_a_modelled_engine_takes_as_long_as_the_device(caplog):
+    engine = ModelledFactory(ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}), "wnd")(0)
+    assert isinstance(engine, ModelledEngine)
+    errors = []
+    for n_items in (1, 64) * 20:
+        start = monotonic_ns()
+        engine.score(WireTask(1, 0, 0, 0, n_items))
+        errors.append((monotonic_ns() - start) / MS - (1.0 if n_items == 1 else 3.0))
+    assert min(errors) >= 0
+    assert sorted(errors)[len(errors) // 2] < 0.2  # the median: a busy machine may preempt one
+
+
+def run_tool(*words, cwd):
+    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_generate_data_and_predict_execution_work_for_this_machines_core(tree):
+    done = run_script(
+        "accelerator/cpu_core/generate_data.py", "--accel_root_dir", str(tree), "--models", "ncf,wnd",
+        "--table_scale", "0.001", "--nepochs", "2", cwd=tree,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (tree / "cpu_core/raw_data/results_ncf.txt").read_text().splitlines()
+    assert len(lines) == len(BATCHES)
+    assert all(len([float(word) for word in line.split()]) == 6 for line in lines)
+    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device", "cpu_core",
+                      "--model", "ncf", "--batch", "64", cwd=tree)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    profile = read_profile(tree / "cpu_core/characterization_data/ncf.csv")
+    total_ms = [float(line.split()[5]) for line in lines]
+    assert list(profile.batch_ms.values()) == pytest.approx(total_ms, rel=1e-4)
+    assert f"{profile.ms(64):.4g} ms" in done.stdout
+    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device",
+                      "nvidia_gtx_1080_ti", "--model", "ncf", "--batch", "64", cwd=tree)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{profile.ms(64) / 0.9506:.4g} ms" in done.stdout
+
+
+def test_a_device_that_is_not_here_is_one_clear_line(tmp_path):
+    done = run_script("accelerator/nvidia_gtx_1080_ti/generate_data.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "GTX 1080 Ti" in done.stderr
+
+
+def test_a_prediction_without_data_says_what_to_run(tree):
+    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device", "cpu_core",
+                      "--model", "rm1", "--batch", "64", cwd=tree)  # fmt: skip
+    assert done.returncode == 2
+    assert "generate_data.py" in done.stderr

@@ -1,0 +1,120 @@
+"""Models on their own: the lines that scripts cut, time by operator, tables shared by forked engines."""
+
+import os
+import re
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import ROOT, run_script
+
+from infra.config import ModelConfig
+from models import build
+from models.embedding.tables import allocate
+from models.inputs.synthetic import InputPool
+from models.profiler import operator_times
+
+FILES = {
+    "dlrm": ["dlrm_rm1", "dlrm_rm2", "dlrm_rm3"], "ncf": ["ncf"], "wide_and_deep": ["wide_and_deep"],
+    "mtwnd": ["mtwnd"], "din": ["din"], "dien": ["dien"],
+}  # fmt: skip
+SMALL = ["--inference_only", "--num_batches", "2", "--nepochs", "2", "--mini_batch_size", "8",
+         "--max_mini_batch_size", "8", "--table_scale", "0.0005"]  # fmt: skip
+LINE = re.compile(r"^Total (data loading|computation|execution) time: \*\*\*  (\S+)  (ms|ms/iter)$")
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_a_model_file_runs_directly_and_prints_the_six_lines(file, tmp_path):
+    for config in FILES[file]:
+        done = run_script(f"models/{file}.py", "--config_file", str(ROOT / f"models/configs/{config}.json"), *SMALL,
+                          cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = [LINE.match(line).groups() for line in done.stdout.splitlines()]
+        assert [(name, unit) for name, _, unit in found] == [
+            (name, unit) for name in ("data loading", "computation", "execution") for unit in ("ms", "ms/iter")
+        ]
+        numbers = [float(number) for _, number, _ in found]
+        for total, each in zip(numbers[::2], numbers[1::2], strict=True):
+            assert total == pytest.approx(4 * each, rel=1e-4)
+        assert numbers[4] == pytest.approx(numbers[0] + numbers[2], rel=1e-4)
+
+
+def test_profiling_names_the_operators_of_the_release(tmp_path):
+    done = run_script("models/dien.py", "--config_file", str(ROOT / "models/configs/dien.json"), *SMALL,
+                      "--enable_profiling", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: float(line.split()[2].rstrip("%")) for line in done.stdout.splitlines()[1:-6]}
+    assert {"FC", "SparseLengthsSum", "Concat", "Relu", "RecurrentNetwork", "Softmax", "Other"} == set(rows)
+    assert sum(rows.values()) == pytest.approx(100, abs=1)
+
+
+def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
+    clock_ns = [0]
+
+    class Takes(torch.nn.Module):
+        def __init__(self, operator, ms, *inside):
+            super().__init__()
+            self.operator, self.ms, self.inside = operator, ms, torch.nn.ModuleList(inside)
+
+        def forward(self, x):
+            clock_ns[0] += self.ms * 1_000_000
+            for module in self.inside:
+                x = module(x)
+            return x
+
+    model = torch.nn.Sequential(Takes("RecurrentNetwork", 5, Takes("FC", 2), Takes("FC", 3)), Takes("Relu", 1))
+    monkeypatch.setattr("models.profiler.time.perf_counter_ns", lambda: clock_ns[0])
+    with operator_times(model) as own_ms:
+        model(torch.zeros(1))
+        model(torch.zeros(1))
+    model(torch.zeros(1))
+    assert own_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_use_accel_without_a_device_is_one_line(tmp_path):
+    done = run_script("models/ncf.py", "--config_file", str(ROOT / "models/configs/ncf.json"), *SMALL, "--use_accel",
+                      cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "no CUDA device" in done.stderr
+
+
+def test_a_configuration_of_another_architecture_is_refused(tmp_path):
+    done = run_script("models/ncf.py", "--config_file", str(ROOT / "models/configs/din.json"), *SMALL, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model_type is 'din'" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("model_type", ["dlrm", "wnd", "ncf"])
+def test_a_cuda_device_gives_the_scores_of_the_cpu(model_type):
+    tables = "50-60-70-80"
+    config = ModelConfig(model_type=model_type, arch_embedding_size=tables, arch_mlp_bot="5-8", arch_mlp_top="9-2",
+                         arch_sparse_feature_size=8, num_indices_per_lookup=3)  # fmt: skip
+    model, batch = build(config, 1), InputPool(config, 1, 50, 1).batch(0, 0, 50)
+    expected = model(batch)
+    cuda = torch.device("cuda")
+    torch.testing.assert_close(model.to(cuda)(batch.to(cuda)).cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_forked_processes_share_the_tables():
+    weight = allocate(400_000, 32)  # 51 MB
+    weight.numpy()[:] = 1.0
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        total = float(np.add.reduce(weight.numpy()[::50, 0]))
+        own = psutil.Process().memory_full_info().uss
+        os.write(write, f"{total} {own}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    total, own = map(float, os.read(read, 100).split())
+    os.close(read)
+    os.close(write)
+    assert total == 8000
+    assert own < 30e6

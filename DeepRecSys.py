@@ -8,6 +8,7 @@ tells the life of a query.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -102,8 +103,12 @@ def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[
     device = load_device(accelerator_root(config.engines.accel_root_dir), config.engines.accel_device)
     profile = latency_profile(device, config.model, config.inputs.max_mini_batch_size, measure)
     modelled = ProfiledDevice(device.name, {config.model.name: profile})
-    facts = {"device": device.name, "source": device.settings.get("source"), "profile": dict(profile.provenance),
-             "batch_ms": {str(n): ms for n, ms in profile.batch_ms.items()}}
+    facts = {
+        "device": device.name,
+        "source": device.settings.get("source"),
+        "profile": dict(profile.provenance),
+        "batch_ms": {str(n): ms for n, ms in profile.batch_ms.items()},
+    }
     return PoolSpec(ACCEL, 1, ModelledFactory(modelled, config.model.name)), facts
 
 
@@ -148,7 +153,7 @@ def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, fold
     offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
     out = report.console()
     out.print(report.measurement(
-        f"{config.model.name} on {opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}",
+        f"{config.model.name}, {opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}",
         summary, memory,
     ))  # fmt: skip
     out.print(f"Results: {folder}", soft_wrap=True)
@@ -177,10 +182,14 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
         walk = figures.search_walk(search.updates_table(), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
     out = report.console()
-    title = (f"{config.model.name}, p{config.tune.sla_percentile:g} <= {config.tune.target_latency:g} ms, "
-             f"{opened.n_engines} CPU engine(s): highest rate found, confirmed with a fresh seed")
+    title = (
+        f"{config.model.name}, p{config.tune.sla_percentile:g} <= {config.tune.target_latency:g} ms, "
+        f"{opened.n_engines} CPU engine(s): highest rate found, confirmed with a fresh seed"
+    )
     out.print(report.search(title, lines))
     out.print(f"Results: {folder}", soft_wrap=True)
+    if best is not None and math.isclose(best.rate_qps, 1000 / config.tune.min_arr_range):
+        out.print(f"The grid of rates ends at {best.rate_qps:.0f} QPS: a smaller --min_arr_range may find more")
     _print_tuned(best)
 
 
@@ -211,8 +220,10 @@ def _print_tuned(best: Phase | None) -> None:
         print(f"Scheduler's Optimal accel_size configuration:  {policy.offload_items}")
     print(f"Scheduler's Optimal arrival gap:  {1000 / best.rate_qps:.4g}  ms")
     threshold = "none" if policy.offload_items is None else policy.offload_items
-    print(f"Best: batch {policy.batch_items}, threshold {threshold}, {best.rate_qps:.1f} QPS, "
-          f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms")
+    print(
+        f"Best: batch {policy.batch_items}, threshold {threshold}, {best.rate_qps:.1f} QPS, "
+        f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms"
+    )
 
 
 def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> dict[str, Any]:

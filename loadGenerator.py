@@ -21,6 +21,7 @@ from infra.rng import stream
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float64]
 
 # MLPerf Inference, DLRM-v2 (2024): user-item pairs of a sample, 20 equally likely quantiles.
 MLPERF_ITEMS = (100, 100, *(200,) * 12, 300, 300, 400, 500, 600, 700)
@@ -60,15 +61,16 @@ class Schedule:
 def draw_gaps_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
     """n gaps between arrivals in ns, mean 1 / rate_qps; `arrival_process` gives the law."""
     mean_ns = NS_PER_S / rate_qps
+    gaps: FloatArray
     match load.arrival_process:
         case "exponential":
             gaps = rng.exponential(mean_ns, n)
         case "gamma":
             gaps = rng.gamma(load.arrival_gamma_shape, mean_ns / load.arrival_gamma_shape, n)
         case "constant":
-            gaps = np.full(n, mean_ns)
+            gaps = np.full(n, mean_ns, dtype=np.float64)
         case "legacy":  # the release draws the GAP from a Poisson law in whole ms: far too regular (README)
-            gaps = rng.poisson(mean_ns / NS_PER_MS, n) * float(NS_PER_MS)
+            gaps = rng.poisson(mean_ns / NS_PER_MS, n).astype(np.float64) * NS_PER_MS
         case other:
             raise ValueError(f"no gaps are drawn for arrival_process {other!r}")
     return np.rint(gaps).astype(np.int64)
@@ -87,6 +89,7 @@ def read_arrivals_ns(path: str, n: int) -> Int64Array:
 def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generator) -> Int32Array:
     """n query sizes in items, cut to 1..max_items; `batch_size_distribution` gives the law."""
     mean, spread = load.avg_mini_batch_size, load.var_mini_batch_size
+    sizes: FloatArray
     match load.batch_size_distribution:
         case "fixed":
             sizes = np.full(n, mean)
@@ -102,22 +105,22 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
             sizes = production_quantile(rng.random(n))
         case other:
             raise ValueError(f"unknown batch_size_distribution {other!r}")
-    return np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
+    whole: Int32Array = np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
+    return whole
 
 
-def production_quantile(u: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def production_quantile(u: FloatArray) -> FloatArray:
     """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at PRODUCTION_MAX; u in [0, 1)."""
     body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * stats.norm.ppf(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE)))
     knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * stats.norm.ppf(1 - PRODUCTION_TAIL_SHARE))
     beyond = (PRODUCTION_MAX / knee) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
     v = np.clip((u - (1 - PRODUCTION_TAIL_SHARE)) / PRODUCTION_TAIL_SHARE, 0, 1)
     tail = knee * (1 - v * (1 - beyond)) ** (-1 / PRODUCTION_TAIL_INDEX)
-    return np.where(u < 1 - PRODUCTION_TAIL_SHARE, body, tail)
+    sizes: FloatArray = np.where(u < 1 - PRODUCTION_TAIL_SHARE, body, tail)
+    return sizes
 
 
-def draw_schedule(
-    config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0
-) -> Schedule:
+def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0) -> Schedule:
     """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its own)."""
     seed, load = config.inputs.numpy_rand_seed, config.load
     if load.arrival_process == "file":
@@ -150,7 +153,7 @@ def check_files(config: RunConfig) -> None:
         _read_numbers("batch_dist_file", config.load.batch_dist_file)
 
 
-def _read_numbers(flag: str, path: str) -> npt.NDArray[np.float64]:
+def _read_numbers(flag: str, path: str) -> FloatArray:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(flag, f"{path}: no such file; expected one number a line")

@@ -187,10 +187,7 @@ class RateWalk:
         self._direction = move or self._direction
         blocked = not 0 <= self._step + move < len(self._grid)
         self._ended = (
-            blocked
-            or self._holds >= self.HOLDS
-            or self._turns >= self.TURNS
-            or len(self.history) >= self._max_updates
+            blocked or self._holds >= self.HOLDS or self._turns >= self.TURNS or len(self.history) >= self._max_updates
         )
         if not blocked:
             self._step += move

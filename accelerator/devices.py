@@ -52,7 +52,9 @@ def load_device(root: Path, name: str) -> Device:
     file = root / name / "device.yaml"
     if not file.is_file():
         known = sorted(f.parent.name for f in root.glob("*/device.yaml")) if root.is_dir() else []
-        raise ConfigError("accel_device", f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}")
+        raise ConfigError(
+            "accel_device", f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}"
+        )
     settings = yaml.safe_load(file.read_text())
     kind = settings.get("kind") if isinstance(settings, dict) else None
     if kind not in ("measured", "speedup"):

@@ -73,7 +73,9 @@ class _Process:
 class ProcessSession:
     """Engines that stay warm over many runs. Use as a context manager; raises EngineError if they do not start."""
 
-    def __init__(self, specs: Sequence[PoolSpec], ready_timeout_s: float = 120.0, stall_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, specs: Sequence[PoolSpec], ready_timeout_s: float = 120.0, stall_timeout_s: float = 60.0
+    ) -> None:
         self._specs = tuple(specs)
         self._ready_timeout_s, self._stall_timeout_s = ready_timeout_s, stall_timeout_s
         self.deaths: list[dict[str, Any]] = []
@@ -314,14 +316,14 @@ class ProcessSession:
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
         """SIGINT and SIGTERM end the run at the loop's next turn; a second one has its usual effect."""
+
         def note(number: int, _: FrameType | None) -> None:
             self.interrupted = True
             signal.signal(number, before[number])
 
-        try:
-            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever owns it deals with signals
-            before = {}
+        before: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: whoever owns it deals with signals
+            before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -343,9 +345,7 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Run:
     """The state of one walk over a schedule."""
 
-    def __init__(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None
-    ) -> None:
+    def __init__(self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None) -> None:
         self.schedule, self.on_progress = schedule, on_progress
         self.pacer, self.dispatcher = Pacer(schedule), Dispatcher(stages)
         self.recorder = Recorder(schedule.n_warmup)

@@ -81,9 +81,7 @@ class Tuner:
             return policies[0]
         tune = self._config.tune
         start = self._last_step()
-        climb = ReleasedClimb(
-            policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, start
-        )
+        climb = ReleasedClimb(policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, start)
         with self._progress.step(f"{name}:") as on_fraction:
             while (trial := climb.propose()) is not None:
                 rows, p_sla_ms = self._update(trial.policy, trial.rate_qps)
@@ -105,7 +103,9 @@ class Tuner:
         n_warmup = math.ceil(self._config.tune.req_granularity * WARMUP_SHARE)
         rows = self._measure(policy, rate_qps, n_warmup + self._config.tune.req_granularity, n_warmup)
         measured = rows.queries[~rows.queries["is_warmup"]]
-        latency_ms = (measured["done_ns"] - measured["arrival_ns"]).astype("Float64").to_numpy(float, na_value=math.inf) / 1e6
+        latency_ms = (measured["done_ns"] - measured["arrival_ns"]).astype("Float64").to_numpy(
+            float, na_value=math.inf
+        ) / 1e6
         return rows, quantile(latency_ms, self._config.tune.sla_percentile / 100).value
 
     def _measure(
@@ -119,16 +119,18 @@ class Tuner:
     def _note_update(self, phase: str, rows: Rows, climb: ReleasedClimb) -> None:
         seen = climb.history[-1]
         number = len(self.search.updates)
-        self.search.updates.append({
-            "phase": phase,
-            "update": number,
-            "batch_items": seen.trial.policy.batch_items,
-            "offload_items": seen.trial.policy.offload_items,
-            "rate_qps": seen.trial.rate_qps,
-            "p_sla_ms": seen.p_sla_ms,
-            "verdict": seen.verdict,
-            "n_queries": len(rows.queries),
-        })
+        self.search.updates.append(
+            {
+                "phase": phase,
+                "update": number,
+                "batch_items": seen.trial.policy.batch_items,
+                "offload_items": seen.trial.policy.offload_items,
+                "rate_qps": seen.trial.rate_qps,
+                "p_sla_ms": seen.p_sla_ms,
+                "verdict": seen.verdict,
+                "n_queries": len(rows.queries),
+            }
+        )
         self.search.query_rows.append(rows.queries.assign(update=number))
 
     def _confirm(self, name: str, limit: Limit) -> Phase:

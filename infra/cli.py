@@ -45,12 +45,13 @@ def convert(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, bool):
         raise ConfigError(name, f"is {value}; expected a number")
+    expected = f"expected a {'whole ' if kind is int else ''}number"
     try:
         number = float(value)
     except (TypeError, ValueError):
-        number = None  # type: ignore[assignment]
-    if number is None or (kind is int and not number.is_integer()):
-        raise ConfigError(name, f"is {value!r}; expected a {'whole ' if kind is int else ''}number")
+        raise ConfigError(name, f"is {value!r}; {expected}") from None
+    if kind is int and not number.is_integer():
+        raise ConfigError(name, f"is {value!r}; {expected}")
     return kind(number)
 
 
@@ -78,7 +79,9 @@ def read_file(path: str) -> dict[str, Any]:
         text = file.read_text()
         loaded = yaml.safe_load(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {' '.join(str(error).split())}"
+        ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("config"), dict) and "provenance" in loaded:
         loaded = loaded["config"]
     if not isinstance(loaded, dict):
@@ -128,8 +131,11 @@ def parse(argv: Sequence[str], prog: str = "DeepRecSys.py", forced: dict[str, An
     known, rest = parser.parse_known_args(argv)
     if rest:
         name = rest[0].lstrip("-").split("=")[0]
-        parser.error(unknown(name, [*FIELDS, "config_file"]).replace("key", "flag") if rest[0].startswith("--")
-                     else f"unexpected argument {rest[0]!r}; every setting is a --flag with a value")
+        parser.error(
+            unknown(name, [*FIELDS, "config_file"]).replace("key", "flag")
+            if rest[0].startswith("--")
+            else f"unexpected argument {rest[0]!r}; every setting is a --flag with a value"
+        )
     given = vars(known)
     path = given.pop("config_file", None)
     from_file: dict[str, Any] = {}

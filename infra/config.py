@@ -81,6 +81,8 @@ class ModelConfig:
         check_fields(self)
         if self.table_scale <= 0:
             raise ConfigError("table_scale", f"is {self.table_scale:g}; expected more than 0 and at most 1")
+        for name in ("arch_mlp_bot", "arch_mlp_top", "arch_mlp_tasks"):
+            dashed(name, getattr(self, name))
         n_tables = len(dashed("arch_embedding_size", self.arch_embedding_size))
         self._check_shapes(n_tables)
         if self.num_indices_per_lookup_fixed:
@@ -113,8 +115,6 @@ class ModelConfig:
             raise ConfigError(
                 "arch_embedding_size", f"names {n_tables} tables; {self.model_type} needs profile-behaviours-ad-context"
             )
-        for widths in (self.bot_widths, self.top_widths, self.task_widths):
-            assert widths  # dashed() has spoken for each of them
 
     @property
     def name(self) -> str:
@@ -191,7 +191,7 @@ class LoadConfig:
     avg_mini_batch_size: float = flag(1.0, "mean query size in items (lognormal: mean of the log)")
     var_mini_batch_size: float = flag(1.0, "standard deviation of the size (lognormal: of the log)", low=0)
     batch_dist_file: str = flag("config/batch_distribution.txt", "sizes, one a line, drawn uniformly")
-    warmup_queries: int | None = flag(None, "first queries left out of the statistics (default: a tenth, <= 200)", low=0)
+    warmup_queries: int | None = flag(None, "first queries left out of the statistics (None: a tenth, <= 200)", low=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -332,6 +332,9 @@ class RunConfig:
             raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
+        tuning = self.tune.tune_batch_qps or self.tune.tune_accel_qps
+        if self.load.arrival_process == "file" and (tuning or self.load.offered_load is not None):
+            raise ConfigError("arrival_process", "is file, which fixes the rate; tuning and offered_load choose it")
         if not self.engines.queue:
             for name in ("tune_batch_qps", "tune_accel_qps"):
                 if getattr(self.tune, name):
@@ -372,10 +375,12 @@ PARTS: dict[str, type] = {
 
 def from_settings(settings: dict[str, Any]) -> RunConfig:
     """RunConfig from {flag: value}; what is missing has its default. Raises ConfigError."""
-    return RunConfig(**{
-        part: cls(**{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings})
-        for part, cls in PARTS.items()
-    })
+    return RunConfig(
+        **{
+            part: cls(**{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings})
+            for part, cls in PARTS.items()
+        }
+    )
 
 
 def to_settings(config: RunConfig) -> dict[str, Any]:

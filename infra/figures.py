@@ -45,13 +45,19 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
     for p, estimate in ((0.50, summary.p50_ms), (0.95, summary.p95_ms), (0.99, summary.p99_ms)):
         if len(latency_ms):
             _percentile(axes, p, estimate, latency_ms[-1])
-    axes.axvline(summary.sla_ms, color=_SLA, linestyle="--", label=f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms")
+    axes.axvline(
+        summary.sla_ms, color=_SLA, linestyle="--", label=f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms"
+    )
     if len(latency_ms) and max(latency_ms[-1], summary.sla_ms) > 20 * latency_ms[0]:
         axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     word = "VALID" if summary.valid else "INVALID"
-    style(axes, "latency from the intended arrival (ms)", "share of queries",
-           f"{model}: {summary.offered_qps:.1f} QPS offered, {word}")
+    style(
+        axes,
+        "latency from the intended arrival (ms)",
+        "share of queries",
+        f"{model}: {summary.offered_qps:.1f} QPS offered, {word}",
+    )
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     return figure
 
@@ -62,7 +68,14 @@ def _percentile(axes: Axes, p: float, estimate: Estimate, largest_ms: float) -> 
     axes.plot([low, high], [p, p], color="black", linewidth=2.5, solid_capstyle="butt", alpha=0.6)
     marker = {0.50: "o", 0.95: "D", 0.99: ">"}[p]
     bounds = f"{low:.2f} to " + (f"{estimate.high:.2f}" if math.isfinite(estimate.high) else "?")
-    axes.plot([estimate.value], [p], marker, color="black", markersize=5, label=f"p{p * 100:g} {estimate.value:.2f} ms ({bounds})")
+    axes.plot(
+        [estimate.value],
+        [p],
+        marker,
+        color="black",
+        markersize=5,
+        label=f"p{p * 100:g} {estimate.value:.2f} ms ({bounds})",
+    )
 
 
 def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:
@@ -84,9 +97,12 @@ def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figu
             name += f"\n>={int(offload[part.index[0]])}"
         for axes in (rate_axes, tail_axes):
             if number % 2 == 0:
-                axes.axvspan(part["update"].iloc[0] - 0.5, part["update"].iloc[-1] + 0.5, color="black", alpha=0.05, lw=0)
-        rate_axes.annotate(name, (part["update"].mean(), 1.0), xycoords=("data", "axes fraction"), fontsize=7,
-                           ha="center", va="bottom")
+                axes.axvspan(
+                    part["update"].iloc[0] - 0.5, part["update"].iloc[-1] + 0.5, color="black", alpha=0.05, lw=0
+                )
+        rate_axes.annotate(
+            name, (part["update"].mean(), 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom"
+        )
     tail_axes.axhline(sla_ms, color=_SLA, linestyle="--", label=f"SLA {sla_ms:g} ms")
     tail_axes.set_yscale("log")
     style(rate_axes, "", "offered rate (QPS)", "")

@@ -31,13 +31,19 @@ def check_memory(config: RunConfig, n_engines: int) -> None:
     if needed <= free:
         return
     gib = 1 << 30
+    shares = {
+        "arch_embedding_size": config.model.table_bytes,
+        "num_batches": config.input_bytes,
+        "inference_engines": n_engines * ENGINE_BYTES,
+    }
     room = (free - other) / config.model.table_bytes * config.model.table_scale
     advice = (
         f"try --table_scale {max(int(room * 90) / 100, 0.001):g}" if room > 0.001
         else "the inputs and engines alone are too large: lower --num_batches, --max_mini_batch_size or the engines"
     )  # fmt: skip
+    parts = f"tables {shares['arch_embedding_size'] / gib:.1f}, inputs {shares['num_batches'] / gib:.1f}"
     raise ConfigError(
-        "arch_embedding_size",
-        f"needs {needed / gib:.1f} GiB (tables {config.model.table_bytes / gib:.1f}, inputs "
-        f"{config.input_bytes / gib:.1f}), but {free / gib:.1f} GiB are free; {advice}",
+        max(shares, key=lambda name: shares[name]),
+        f"needs {needed / gib:.1f} GiB ({parts}, {n_engines} engines {shares['inference_engines'] / gib:.1f}), "
+        f"but {free / gib:.1f} GiB are free; {advice}",
     )

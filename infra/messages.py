@@ -129,4 +129,5 @@ class WireReply:
     def unpack(message: bytes) -> WireReply:
         """Inverse of `pack`."""
         error = message[_REPLY.size :].decode(errors="replace")
-        return WireReply(*_REPLY.unpack_from(message), error)
+        ticket, engine, kind, start_ns, end_ns = _REPLY.unpack_from(message)
+        return WireReply(ticket, engine, kind, start_ns, end_ns, error)

@@ -53,7 +53,6 @@ class Progress:
         if self._bars is not None:
             bars, bar = self._bars, self._bars.add_task(title, total=1.0)
 
-
             def show(fraction: float, detail: str = "", /) -> None:
                 bars.update(bar, completed=fraction, description=f"{title} {detail}".rstrip())
 

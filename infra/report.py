@@ -46,16 +46,32 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
     table.add_row("achieved rate", f"{number(summary.achieved_qps)} QPS", "answers, first arrival to last answer")
     for name, estimate in (("p50", summary.p50_ms), ("p95", summary.p95_ms), ("p99", summary.p99_ms)):
         table.add_row(f"latency {name}", f"{number(estimate.value)} ms", interval(estimate))
-    table.add_row("mean latency", f"{number(summary.mean_latency_ms)} ms",
-                  f"= {number(summary.mean_queue_ms)} to the first start + {number(summary.mean_compute_ms)} to the answer")
+    table.add_row(
+        "mean latency",
+        f"{number(summary.mean_latency_ms)} ms",
+        f"= {number(summary.mean_queue_ms)} to the first start + {number(summary.mean_compute_ms)} to the answer",
+    )
     met = "met" if summary.meets_sla else "MISSED"
-    table.add_row("SLA", met, f"p{summary.sla_percentile:g} {number(summary.p_sla_ms.value)} ms, target {summary.sla_ms:g} ms")
-    table.add_row("offloaded", f"{summary.accel_query_share:.1%}", f"of the queries; {summary.accel_item_share:.1%} of the items")
-    table.add_row("generator lateness", f"{number(summary.lateness_p50_ms, 3)} ms", f"median; p99 {number(summary.lateness_p99_ms, 3)} ms")
+    table.add_row(
+        "SLA", met, f"p{summary.sla_percentile:g} {number(summary.p_sla_ms.value)} ms, target {summary.sla_ms:g} ms"
+    )
+    table.add_row(
+        "offloaded", f"{summary.accel_query_share:.1%}", f"of the queries; {summary.accel_item_share:.1%} of the items"
+    )
+    table.add_row(
+        "generator lateness",
+        f"{number(summary.lateness_p50_ms, 3)} ms",
+        f"median; p99 {number(summary.lateness_p99_ms, 3)} ms",
+    )
     private = memory.get("engine_private_mib", [])
-    table.add_row("memory", f"{memory.get('driver_rss_mib', 0):,.0f} MiB",
-                  f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB at most")
-    table.add_row("verdict", "VALID" if summary.valid else "INVALID", "; ".join(summary.invalid_reasons) or "can be trusted")
+    table.add_row(
+        "memory",
+        f"{memory.get('driver_rss_mib', 0):,.0f} MiB",
+        f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB at most",
+    )
+    table.add_row(
+        "verdict", "VALID" if summary.valid else "INVALID", "; ".join(summary.invalid_reasons) or "can be trusted"
+    )
     return table
 
 
@@ -69,7 +85,9 @@ def search(title: str, lines: Sequence[dict[str, Any]]) -> Table:
         summary: Summary | None = line["summary"]
         threshold = "-" if line["offload_items"] is None else str(line["offload_items"])
         if summary is None:
-            table.add_row(line["name"], str(line["batch_items"]), threshold, "none", "-", "-", "-", "-", "no rate meets the SLA")
+            table.add_row(
+                line["name"], str(line["batch_items"]), threshold, "none", "-", "-", "-", "-", "no rate meets the SLA"
+            )
             continue
         table.add_row(
             line["name"], str(line["batch_items"]), threshold, number(line["rate_qps"], 1),

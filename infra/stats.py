@@ -73,8 +73,12 @@ class Summary:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: v.as_json() if isinstance(v, Estimate) else v for k, v in fields.items()}
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
-        return {**plain, "invalid_reasons": list(self.invalid_reasons), "valid": self.valid,
-                "meets_sla": self.meets_sla}
+        return {
+            **plain,
+            "invalid_reasons": list(self.invalid_reasons),
+            "valid": self.valid,
+            "meets_sla": self.meets_sla,
+        }
 
 
 def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimate:

@@ -10,6 +10,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,7 @@ class FirstAttentionFC(nn.Module):
     def set_unit(self, unit: int, weight_H3D: Tensor, bias_H: Tensor) -> None:
         """Fold the weights of one unit, as the released net holds them, into this layer."""
         width, n_hidden = self.behaviour_NDH.shape[1:]
-        of_behaviour, of_ad, of_sum = weight_H3D.split(width, dim=1)
+        of_behaviour, of_ad, of_sum = torch.split(weight_H3D, width, dim=1)
         self.behaviour_NDH[unit] = (of_behaviour + of_sum).T
         self.ad_ND_H[unit * n_hidden : (unit + 1) * n_hidden] = of_ad + of_sum
         self.bias_NH[unit] = bias_H
@@ -77,10 +79,12 @@ class ReleasedAttention(nn.Module):
         units = [f"atten._fc_{k}" for k in range(n_behaviours)]
         self.first, self.relu = FirstAttentionFC([f"{u}.fc1" for u in units], width, hidden[0]), Relu()
         widths = (*hidden, width)
-        self.rest = nn.ModuleList([
-            GroupedFC([f"{u}.fc{i}" for u in units], n_in, n_out)
-            for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False), start=2)
-        ])
+        self.rest = nn.ModuleList(
+            [
+                GroupedFC([f"{u}.fc{i}" for u in units], n_in, n_out)
+                for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2)
+            ]
+        )
         self.sum = Sum(dim=0)
 
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class PublishedAttention(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         widths = (3 * width, *hidden)
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
             layers += [FC(f"atten.fc{i}", n_in, n_out), Dice(n_out)]
         self.unit = nn.Sequential(*layers, FC(f"atten.fc{len(widths)}", widths[-1], 1))
         self.sum = Sum(dim=1)

@@ -23,6 +23,7 @@ class DotInteraction(nn.Module):
     """Products of all pairs of vectors i > j (with `itself`, i >= j), row after row of the lower triangle."""
 
     operator = "BatchMatMul"
+    pairs_P: Tensor
 
     def __init__(self, n_vectors: int, itself: bool) -> None:
         super().__init__()
@@ -44,13 +45,13 @@ class DLRM(RecModel):
         n_tables, width = len(config.table_rows), config.arch_sparse_feature_size
         self.bot = mlp("bot", config.bot_widths)
         self.concat = Concat()
+        self.interaction: DotInteraction | None = None
         if config.arch_interaction_op == "dot":
             n_vectors = n_tables + 1
             n_pairs = n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
             self.interaction = DotInteraction(n_vectors, config.arch_interaction_itself)
             n_top = config.bot_widths[-1] + n_pairs
         else:
-            self.interaction = None
             n_top = config.bot_widths[-1] + n_tables * width
         self.top = mlp("top", (n_top, *config.top_widths), last=Sigmoid())
 

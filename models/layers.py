@@ -1,9 +1,10 @@
-"""The operators that the nets are made of. A module with an `operator` is timed under that name by --enable_profiling."""
+"""The operators that nets are made of. A module with an `operator` is timed under that name by --enable_profiling."""
 
 # B items, G units that are computed together, I input width, O output width
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,9 +126,12 @@ class Sum(nn.Module):
 
 
 class Dice(nn.Module):
-    """p x + (1 - p) alpha x with p = sigmoid of the normalised input (running statistics); Zhou et al. 2018, sec. 4.3."""
+    """p x + (1 - p) alpha x, p = sigmoid of the input normalised by running statistics; Zhou et al. 2018, sec. 4.3."""
 
     operator = "Dice"
+    mean: Tensor
+    variance: Tensor
+    alpha: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -144,7 +148,7 @@ class Dice(nn.Module):
 def mlp(blob: str, widths: Sequence[int], last: nn.Module | None = None) -> nn.Sequential:
     """FC stack `blob`.fc1, .fc2, ... with ReLU after every layer; `last` replaces the last ReLU."""
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
         layers += [FC(f"{blob}.fc{i}", n_in, n_out), Relu()]
     if last is not None:
         layers[-1] = last
@@ -154,7 +158,7 @@ def mlp(blob: str, widths: Sequence[int], last: nn.Module | None = None) -> nn.S
 def dice_mlp(blob: str, widths: Sequence[int], last: nn.Module) -> nn.Sequential:
     """FC stack with Dice after every layer but the last, which has `last`."""
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
         layers += [FC(f"{blob}.fc{i}", n_in, n_out), Dice(n_out)]
     layers[-1] = last
     return nn.Sequential(*layers)

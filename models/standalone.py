@@ -38,7 +38,9 @@ class StandaloneTimes:
         """The six lines that scripts of the release cut between `***` and `ms`."""
         names = ("data loading", "computation", "execution")
         labels = [(f"Total {name} time", unit) for name in names for unit in ("ms", "ms/iter")]
-        return [f"{label}: ***  {number:.6g}  {unit}" for (label, unit), number in zip(labels, self.numbers(), strict=True)]
+        return [
+            f"{label}: ***  {number:.6g}  {unit}" for (label, unit), number in zip(labels, self.numbers(), strict=True)
+        ]
 
 
 def time_model(
@@ -110,7 +112,9 @@ def main(argv: Sequence[str], model_type: str) -> int:
     config = parse(argv, prog, forced={"model_type": model_type})
     try:
         if config.model.model_type != model_type:
-            raise ValueError(f"model_type is {config.model.model_type!r} in the configuration, but this is {model_type!r}")
+            raise ValueError(
+                f"model_type is {config.model.model_type!r} in the configuration, but this is {model_type!r}"
+            )
         run(config)
     except ValueError as error:
         sys.stderr.write(f"{prog}: {error}\n")

@@ -36,9 +36,7 @@ def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.Compl
 def poisson_schedule(rate_qps: float, n: int, n_items: int = 1, seed: int = 0, n_warmup: int = 0) -> Schedule:
     """Exponential gaps, one size."""
     gaps_ns = np.random.default_rng(seed).exponential(1e9 / rate_qps, n)
-    return Schedule(
-        np.cumsum(gaps_ns).astype(np.int64), np.full(n, n_items, np.int32), np.zeros(n, np.int32), n_warmup
-    )
+    return Schedule(np.cumsum(gaps_ns).astype(np.int64), np.full(n, n_items, np.int32), np.zeros(n, np.int32), n_warmup)
 
 
 def latencies_ms(rows: Rows) -> np.ndarray:

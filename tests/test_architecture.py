@@ -1,6 +1,8 @@
 """The architecture as a test: who may import whom, where torch may be, how long things may get."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,9 +71,7 @@ def test_files_and_functions_stay_small(path: Path):
 
 
 def test_the_driver_and_the_simulator_start_without_torch():
-    import subprocess
-    import sys
-
-    code = "import sys, backends.simulated, backends.process, scheduler, loadGenerator, infra.results; print('torch' in sys.modules)"
+    modules = "backends.simulated, backends.process, backends.tuner, scheduler, loadGenerator, infra.results"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

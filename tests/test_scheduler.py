@@ -1,5 +1,6 @@
 """The Dispatcher by properties, the release's hill climbing on latencies that are known."""
 
+import itertools
 import math
 from collections import deque
 
@@ -72,7 +73,9 @@ def test_every_item_is_scored_exactly_once_and_every_query_answered_by_its_last_
         del waiting[position]
         now += 1
         last_end[task.query_id] = now
-        scored.setdefault((task.query_id, task.stage), []).extend(range(task.first_item, task.first_item + task.n_items))
+        scored.setdefault((task.query_id, task.stage), []).extend(
+            range(task.first_item, task.first_item + task.n_items)
+        )
         carry_out(dispatcher.on_done(TaskDone(task, 0, now - 1, now)))
     for i, n_items in enumerate(sizes):
         assert sorted(scored[i, 0]) == list(range(n_items))
@@ -142,7 +145,7 @@ def test_the_rate_grid_is_logarithmic_between_the_two_gaps():
     assert len(grid) == 50
     assert grid[0] == pytest.approx(50)
     assert grid[-1] == pytest.approx(1000)
-    ratios = [b / a for a, b in zip(grid, grid[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(grid)]
     assert max(ratios) == pytest.approx(min(ratios))
 
 
@@ -171,7 +174,7 @@ def test_the_walk_climbs_one_step_an_update_from_where_it_starts():
     walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 200, start_step=3), mm1_tail_ms(400))
     steps = [seen.trial.step for seen in walk.history]
     assert steps[0] == 3
-    assert all(abs(b - a) <= 1 for a, b in zip(steps, steps[1:], strict=False))
+    assert all(abs(b - a) <= 1 for a, b in itertools.pairwise(steps))
 
 
 @pytest.mark.parametrize(("tail", "step"), [(1.0, len(GRID) - 1), (99.0, -1)])

@@ -54,7 +54,19 @@ def load(folder: Path) -> list[Line]:
 def table(lines: Sequence[Line]) -> Table:
     """One line a run."""
     shown = Table(title="Tail latency at a fixed policy", title_justify="left", title_style="bold")
-    for name in ("model", "batch", "QPS", "p50 ms", "p95 ms", "p95 95 % interval", "p99 ms", "SLA ms", "SLA", "offloaded", "run"):
+    for name in (
+        "model",
+        "batch",
+        "QPS",
+        "p50 ms",
+        "p95 ms",
+        "p95 95 % interval",
+        "p99 ms",
+        "SLA ms",
+        "SLA",
+        "offloaded",
+        "run",
+    ):
         shown.add_column(name, justify="left" if name in ("model", "run") else "right")
     for line in lines:
         s = line.summary
@@ -80,8 +92,10 @@ def tail_by_model(lines: Sequence[Line]) -> Figure:
             axes.plot([estimate.value], [y], MARKERS[name], color=shade, markersize=5)
         axes.plot([s.sla_ms], [y], "|", color="#c1121f", markersize=16, markeredgewidth=2)
     keys = [Line2D([], [], color="black", marker=m, linestyle="", markersize=5, label=n) for n, m in MARKERS.items()]
-    keys += [Line2D([], [], color="black", linewidth=7, alpha=0.3, label="95 % interval of p95"),
-             Line2D([], [], color="#c1121f", marker="|", linestyle="", markersize=12, markeredgewidth=2, label="SLA (p95)")]
+    keys += [
+        Line2D([], [], color="black", linewidth=7, alpha=0.3, label="95 % interval of p95"),
+        Line2D([], [], color="#c1121f", marker="|", linestyle="", markersize=12, markeredgewidth=2, label="SLA (p95)"),
+    ]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8, frameon=False)
     axes.set_yticks(range(len(lines)), [
         f"{line.label}, {line.summary.achieved_qps:.0f} QPS{'' if line.summary.valid else ' (INVALID)'}"

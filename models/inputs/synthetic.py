@@ -84,10 +84,7 @@ class InputPool:
         dense, offsets = self._dense[input_id], self._offsets[input_id]
         first_bag, end_bag = first_item * self._n_tables, end * self._n_tables
         first_id, end_id = offsets[first_bag], offsets[end_bag]
-        if self._fixed:
-            own_offsets = offsets[: end_bag - first_bag + 1]
-        else:
-            own_offsets = offsets[first_bag : end_bag + 1] - first_id
+        own_offsets = offsets[: end_bag - first_bag + 1] if self._fixed else offsets[first_bag : end_bag + 1] - first_id
         return Batch(
             n_items,
             None if dense is None else dense[first_item:end],
@@ -109,7 +106,9 @@ def _draw_ids(config: ModelConfig, n_items: int, rng: np.random.Generator) -> tu
             for n_rows, tables in runs:
                 drawn = draw_distinct(n_rows, bag_ids, len(part) * len(tables), rng)
                 offset_T1 = starts[tables].astype(np.int32)[:, None]
-                np.add(drawn.reshape(len(part), len(tables), bag_ids), offset_T1, out=part[:, tables[0] : tables[-1] + 1])
+                np.add(
+                    drawn.reshape(len(part), len(tables), bag_ids), offset_T1, out=part[:, tables[0] : tables[-1] + 1]
+                )
         return ids_BTK.reshape(-1), None
     lengths_BT = rng.integers(1, bag_ids + 1, (n_items, n_tables))
     offsets = np.concatenate(([0], np.cumsum(lengths_BT.reshape(-1)))).astype(np.int32)

@@ -1,5 +1,6 @@
 """Device profiles: interpolation, extrapolation, files, the released two scripts, pacing."""
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def test_a_profile_is_exact_at_its_sizes_and_rises_between():
     for n, ms in PROFILE.batch_ms.items():
         assert PROFILE.ms(n) == pytest.approx(ms)
     times = [PROFILE.ms(n) for n in range(1, 2000)]
-    assert all(b > a for a, b in zip(times, times[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(times))
 
 
 def test_where_time_is_proportional_to_the_batch_interpolation_is_exact():
@@ -118,7 +119,7 @@ def test_without_a_measurement_there_is_no_profile(tree):
         latency_profile(load_device(tree, "cpu_core"), WND)
 
 
-def test_a_modelled_engine_takes_as_long_as_the_device(caplog):
+def test_a_modelled_engine_takes_as_long_as_the_device():
     engine = ModelledFactory(ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}), "wnd")(0)
     assert isinstance(engine, ModelledEngine)
     errors = []

@@ -23,12 +23,14 @@ from infra.stats import summarize
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (looked at, not written)
+
 
 @dataclass(frozen=True)
 class NullFactory:
     busy_ns: int = 0
 
-    def __call__(self, index):
+    def __call__(self, _):
         return NullEngine(self.busy_ns)
 
 
@@ -78,12 +80,12 @@ def check_conservation(rows, n_queries, n_items, batch):
 
 def leftovers(before):
     """Children of this process, and files in shared memory, that were not there before."""
-    return multiprocessing.active_children(), set(os.listdir("/dev/shm")) - before
+    return multiprocessing.active_children(), set(SHARED_MEMORY.iterdir()) - before
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind():
-    before, fds = set(os.listdir("/dev/shm")), psutil.Process().num_fds()
+    before, fds = set(SHARED_MEMORY.iterdir()), psutil.Process().num_fds()
     yield
     children, files = leftovers(before)
     assert not children
@@ -215,7 +217,7 @@ def test_a_silent_engine_is_named_after_the_time_out():
             time.sleep(3600)
 
     specs = [PoolSpec(CPU, 1, NullFactory()), PoolSpec(ACCEL, 1, lambda _: Silent())]
-    with pytest.raises(EngineError, match="accel engine 0 was not ready within 0.5 s"):
+    with pytest.raises(EngineError, match=r"accel engine 0 was not ready within 0\.5 s"):
         ProcessSession(specs, ready_timeout_s=0.5).__enter__()
 
 
@@ -254,7 +256,7 @@ def test_engines_do_not_outlive_a_driver_that_is_killed():
     driver.kill()
     driver.wait()
     driver.stdout.close()
-    gone, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
     assert not alive
 
 

@@ -16,7 +16,7 @@ N = 60_000
 
 def simulate(rate_qps, draw_ms, n_engines=1, stages=None, n_items=1, n=N, seed=0):
     rng = np.random.default_rng(seed + 1000)
-    session = SimulatedSession({CPU: n_engines, ACCEL: 1}, lambda task: int(draw_ms(rng) * MS))
+    session = SimulatedSession({CPU: n_engines, ACCEL: 1}, lambda _: int(draw_ms(rng) * MS))
     return session.run(poisson_schedule(rate_qps, n, n_items, seed), stages or [Stage(Policy(1))])
 
 
@@ -70,7 +70,7 @@ def test_two_stages_serve_every_query_twice():
 
 def test_offloaded_queries_see_an_mm1_queue_of_their_own():
     rng = np.random.default_rng(3)
-    session = SimulatedSession({CPU: 1, ACCEL: 1}, lambda task: int(rng.exponential(1.0) * MS))
+    session = SimulatedSession({CPU: 1, ACCEL: 1}, lambda _: int(rng.exponential(1.0) * MS))
     rows = session.run(poisson_schedule(600, N, n_items=9), [Stage(Policy(4, offload_items=9))])
     assert set(rows.tasks["pool"]) == {ACCEL}
     close(latencies_ms(rows), np.mean, 1 / 0.4)

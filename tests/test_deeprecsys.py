@@ -1,0 +1,253 @@
+"""The product as its users start it: measuring, tuning, interrupting, failing, running again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from helpers import MS, ROOT, TINY, run_script
+
+from infra import results
+from infra.rows import TASK_COLUMNS
+from infra.stats import summarize
+
+QUERY_COLUMNS = [
+    "query_id", "input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns", "is_warmup",
+]  # fmt: skip
+
+
+def only_run(folder):
+    (run,) = results.find(folder / "results")
+    return run
+
+
+def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
+    done = run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert sorted(file.name for file in run.folder.iterdir()) == [
+        "latency.png", "queries.parquet", "run.json", "tasks.parquet",
+    ]  # fmt: skip
+    rows = run.rows()
+    assert list(rows.queries.columns) == QUERY_COLUMNS
+    assert list(rows.tasks.columns) == TASK_COLUMNS
+    assert len(rows.queries) == 120
+    assert rows.queries["is_warmup"].sum() == 12
+    assert (rows.tasks["n_items"] <= 16).all()
+    assert rows.tasks.groupby("query_id")["n_items"].sum().tolist() == rows.queries["n_items"].tolist()
+    document = run.document
+    assert set(document["provenance"]) >= {"packages", "cpu", "cores", "memory_gib", "seed", "git_commit"}
+    assert document["n_engines"] == 2
+    assert len(document["memory"]["engine_private_mib"]) == 2
+    summary = document["summary"]
+    assert summary["n_queries"] == 108
+    again = summarize(rows.queries, rows.tasks, 500.0)
+    assert summary["p95_ms"]["value"] == again.p95_ms.value
+    assert summary["p95_ms"]["low"] <= summary["p95_ms"]["value"] <= summary["p95_ms"]["high"]
+
+
+def test_the_last_lines_are_those_that_scripts_read(tmp_path):
+    lines = run_script("DeepRecSys.py", *TINY, cwd=tmp_path).stdout.splitlines()[-3:]
+    summary = only_run(tmp_path).document["summary"]
+    names = ["Measured QPS:", "Measured p95 tail-latency:", "Measured p99 tail-latency:"]
+    values = [summary["achieved_qps"], summary["p95_ms"]["value"], summary["p99_ms"]["value"]]
+    for line, name, value in zip(lines, names, values, strict=True):
+        assert line.startswith(name)
+        assert float(line[len(name) :].split()[0]) == pytest.approx(value, rel=1e-3)
+
+
+def test_the_task_log_has_one_line_per_task(tmp_path):
+    run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
+    head, *lines = (tmp_path / "log/output.log").read_text().splitlines()
+    assert head.split()[:3] == ["query", "stage", "part"]
+    assert len(lines) == len(only_run(tmp_path).rows().tasks)
+
+
+def test_a_run_can_be_run_again_from_its_file(tmp_path):
+    run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
+    first = only_run(tmp_path)
+    again = run_script(
+        "DeepRecSys.py", "--config_file", str(first.folder / "run.json"), "--results_dir", "second", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    (second,) = results.find(tmp_path / "second")
+    assert second.document["config"] == {**first.document["config"], "results_dir": "second"}
+    for column in ("arrival_ns", "n_items", "input_id"):
+        assert (first.rows().queries[column] == second.rows().queries[column]).all()
+
+
+def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(tmp_path):
+    shutil.copytree(ROOT / "accelerator", tmp_path / "accelerator")
+    done = run_script(
+        "DeepRecSys.py", *TINY, "--model_accel", "--accel_request_size_thres", "30", "--accel_root_dir",
+        str(tmp_path / "accelerator"), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    tasks = run.rows().tasks
+    assert set(tasks[tasks["pool"] == "accel"]["query_id"]) == set(
+        run.rows().queries.query("n_items >= 30")["query_id"]
+    )
+    profile = run.document["accelerator"]
+    assert "1080" in profile["device"]
+    assert profile["source"]
+    assert list(tmp_path.glob("accelerator/cpu_core/characterization_data/wnd_scale0.001.csv"))
+    fastest_ms, slowest_ms = min(profile["batch_ms"].values()), max(profile["batch_ms"].values())
+    took_ms = (tasks["end_ns"] - tasks["start_ns"])[tasks["pool"] == "accel"] / MS
+    assert took_ms.min() >= fastest_ms
+    assert took_ms.median() <= slowest_ms + 0.2
+
+
+def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
+    done = run_script(
+        "DeepRecSys.py", *TINY, "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60",
+        "--max_arr_range", "20", "--min_arr_range", "4", "--arr_steps", "4", "--req_granularity", "16",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    tuning = run.document["tuning"]
+    assert [line["name"] for line in tuning] == ["static", "tuned CPU"]
+    assert tuning[0]["batch_items"] == 32
+    best = max(tuning, key=lambda line: line["rate_qps"])
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"Best: batch {best['batch_items']}, threshold none, {best['rate_qps']:.1f} QPS, p95 ")
+    assert "Scheduler's Optimal batch_size configuration:  " in done.stdout
+    assert (run.folder / "scheduler.png").stat().st_size > 10_000
+    updates = pd.read_parquet(run.folder / "search.parquet")
+    queries = pd.read_parquet(run.folder / "search_queries.parquet")
+    assert len(queries) == updates["n_queries"].sum()
+    assert run.document["summary"]["n_queries"] == 108
+
+
+def start(tmp_path, *words):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "DeepRecSys.py"), *TINY, *words], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_engines(process, n):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children()
+        if len(children) >= n and all(child.cpu_times().user > 0 for child in children):
+            return children
+        time.sleep(0.05)
+    raise AssertionError("no engines")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number):
+    shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108
+    process = start(tmp_path, "--nepochs", "100000", "--arrival_qps", "100")
+    engines = wait_for_engines(process, 2)
+    time.sleep(2)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "INVALID" in out
+    assert "interrupted" in " ".join(only_run(tmp_path).document["summary"]["invalid_reasons"])
+    assert len(only_run(tmp_path).rows().queries) > 0
+    _, alive = psutil.wait_procs(engines, timeout=5)
+    assert not alive
+    assert set(os.listdir("/dev/shm")) == shared  # noqa: PTH208, S108
+
+
+def test_a_killed_engine_costs_no_query(tmp_path):
+    process = start(tmp_path, "--nepochs", "150")
+    engines = wait_for_engines(process, 2)
+    time.sleep(1)
+    engines[0].kill()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    run = only_run(tmp_path)
+    assert len(run.document["engine_deaths"]) == 1
+    assert run.document["summary"]["n_lost"] == 0
+    assert len(run.rows().queries) == 600
+    assert "SIGKILL" in err
+    assert "Measured QPS:" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--batch_size_distribution", "file", "--batch_dist_file", "sizes.txt"], "sizes.txt: no such file"),
+        (["--arrival_process", "file", "--arrival_file", "times.txt"], "times.txt: no such file"),
+        (["--model_accel", "--accel_device", "tpu"], "accel_device is 'tpu'"),
+        (["--model_accel", "--model_name", "bert"], "model_name is 'bert'"),
+        (["--model_accel", "--accel_device", "cuda"], "no CUDA device"),
+        (["--inference_engines", "1000000"], "inference_engines"),
+        (["--num_batches", "100000000", "--max_mini_batch_size", "1024"], "lower --num_batches"),
+        (["--results_dir", "/proc/nowhere"], "results_dir"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line_before_anything_starts(tmp_path, words, message):
+    done = run_script("DeepRecSys.py", *TINY, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_without_queue_it_is_a_standalone_run(tmp_path):
+    words = [word for word in TINY if word != "--queue"]
+    done = run_script("DeepRecSys.py", *words, "--mini_batch_size", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    assert "Total execution time: ***" in done.stdout
+
+
+def script(tmp_path, name, *words, **environment):
+    return subprocess.run(
+        [str(ROOT / name), *words], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+        env={**os.environ, "RESULTS": str(tmp_path / "results"), **environment},
+    )  # fmt: skip
+
+
+SMALL = ["--table_scale", "0.001", "--num_batches", "2", "--max_mini_batch_size", "64", "--avg_mini_batch_size", "24",
+         "--var_mini_batch_size", "4", "--nepochs"]  # fmt: skip
+
+
+def test_run_deeprecsys_tunes_cpu_and_accelerator_in_a_tiny_setting(tmp_path):
+    done = script(
+        tmp_path, "run_DeepRecSys.sh", *SMALL, "60", "--batch_configs", "32-16", "--accel_configs", "16-24",
+        "--arr_steps", "4", "--min_arr_range", "1", "--max_arr_range", "4", "--req_granularity", "16",
+        "--target_latency", "100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("static", "tuned CPU", "tuned CPU + accelerator"):
+        assert f"│ {name} " in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Best: batch ")
+
+
+def test_run_deeprecinfra_measures_all_eight_models_in_a_tiny_setting(tmp_path):
+    done = script(tmp_path, "run_DeepRecInfra.sh", *SMALL, "50")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert (tmp_path / "results/tail_latency.png").stat().st_size > 10_000
+    labels = [run.document["config"]["model_name"] for run in results.find(tmp_path / "results")]
+    assert labels == ["rm1", "rm2", "rm3", "ncf", "wnd", "wnd", "mtwnd", "din", "dien"]
+    for name in ("rm1", "rm2", "rm3", "ncf", "wnd + accel", "mtwnd", "din", "dien"):
+        assert f"│ {name} " in done.stdout
+
+
+def test_a_script_stops_with_the_error_of_its_run(tmp_path):
+    done = script(tmp_path, "run_DeepRecInfra.sh", "--nepochs", "none")
+    assert done.returncode == 2
+    assert "nepochs is 'none'" in done.stderr
+
+
+def test_the_settings_of_a_run_are_json_without_surprises(tmp_path):
+    run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
+    (file,) = (tmp_path / "results").glob("*/run.json")
+    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

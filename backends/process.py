@@ -48,7 +48,6 @@ SPIN_NS = 100_000  # the last stretch before an arrival is spun, not slept
 LEAD_NS = 2_000_000  # from building the loop to the run's start
 REPLIES_A_TURN = 16  # then the loop looks for due arrivals again
 MAX_START_FAILURES = 3
-DEATH_CHECK_NS = 20_000_000
 _POLL_S = 0.2
 
 Commands = Sequence[Enqueue | Answer | Fail]
@@ -84,7 +83,6 @@ class ProcessSession:
         self._tickets: dict[int, Ticket] = {}
         self._n_tickets = 0
         self._start_failures = 0
-        self._deaths_checked_ns = 0
         self._engines: list[_Process] = []
         self._run: _Run | None = None
 
@@ -193,13 +191,6 @@ class ProcessSession:
                 self._notice_deaths(None)
                 self._check_stalled()
 
-    def _death_check_due(self) -> bool:
-        """While replies keep coming, one look at the processes in DEATH_CHECK_NS is enough."""
-        due = monotonic_ns() - self._deaths_checked_ns > DEATH_CHECK_NS
-        if due:
-            self._deaths_checked_ns = monotonic_ns()
-        return due
-
     def _notice_deaths(self, run: _Run | None) -> None:
         ready = {fd for fd, _ in self._epoll.poll(0)}
         for engine in [e for e in self._engines if e.process.sentinel in ready]:
@@ -269,9 +260,11 @@ class ProcessSession:
         writers = [pool.driver_end for pool in self._pools.values() if pool.backlog]
         timeout_s = min(max(to_next_ns - SPIN_NS, 0) / NS_PER_S, _POLL_S)
         readable, _, _ = select.select([self._epoll], writers, [], timeout_s)
-        if readable and (self._read_replies(run) == 0 or self._death_check_due()):
-            self._notice_deaths(run)
-        elif not readable and not writers:
+        if readable:
+            n_replies = self._read_replies(run)
+            if n_replies < REPLIES_A_TURN:
+                self._notice_deaths(run)
+        elif not writers:
             self._check_stalled()
         run.report_progress()
 

@@ -184,6 +184,24 @@ def test_the_walk_ends_at_the_ends_of_the_grid(tail, step):
     assert walk.limit.updates <= len(GRID)
 
 
+def test_a_step_that_met_the_sla_less_often_than_not_is_not_carried():
+    tails = iter([1.0, 1.0, 99.0, 1.0, 99.0, 1.0, 99.0])  # step 2 is tried three times and fails three times
+    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 7), lambda _: next(tails))
+    assert [seen.trial.step for seen in walk.history] == [0, 1, 2, 1, 2, 1]
+    assert walk.limit.step == 1
+    tails = iter([1.0, 1.0, 99.0, 1.0, 99.0, 99.0, 1.0])
+    walk = RateWalk(Policy(32), GRID, 25.0, 0.1, 100)
+    walk.TURNS = 99
+    for _ in range(7):
+        walk.observe(next(tails))
+    assert [seen.trial.step for seen in walk.history] == [0, 1, 2, 1, 2, 1, 0]
+    walk.observe(99.0)  # step 1: met twice, missed twice
+    assert walk.limit.step == 1
+    walk.observe(1.0)
+    walk.observe(99.0)  # step 1: met twice, missed three times
+    assert walk.limit.step == 0
+
+
 def test_the_walk_is_bounded():
     walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 7), lambda _: 1.0)
     assert walk.limit.updates == 7

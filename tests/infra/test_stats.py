@@ -75,6 +75,15 @@ def test_a_steady_run_is_valid_and_its_numbers_are_those_of_its_rows():
     assert s.meets_sla
 
 
+def test_latency_runs_from_the_intended_arrival():
+    s = summary(record(np.repeat(np.arange(100) * 20.0, 2), [4.0] * 200, late_ms=0.5))
+    assert s.p50_ms.value == 4.0  # the first of each pair
+    assert s.p95_ms.value == 8.0  # the second waits for it
+    assert s.mean_queue_ms == pytest.approx(2.0)
+    assert s.mean_compute_ms == pytest.approx(4.0)
+    assert s.mean_latency_ms == pytest.approx(6.0)
+
+
 def test_the_sla_is_judged_at_its_percentile():
     services = [1.0] * 180 + [30.0] * 20
     recorder = record(np.arange(200) * 100.0, services)

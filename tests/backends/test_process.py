@@ -18,7 +18,7 @@ from helpers import MS, ROOT, poisson_schedule
 
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import EngineError, ProcessSession
-from infra.messages import ACCEL, CPU
+from infra.messages import ACCEL, CPU, WireTask
 from infra.stats import summarize
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
@@ -168,6 +168,33 @@ def test_a_task_whose_engine_dies_is_redone_once(tmp_path):
         check_conservation(session.run(schedule(500, 50), [Stage(Policy(40))]), 50, 40, 40)
 
 
+def test_a_task_taken_by_an_engine_that_dies_before_it_can_say_so_is_redone(tmp_path, monkeypatch):
+    marker = tmp_path / "killed"
+
+    class DiesBetweenTakingAndSaying(WireTask):
+        @staticmethod
+        def unpack(message):
+            task = WireTask.unpack(message)
+            if task.input_id == 1 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return task
+
+    monkeypatch.setattr("backends.engine_process.WireTask", DiesBetweenTakingAndSaying)
+    with ProcessSession([PoolSpec(CPU, 2, NullFactory())]) as session:
+        rows = session.run(schedule(500, 100, bad=50), [Stage(Policy(40))])
+        assert len(session.deaths) == 1
+    check_conservation(rows, 100, 40, 40)
+
+
+def test_an_idle_engine_is_not_taken_for_a_stalled_one():
+    arrival_ns = np.array([0, 1, 2, 1500]) * MS
+    pause = Schedule(arrival_ns, np.full(4, 40, np.int32), np.zeros(4, np.int32))
+    with ProcessSession([PoolSpec(CPU, 2, NullFactory())], stall_timeout_s=0.3) as session:
+        check_conservation(session.run(pause, [Stage(Policy(40))]), 4, 40, 40)
+        assert not session.deaths
+
+
 def test_a_task_that_kills_two_engines_fails_its_query_visibly():
     with ProcessSession([PoolSpec(CPU, 2, lambda _: KilledByInput(1))]) as session:
         rows = session.run(schedule(500, 200, bad=50), [Stage(Policy(40))])
@@ -242,7 +269,7 @@ from helpers import poisson_schedule
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import ProcessSession
 from scheduler import Policy, Stage
-with ProcessSession([PoolSpec("cpu", 2, lambda _: NullEngine(1000000))]) as session:
+with ProcessSession([PoolSpec("cpu", 2, lambda _: NullEngine(60_000_000_000))]) as session:
     print(*session.pids, flush=True)
     session.run(poisson_schedule(200, 100000, 8), [Stage(Policy(4))])
 """
@@ -253,6 +280,9 @@ def test_engines_do_not_outlive_a_driver_that_is_killed():
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in driver.stdout.readline().split()]
     assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while min(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) < 0.2 and time.monotonic() < deadline:
+        time.sleep(0.05)  # both are at work on a task of a minute
     driver.kill()
     driver.wait()
     driver.stdout.close()

@@ -152,3 +152,15 @@ def test_rows_have_nulls_where_nothing_happened():
     assert pd.isna(queries["first_start_ns"][1])
     assert queries["sent_ns"][1] == 6 * MS
     assert queries["n_tasks"].tolist() == [1, 0]
+
+
+def test_a_query_starts_with_its_earliest_task_in_whatever_order_they_are_reported():
+    recorder = Recorder(0)
+    query = Query(0, 0, 20, 0)
+    recorder.sent(query, 0)
+    for part, start_ns in ((1, 70), (0, 40), (2, 90)):
+        recorder.done(TaskDone(Task(0, 0, part, 0, 10, "cpu"), part, start_ns, 100), 5)
+    recorder.answered(Answer(query, 100))
+    queries = recorder.rows().queries
+    assert queries["first_start_ns"].tolist() == [40]
+    assert queries["n_tasks"].tolist() == [3]

@@ -161,36 +161,45 @@ def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, fold
 
 
 def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> None:
-    """Tune, confirm, save, print."""
+    """Tune, confirm, save, print; after an interruption what there is so far."""
     search = Tuner(config, opened.session, opened.n_engines, progress).run()
     lines = _phase_lines(search)
-    confirmed = [phase for phase in search.phases if phase.rows is not None]
-    best = max(confirmed, key=lambda phase: phase.rate_qps, default=None)
-    rows, summary = (best.rows, best.summary) if best is not None else (None, None)
+    best = max((p for p in search.phases if p.summary is not None), key=lambda phase: phase.rate_qps, default=None)
     search.updates_table().to_parquet(folder / "search.parquet", index=False)
     search.queries_table().to_parquet(folder / "search_queries.parquet", index=False)
     saved = [{**line, "summary": line["summary"] and line["summary"].as_json()} for line in lines]
-    document = {"summary": summary.as_json() if summary else None, "tuning": saved, "memory": opened.session.memory()}
-    if rows is None or summary is None:
+    document = {"summary": None, "tuning": saved, "memory": opened.session.memory()}
+    if best is None or best.rows is None or best.summary is None:
         results.save_document(folder, config, _document(config, opened, document))
     else:
-        _save(folder, config, opened, rows, document)
-        figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
+        _save(folder, config, opened, best.rows, {**document, "summary": best.summary.as_json()})
+        figures.latency_cdf(best.rows.queries, best.summary, config.model.name).savefig(folder / "latency.png", dpi=120)
         if log is not None:
-            results.write_log(log, rows.tasks)
+            results.write_log(log, best.rows.tasks)
     if search.updates:
         walk = figures.search_walk(search.updates_table(), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
-    out = report.console()
+    _report_tune(config, opened, lines, best, folder)
+
+
+def _report_tune(
+    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], best: Phase | None, folder: Path
+) -> None:
+    tune, out = config.tune, report.console()
     title = (
-        f"{config.model.name}, p{config.tune.sla_percentile:g} <= {config.tune.target_latency:g} ms, "
+        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, "
         f"{opened.n_engines} CPU engine(s): highest rate found, confirmed with a fresh seed"
     )
     out.print(report.search(title, lines))
     out.print(f"Results: {folder}", soft_wrap=True)
-    if best is not None and math.isclose(best.rate_qps, 1000 / config.tune.min_arr_range):
+    if opened.session.interrupted:
+        out.print("INVALID: the search was interrupted; the lines above are what it has so far")
+    elif best is not None and math.isclose(best.rate_qps, 1000 / tune.min_arr_range):
         out.print(f"The grid of rates ends at {best.rate_qps:.0f} QPS: a smaller --min_arr_range may find more")
-    _print_tuned(best)
+    if best is not None:
+        _print_tuned(best)
+    elif not opened.session.interrupted:
+        print("No rate of the grid meets the SLA: raise --target_latency or --max_arr_range")
 
 
 def _phase_lines(search: Search) -> list[dict[str, Any]]:
@@ -209,9 +218,8 @@ def _phase_lines(search: Search) -> list[dict[str, Any]]:
     ]
 
 
-def _print_tuned(best: Phase | None) -> None:
-    if best is None or best.summary is None:
-        print("No rate of the grid meets the SLA: raise --target_latency or --max_arr_range")
+def _print_tuned(best: Phase) -> None:
+    if best.summary is None:
         return
     policy, summary = best.policy, best.summary
     print("\n".join(report.closing_lines(summary)))

@@ -82,7 +82,8 @@ class Tuner:
         tune = self._config.tune
         start = self._last_step()
         climb = ReleasedClimb(policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, start)
-        with self._progress.step(f"{name}:") as on_fraction:
+        n_phases = 1 + tune.tune_batch_qps + tune.tune_accel_qps
+        with self._progress.step(f"[{len(self.search.phases) + 1}/{n_phases}] {name}:") as on_fraction:
             while (trial := climb.propose()) is not None:
                 rows, p_sla_ms = self._update(trial.policy, trial.rate_qps)
                 if self._session.interrupted:

@@ -45,6 +45,8 @@ def convert(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, bool):
         raise ConfigError(name, f"is {value}; expected a number")
+    if name == "inference_engines" and value == "auto":
+        return 0
     expected = f"expected a {'whole ' if kind is int else ''}number"
     try:
         number = float(value)

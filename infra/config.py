@@ -220,7 +220,7 @@ class EngineConfig:
 
     queue: bool = flag(False, "at-scale mode (load generator and engines); without it: a standalone run of one model")
     backend: str = flag("process", "where engines live: processes on this machine", ("process",))
-    inference_engines: int = flag(1, "CPU engine processes; 0 = one per core", low=0)
+    inference_engines: int = flag(1, "CPU engine processes; 0 or auto = one per core", low=0)
     sub_task_batch_size: int = flag(16, "per-core batch: items of the largest CPU task", low=1)
     fc_workers: int = flag(1, "threads of an engine (the larger of this and sls_workers)", low=1)
     sls_workers: int = flag(1, "threads of an engine (the larger of this and fc_workers)", low=1)

@@ -163,6 +163,43 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number
     assert set(os.listdir("/dev/shm")) == shared  # noqa: PTH208, S108
 
 
+def test_an_interrupted_search_leaves_what_it_has(tmp_path):
+    words = [
+        "--tune_batch_qps",
+        "--batch_configs",
+        "32-16",
+        "--min_arr_range",
+        "9",
+        "--max_arr_range",
+        "10",
+        "--arr_steps",
+        "2",
+    ]
+    process = start(tmp_path, *words, "--req_granularity", "2000")
+    wait_for_engines(process, 2)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "the search was interrupted" in out
+    assert "No rate of the grid" not in out
+    assert only_run(tmp_path).document["tuning"] == []
+
+
+def test_ctrl_c_while_tables_are_built_ends_in_seconds(tmp_path):
+    process = start(tmp_path, "--table_scale", "1")
+    while psutil.Process(process.pid).memory_info().rss < 500e6:  # PyTorch takes 300 MB, the tables 3.5 GB
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert process.returncode == 130
+    assert err == "DeepRecSys.py: interrupted before the first query\n"
+    assert not list(tmp_path.glob("results/*"))
+
+
 def test_a_killed_engine_costs_no_query(tmp_path):
     process = start(tmp_path, "--nepochs", "150")
     engines = wait_for_engines(process, 2)

@@ -41,6 +41,8 @@ def load(folder: Path) -> list[Line]:
     """The runs below a folder, each summarised from its rows."""
     lines = []
     for run in results.find(folder):
+        if not (run.folder / "queries.parquet").is_file():
+            continue  # an interrupted search
         settings, rows = run.document["config"], run.rows()
         summary = summarize(
             rows.queries, rows.tasks, settings["target_latency"], settings["sla_percentile"], rows.notes

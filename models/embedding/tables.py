@@ -56,11 +56,14 @@ def fill_uniform(
         return end - first
 
     done = 0
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    threads = ThreadPoolExecutor(os.cpu_count())
+    try:
         for job in as_completed([threads.submit(fill, *job) for job in jobs]):
             done += job.result()
             if on_progress is not None:
                 on_progress(done / flat.size)
+    finally:
+        threads.shutdown(cancel_futures=True)  # after Ctrl-C the rest is not built
 
 
 class EmbeddingTables(nn.Module):

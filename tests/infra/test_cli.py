@@ -119,6 +119,11 @@ def test_flags_without_a_meaning_here_are_accepted_and_said(capsys):
     assert "--engine" not in err  # given, but as it was by default
 
 
+def test_engines_can_be_left_to_the_machine():
+    assert settings("--inference_engines", "auto")["inference_engines"] == 0
+    assert settings("--inference_engines", "0")["inference_engines"] == 0
+
+
 def test_help_is_grouped_and_states_units(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["--help"])

@@ -287,4 +287,6 @@ def test_a_script_stops_with_the_error_of_its_run(tmp_path):
 def test_the_settings_of_a_run_are_json_without_surprises(tmp_path):
     run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
     (file,) = (tmp_path / "results").glob("*/run.json")
-    json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    document = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert document["config"]["arrival_qps"] == 150
+    assert document["config"]["offered_load"] is None

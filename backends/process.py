@@ -214,7 +214,7 @@ class ProcessSession:
             raise EngineError(f"{error} before it was ready, {self._start_failures} times in a row")
         held = self._slots[engine.slot]
         self._slots[engine.slot] = IDLE
-        waiting = pool.take_back()
+        waiting = [ticket for ticket in pool.take_back() if ticket in self._tickets]
         working = {self._slots[e.slot] for e in self._engines if e.pool is pool}
         # Taken by the dead engine, or by a living one that has not said so yet: then it is done twice, counted once.
         in_doubt = sorted(pool.in_kernel - {held, *waiting} - working)
@@ -264,9 +264,9 @@ class ProcessSession:
             n_replies = self._read_replies(run)
             if n_replies < REPLIES_A_TURN:
                 self._notice_deaths(run)
-        elif not writers:
+        if run.tick():
             self._check_stalled()
-        run.report_progress()
+            run.report_progress()
 
     def _read_replies(self, run: _Run | None, limit: int | None = REPLIES_A_TURN) -> int:
         n = 0
@@ -351,7 +351,7 @@ class _Run:
         self.recorder = Recorder(schedule.n_warmup)
         self.n_ended = 0
         self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
-        self._reported_ns = 0
+        self._ticked_ns = 0
         self.start_ns = monotonic_ns() + LEAD_NS
 
     def now_ns(self) -> int:
@@ -369,9 +369,15 @@ class _Run:
             pass
         return True
 
-    def report_progress(self) -> None:
-        """Tell how many queries have ended, at most ten times a second."""
+    def tick(self) -> bool:
+        """True some ten times a second: time for what need not be done at every turn."""
         now_ns = monotonic_ns()
-        if self.on_progress is not None and now_ns - self._reported_ns > NS_PER_S // 10:
-            self._reported_ns = now_ns
+        due = now_ns - self._ticked_ns > NS_PER_S // 10
+        if due:
+            self._ticked_ns = now_ns
+        return due
+
+    def report_progress(self) -> None:
+        """Tell how many queries have ended."""
+        if self.on_progress is not None:
             self.on_progress(self.n_ended)

@@ -230,6 +230,22 @@ def test_a_stalled_engine_is_killed_and_its_task_redone(tmp_path):
     check_conservation(rows, 50, 40, 40)
 
 
+def test_a_stalled_engine_is_noticed_while_others_are_busy_and_the_backlog_is_long(tmp_path):
+    marker = tmp_path / "stalled"
+
+    class Stalls(NullEngine):
+        def score(self, task):
+            if task.input_id == 1 and not marker.exists():
+                marker.touch()
+                time.sleep(3600)
+
+    burst = Schedule(np.zeros(2000, np.int64), np.full(2000, 40, np.int32), np.r_[1, np.zeros(1999)].astype(np.int32))
+    with ProcessSession([PoolSpec(CPU, 1, lambda _: Stalls())], stall_timeout_s=0.5) as session:
+        rows = session.run(burst, [Stage(Policy(40))])
+        assert len(session.deaths) == 1
+    check_conservation(rows, 2000, 40, 40)
+
+
 def test_an_engine_that_dies_before_it_is_ready_ends_the_session_with_its_name():
     def broken(_):
         raise RuntimeError("no such model")

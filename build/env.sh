@@ -14,7 +14,7 @@ _drs_setup() {
         { echo "build/env.sh: $python is older than Python 3.11; set PYTHON to a newer one" >&2; return 2; }
     echo "Setting up $_drs_venv (once; PyTorch is large, so this can take some minutes)" >&2
     "$python" -m venv "$_drs_venv" || return 2
-    "$_drs_venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$_drs_wanted" ||
+    "$_drs_venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$_drs_wanted" ||
         { echo "build/env.sh: pip could not install $_drs_wanted; the lines above say why" >&2; return 2; }
     cp "$_drs_wanted" "$_drs_venv/installed_requirements.txt"
 }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from infra.clock import NS_PER_MS
 from infra.stats import Estimate, Summary
@@ -34,6 +35,15 @@ def style(axes: Axes, x: str, y: str, title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
+def plain_log(axes: Axes, which: str) -> None:
+    """A logarithmic axis ('x' or 'y') with numbers, not powers of ten, along it."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(StrMethodFormatter("{x:g}") if high / max(low, 1e-9) < 8 else NullFormatter())
+
+
 def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
     """Share of queries answered within a time; percentiles with their 95 % intervals, and the SLA."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -49,7 +59,7 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
         summary.sla_ms, color=_SLA, linestyle="--", label=f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms"
     )
     if len(latency_ms) and max(latency_ms[-1], summary.sla_ms) > 20 * latency_ms[0]:
-        axes.set_xscale("log")
+        plain_log(axes, "x")
     axes.set_ylim(0, 1.02)
     word = "VALID" if summary.valid else "INVALID"
     style(
@@ -104,7 +114,7 @@ def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figu
             name, (part["update"].mean(), 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom"
         )
     tail_axes.axhline(sla_ms, color=_SLA, linestyle="--", label=f"SLA {sla_ms:g} ms")
-    tail_axes.set_yscale("log")
+    plain_log(tail_axes, "y")
     style(rate_axes, "", "offered rate (QPS)", "")
     figure.suptitle("Search: per-core batch (and offload threshold) above each band", fontsize=10)
     style(tail_axes, "scheduler update", f"p{percentile:g} of the update (ms)", "")

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from rich.table import Table
 
 from infra import report, results
-from infra.figures import color, style
+from infra.figures import color, plain_log, style
 from infra.stats import Summary, summarize
 
 MARKERS = {"p50": "o", "p95": "D", "p99": ">"}
@@ -103,7 +103,7 @@ def tail_by_model(lines: Sequence[Line]) -> Figure:
         f"{line.label}, {line.summary.achieved_qps:.0f} QPS{'' if line.summary.valid else ' (INVALID)'}"
         for line in reversed(lines)
     ])  # fmt: skip
-    axes.set_xscale("log")
+    plain_log(axes, "x")
     style(axes, "latency from the intended arrival (ms)", "", "Tail latency by model at a fixed policy")
     return figure
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from infra.rows import Rows
 from infra.stats import Summary, summarize
 from loadGenerator import burst, check_files, draw_schedule
 from scheduler import Policy, Stage
+
+Report = Callable[[], None]  # prints; called when the progress bars are gone
 
 CAPACITY_QUERIES = 64
 INTERRUPTED = 130
@@ -121,6 +124,8 @@ def fixed_policy(config: RunConfig) -> Policy:
 def capacity_qps(config: RunConfig, opened: OpenSession) -> float:
     """Queries per second that the engines answer when they never wait."""
     rows = opened.session.run(burst(config, CAPACITY_QUERIES, run_index=1), [Stage(fixed_policy(config))])
+    if opened.session.interrupted:
+        raise KeyboardInterrupt
     if rows.queries["done_ns"].isna().any():
         raise EngineError("the capacity could not be measured: queries were lost")
     return CAPACITY_QUERIES * 1e9 / float(rows.queries["done_ns"].max() - rows.queries["first_start_ns"].min())
@@ -141,27 +146,30 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
     return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, rows.notes)
 
 
-def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> None:
-    """Measure, save, print."""
+def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> Report:
+    """Measure and save; returns what prints the report."""
     rows, summary = measure(config, opened, progress)
     memory = opened.session.memory()
     _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory})
     figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
     if log is not None:
         results.write_log(log, rows.tasks)
-    policy = fixed_policy(config)
+    return lambda: _report_measure(config, opened, summary, memory, folder)
+
+
+def _report_measure(
+    config: RunConfig, opened: OpenSession, summary: Summary, memory: dict[str, Any], folder: Path
+) -> None:
+    policy, out = fixed_policy(config), report.console()
     offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
-    out = report.console()
-    out.print(report.measurement(
-        f"{config.model.name}, {opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}",
-        summary, memory,
-    ))  # fmt: skip
+    engines = f"{opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}"
+    out.print(report.measurement(f"{config.model.name}, {engines}", summary, memory))
     out.print(f"Results: {folder}", soft_wrap=True)
     print("\n".join(report.closing_lines(summary)))
 
 
-def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> None:
-    """Tune, confirm, save, print; after an interruption what there is so far."""
+def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> Report:
+    """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
     search = Tuner(config, opened.session, opened.n_engines, progress).run()
     lines = _phase_lines(search)
     best = max((p for p in search.phases if p.summary is not None), key=lambda phase: phase.rate_qps, default=None)
@@ -179,7 +187,7 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
     if search.updates:
         walk = figures.search_walk(search.updates_table(), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
-    _report_tune(config, opened, lines, best, folder)
+    return lambda: _report_tune(config, opened, lines, best, folder)
 
 
 def _report_tune(
@@ -251,14 +259,16 @@ def _save(folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extr
 def run_queue(config: RunConfig) -> int:
     """At-scale mode; returns the exit code."""
     check(config)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, also while tables are built
     folder = results.new_folder(config)
     log = results.open_log(config.output.log_file)
     tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
     try:
         with Progress(config.output.progress) as progress, open_session(config, progress) as opened:
-            work: Callable[..., None] = run_tune if tuning else run_measure
-            work(config, opened, progress, folder, log)
-            return INTERRUPTED if opened.session.interrupted else 0
+            work: Callable[..., Report] = run_tune if tuning else run_measure
+            tell = work(config, opened, progress, folder, log)
+        tell()
+        return INTERRUPTED if opened.session.interrupted else 0
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()

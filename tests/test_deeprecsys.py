@@ -187,17 +187,35 @@ def test_an_interrupted_search_leaves_what_it_has(tmp_path):
     assert only_run(tmp_path).document["tuning"] == []
 
 
-def test_ctrl_c_while_tables_are_built_ends_in_seconds(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_tables_are_built_ends_the_run_in_seconds(tmp_path, number):
     process = start(tmp_path, "--table_scale", "1")
     while psutil.Process(process.pid).memory_info().rss < 500e6:  # PyTorch takes 300 MB, the tables 3.5 GB
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     begun = time.monotonic()
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - begun < 10
     assert process.returncode == 130
     assert err == "DeepRecSys.py: interrupted before the first query\n"
     assert not list(tmp_path.glob("results/*"))
+
+
+def test_an_interruption_while_the_capacity_is_measured_is_not_an_error_of_the_engines(tmp_path):
+    words = [word for word in TINY if word not in ("--arrival_qps", "150")]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "DeepRecSys.py"), *words, "--offered_load", "0.5", "--sub_task_batch_size", "1",
+         "--max_mini_batch_size", "1024", "--avg_mini_batch_size", "1024", "--var_mini_batch_size", "1"],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    engines = wait_for_engines(process, 2)
+    before = sum(sum(engine.cpu_times()[:2]) for engine in engines)
+    while sum(sum(engine.cpu_times()[:2]) for engine in engines) < before + 0.5:  # at work on 65,536 tasks
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "DeepRecSys.py: interrupted before the first query\n"
 
 
 def test_a_killed_engine_costs_no_query(tmp_path):

@@ -6,6 +6,7 @@ prints (total and per iteration of data loading, computation and execution, ms).
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,28 +39,24 @@ def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:
 def main(folder: Path, argv: Sequence[str]) -> int:
     """Command line of a device's generate_data.py; returns the exit code."""
     prog = f"accelerator/{folder.name}/generate_data.py"
-    words, names, root = list(argv), None, str(folder.parent)
-    for option in ("--models", "--accel_root_dir"):
-        if option in words[:-1]:
-            at = words.index(option)
-            value = words[at + 1]
-            del words[at : at + 2]
-            names, root = (value.split(","), root) if option == "--models" else (names, value)
+    known = model_configs()
+    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, description="Fills raw_data/; see the file's head.")
+    parser.add_argument("--models", default=",".join(known), help="names, comma-separated (default: all)")
+    parser.add_argument("--accel_root_dir", default=str(folder.parent), help="where the device's folder is")
+    given, flags = parser.parse_known_args(argv)
+    names = given.models.split(",")
     try:
-        device = load_device(accelerator_root(root), folder.name)
+        device = load_device(accelerator_root(given.accel_root_dir), folder.name)
         torch_device(device)
-        known = model_configs()
-        for name in names or known:
+        for name in names:
             if name not in known:
                 raise ValueError(f"--models: {name!r} is not among {', '.join(known)}")
+        defaults = {"num_batches": 4, "nepochs": 10, "max_mini_batch_size": BATCHES[-1]}
+        configs = [parse(["--config_file", str(known[name]), *flags], prog, forced=defaults) for name in names]
         with Progress("auto") as progress, progress.step("timing") as on_fraction:
-            for name in names or known:
-                config = parse(
-                    ["--config_file", str(known[name]), *words], prog,
-                    forced={"num_batches": 4, "nepochs": 10, "max_mini_batch_size": BATCHES[-1]},
-                )  # fmt: skip
+            for config in configs:
                 fill(device, config, on_fraction)
-                print(f"{device.folder / 'raw_data' / f'results_{name}.txt'}")
+        print(f"{device.folder / 'raw_data'}: {', '.join(names)}")
     except ValueError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2

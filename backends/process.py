@@ -48,6 +48,7 @@ SPIN_NS = 100_000  # the last stretch before an arrival is spun, not slept
 LEAD_NS = 2_000_000  # from building the loop to the run's start
 REPLIES_A_TURN = 16  # then the loop looks for due arrivals again
 MAX_START_FAILURES = 3
+KILL_PATIENCE_S = 20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
 _POLL_S = 0.2
 
 Commands = Sequence[Enqueue | Answer | Fail]
@@ -151,14 +152,18 @@ class ProcessSession:
         deadline = time.monotonic() + (0.5 if self.interrupted else 2.0)
         for engine in self._engines:
             engine.process.join(max(deadline - time.monotonic(), 0))
-        for stop in (BaseProcess.terminate, BaseProcess.kill):
+        for stop, patience_s in ((BaseProcess.terminate, 1.0), (BaseProcess.kill, KILL_PATIENCE_S)):
             alive = [engine.process for engine in self._engines if engine.process.is_alive()]
             for process in alive:
                 stop(process)
+            deadline = time.monotonic() + patience_s
             for process in alive:
-                process.join(1.0)
+                process.join(max(deadline - time.monotonic(), 0))
         for engine in self._engines:
-            engine.process.close()
+            if engine.process.is_alive():
+                log.warning("%s was killed and has not ended yet", engine.process.name)
+            else:
+                engine.process.close()
         self._engines.clear()
         self._epoll.close()
         self._slots.close()

@@ -60,6 +60,19 @@ class RaisesAtInput(NullEngine):
             raise RuntimeError("a number is not a number")
 
 
+class StallsOnce(NullEngine):
+    """Never ends its first task with input 1."""
+
+    def __init__(self, marker):
+        super().__init__()
+        object.__setattr__(self, "marker", marker)
+
+    def score(self, task):
+        if task.input_id == 1 and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(3600)
+
+
 def schedule(rate_qps, n, n_items=40, bad=None):
     base = poisson_schedule(rate_qps, n, n_items)
     ids = np.zeros(n, np.int32)
@@ -217,31 +230,15 @@ def test_an_error_in_a_model_fails_its_query_and_not_the_engine():
 
 
 def test_a_stalled_engine_is_killed_and_its_task_redone(tmp_path):
-    marker = tmp_path / "stalled"
-
-    class Stalls(NullEngine):
-        def score(self, task):
-            if task.input_id == 1 and not marker.exists():
-                marker.touch()
-                time.sleep(3600)
-
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: Stalls())], stall_timeout_s=0.5) as session:
+    with ProcessSession([PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5) as session:
         rows = session.run(schedule(500, 50, bad=20), [Stage(Policy(40))])
         assert len(session.deaths) == 1
     check_conservation(rows, 50, 40, 40)
 
 
 def test_a_stalled_engine_is_noticed_while_others_are_busy_and_the_backlog_is_long(tmp_path):
-    marker = tmp_path / "stalled"
-
-    class Stalls(NullEngine):
-        def score(self, task):
-            if task.input_id == 1 and not marker.exists():
-                marker.touch()
-                time.sleep(3600)
-
     burst = Schedule(np.zeros(2000, np.int64), np.full(2000, 40, np.int32), np.r_[1, np.zeros(1999)].astype(np.int32))
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: Stalls())], stall_timeout_s=0.5) as session:
+    with ProcessSession([PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5) as session:
         rows = session.run(burst, [Stage(Policy(40))])
         assert len(session.deaths) == 1
     check_conservation(rows, 2000, 40, 40)

@@ -7,7 +7,6 @@ nothing about queries; it only makes sure that no task is lost between two proce
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import multiprocessing
 import os
@@ -26,6 +25,8 @@ import psutil
 
 from backends.engine_process import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.pool import Pool, Ticket
+from backends.run_state import Run, no_garbage_collection
+from backends.session import InOrder, Watch
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.messages import (
     ERROR,
@@ -40,12 +41,11 @@ from infra.messages import (
     WireReply,
     WireTask,
 )
-from infra.rows import Recorder, Rows
-from loadGenerator import Pacer, Schedule
-from scheduler import Dispatcher, Stage
+from infra.rows import Rows
+from loadGenerator import Schedule
+from scheduler import Stage
 
 SPIN_NS = 100_000  # the last stretch before an arrival is spun, not slept
-LEAD_NS = 2_000_000  # from building the loop to the run's start
 REPLIES_A_TURN = 16  # then the loop looks for due arrivals again
 MAX_START_FAILURES = 3
 KILL_PATIENCE_S = 20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
@@ -85,7 +85,7 @@ class ProcessSession:
         self._n_tickets = 0
         self._start_failures = 0
         self._engines: list[_Process] = []
-        self._run: _Run | None = None
+        self._run: Run | None = None
 
     def __enter__(self) -> Self:
         self._pools = {spec.pool: Pool(spec) for spec in self._specs}
@@ -110,20 +110,27 @@ class ProcessSession:
         self.close()
 
     def run(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None
-    ) -> Rows:
+        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
+    ) -> Rows:  # fmt: skip
         """Walk the schedule and return its rows; after SIGINT or SIGTERM those so far, and `interrupted` is set.
 
-        `on_progress` is called with the number of answered queries, some ten times a second.
+        `on_progress` and `watch` are told of the answered queries some ten times a second. Where `watch` ended the
+        run, queries that were sent and not answered yet have no end.
         """
         precise_timers()
+        n_engines = {spec.pool: spec.n_engines for spec in self._specs}
+        in_order = InOrder(schedule, n_engines, watch) if watch is not None else None
         self._tickets.clear()
         for pool in self._pools.values():
             pool.in_kernel.clear()
-        with self._signals_noted(), _no_garbage_collection():
-            run = self._run = _Run(schedule, stages, on_progress)
+        with self._signals_noted(), no_garbage_collection():
+            run = self._run = Run(schedule, stages, on_progress, in_order)
             while not (run.finished or self.interrupted):
                 self._turn(run)
+        for pool in self._pools.values():  # what a run leaves behind that ended early
+            pool.backlog.clear()
+            pool.take_back()
         if self.interrupted:
             run.recorder.note(f"interrupted after {run.n_ended} of {len(schedule)} queries")
         self._run = None
@@ -196,13 +203,13 @@ class ProcessSession:
                 self._notice_deaths(None)
                 self._check_stalled()
 
-    def _notice_deaths(self, run: _Run | None) -> None:
+    def _notice_deaths(self, run: Run | None) -> None:
         ready = {fd for fd, _ in self._epoll.poll(0)}
         for engine in [e for e in self._engines if e.process.sentinel in ready]:
             self._read_replies(run, limit=None)  # its last words count
             self._bury(engine, run)
 
-    def _bury(self, engine: _Process, run: _Run | None) -> None:
+    def _bury(self, engine: _Process, run: Run | None) -> None:
         """Redo what a dead engine held, and put another in its place."""
         pool = engine.pool
         self._epoll.unregister(engine.process.sentinel)
@@ -252,7 +259,7 @@ class ProcessSession:
 
     # -- the event loop --------------------------------------------------------------------------------------------
 
-    def _turn(self, run: _Run) -> None:
+    def _turn(self, run: Run) -> None:
         for query in run.pacer.due(run.now_ns()):
             run.recorder.sent(query, run.now_ns())
             self._carry_out(run, run.dispatcher.on_query(query), query.input_id)
@@ -271,9 +278,9 @@ class ProcessSession:
                 self._notice_deaths(run)
         if run.tick():
             self._check_stalled()
-            run.report_progress()
+            run.look()
 
-    def _read_replies(self, run: _Run | None, limit: int | None = REPLIES_A_TURN) -> int:
+    def _read_replies(self, run: Run | None, limit: int | None = REPLIES_A_TURN) -> int:
         n = 0
         with contextlib.suppress(BlockingIOError):
             while limit is None or n < limit:
@@ -281,7 +288,7 @@ class ProcessSession:
                 n += 1
         return n
 
-    def _on_reply(self, reply: WireReply, run: _Run | None) -> None:
+    def _on_reply(self, reply: WireReply, run: Run | None) -> None:
         engine = self._engines[reply.engine]
         if reply.kind == READY:
             engine.ready = True
@@ -296,21 +303,17 @@ class ProcessSession:
             self._carry_out(run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error)))
             return
         event = TaskDone(ticket.task, engine.index, reply.start_ns - run.start_ns, reply.end_ns - run.start_ns)
-        run.recorder.done(event, ticket.enqueued_ns)
+        run.done(event, ticket.enqueued_ns)
         self._carry_out(run, run.dispatcher.on_done(event))
 
-    def _carry_out(self, run: _Run, commands: Commands, input_id: int | None = None) -> None:
+    def _carry_out(self, run: Run, commands: Commands, input_id: int | None = None) -> None:
         for command in commands:
             if isinstance(command, Enqueue):
                 task = command.task
                 source = run.schedule.query(task.query_id).input_id if input_id is None else input_id
                 self._pools[task.pool].backlog.append(self._new_ticket(task, source, run.now_ns()))
-            elif isinstance(command, Answer):
-                run.n_ended += 1
-                run.recorder.answered(command)
             else:
-                run.n_ended += 1
-                run.recorder.failed(command)
+                run.ended(command)
 
     def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int) -> int:
         self._n_tickets += 1
@@ -334,55 +337,3 @@ class ProcessSession:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A full collection takes tens of ms, and the generator would be late by as much; a run makes no cycles."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-class _Run:
-    """The state of one walk over a schedule."""
-
-    def __init__(self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None) -> None:
-        self.schedule, self.on_progress = schedule, on_progress
-        self.pacer, self.dispatcher = Pacer(schedule), Dispatcher(stages)
-        self.recorder = Recorder(schedule.n_warmup)
-        self.n_ended = 0
-        self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
-        self._ticked_ns = 0
-        self.start_ns = monotonic_ns() + LEAD_NS
-
-    def now_ns(self) -> int:
-        """Time since the run's start."""
-        return monotonic_ns() - self.start_ns
-
-    @property
-    def finished(self) -> bool:
-        """Every query was sent and has ended."""
-        return self.n_ended == len(self.schedule)
-
-    def spin_until(self, next_ns: int | None) -> bool:
-        """Wait for an arrival that is near; True."""
-        while next_ns is not None and self.now_ns() < next_ns:
-            pass
-        return True
-
-    def tick(self) -> bool:
-        """True some ten times a second: time for what need not be done at every turn."""
-        now_ns = monotonic_ns()
-        due = now_ns - self._ticked_ns > NS_PER_S // 10
-        if due:
-            self._ticked_ns = now_ns
-        return due
-
-    def report_progress(self) -> None:
-        """Tell how many queries have ended."""
-        if self.on_progress is not None:
-            self.on_progress(self.n_ended)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from infra.messages import Answer, Fail, Query, TaskDone
 
 TASK_COLUMNS = ["query_id", "stage", "part", "pool", "engine", "n_items", "enqueued_ns", "start_ns", "end_ns"]
+QUERY_COLUMNS = ["input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns"]
 UNKNOWN = -1
 
 
@@ -66,14 +68,18 @@ class Recorder:
 
     def rows(self) -> Rows:
         """What was recorded so far."""
-        columns = ["input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns"]
         ids = sorted(self._queries)
-        table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(len(ids), len(columns))
-        queries = pd.DataFrame(table, columns=columns)
-        queries.insert(0, "query_id", np.array(ids, dtype=np.int64))
-        for name in ("sent_ns", "first_start_ns", "done_ns"):
-            known = queries[name].astype("Int64")
-            queries[name] = known.mask(known == UNKNOWN)
-        queries["is_warmup"] = queries["query_id"] < self.n_warmup
-        tasks = pd.DataFrame(self._tasks, columns=TASK_COLUMNS)
-        return Rows(queries, tasks, tuple(self._notes))
+        table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(len(ids), len(QUERY_COLUMNS))
+        queries = query_table(np.array(ids, dtype=np.int64), table, self.n_warmup)
+        return Rows(queries, pd.DataFrame(self._tasks, columns=TASK_COLUMNS), tuple(self._notes))
+
+
+def query_table(ids: npt.NDArray[np.int64], table: npt.NDArray[np.int64], n_warmup: int) -> pd.DataFrame:
+    """The rows of the queries `ids` from an array [query, QUERY_COLUMNS] in which UNKNOWN stands for null."""
+    queries = pd.DataFrame(table, columns=QUERY_COLUMNS)
+    queries.insert(0, "query_id", ids)
+    for name in ("sent_ns", "first_start_ns", "done_ns"):
+        known = queries[name].to_numpy()
+        queries[name] = pd.arrays.IntegerArray(known.copy(), known == UNKNOWN)
+    queries["is_warmup"] = ids < n_warmup
+    return queries

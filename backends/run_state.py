@@ -1,0 +1,91 @@
+"""The state of one walk over a schedule in real time."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+
+from backends.session import InOrder
+from infra.clock import NS_PER_S, monotonic_ns
+from infra.messages import Answer, Fail, TaskDone
+from infra.rows import Recorder
+from loadGenerator import Pacer, Schedule
+from scheduler import Dispatcher, Stage
+
+LEAD_NS = 2_000_000  # from building the loop to the run's start
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A full collection takes tens of ms, and the generator would be late by as much; a run makes no cycles."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class Run:
+    """What the event loop of `backends.process` knows of the run that it is in."""
+
+    def __init__(
+        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None,
+        in_order: InOrder | None,
+    ) -> None:  # fmt: skip
+        self.schedule = schedule
+        self.pacer, self.dispatcher = Pacer(schedule), Dispatcher(stages)
+        self.recorder = Recorder(schedule.n_warmup)
+        self.n_ended = 0
+        self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
+        self._on_progress, self._in_order = on_progress, in_order
+        self._ticked_ns = 0
+        self._enough = False
+        self.start_ns = monotonic_ns() + LEAD_NS
+
+    def now_ns(self) -> int:
+        """Time since the run's start."""
+        return monotonic_ns() - self.start_ns
+
+    @property
+    def finished(self) -> bool:
+        """Every query was sent and has ended, or the watch has seen enough."""
+        return self._enough or self.n_ended == len(self.schedule)
+
+    def done(self, event: TaskDone, enqueued_ns: int) -> None:
+        """A task ended."""
+        self.recorder.done(event, enqueued_ns)
+        if self._in_order is not None:
+            self._in_order.done(event)
+
+    def ended(self, command: Answer | Fail) -> None:
+        """A query was answered or given up."""
+        self.n_ended += 1
+        if isinstance(command, Answer):
+            self.recorder.answered(command)
+        else:
+            self.recorder.failed(command)
+        if self._in_order is not None:
+            self._in_order.ended(command)
+
+    def spin_until(self, next_ns: int | None) -> bool:
+        """Wait for an arrival that is near; True."""
+        while next_ns is not None and self.now_ns() < next_ns:
+            pass
+        return True
+
+    def tick(self) -> bool:
+        """True some ten times a second: time for what need not be done at every turn."""
+        now_ns = monotonic_ns()
+        due = now_ns - self._ticked_ns > NS_PER_S // 10
+        if due:
+            self._ticked_ns = now_ns
+        return due
+
+    def look(self) -> None:
+        """Tell how many queries have ended, and ask the watch."""
+        if self._on_progress is not None:
+            self._on_progress(self.n_ended)
+        if self._in_order is not None:
+            self._enough = self._in_order.show(self.now_ns())

@@ -1,0 +1,84 @@
+"""The compiled server is the event loop: equal rows for any schedule, policy and service times."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.fifo_kernel import ServiceTable
+from backends.simulated import SimulatedSession, _EventLoop
+from infra.messages import ACCEL, CPU
+from loadGenerator import Schedule
+from scheduler import Policy, Stage
+
+ITEMS = 40
+
+
+@st.composite
+def worlds(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    n, n_cpu, n_accel = draw(st.integers(1, 80)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    gaps = rng.integers(1, draw(st.sampled_from([3, 3_000, 300_000])), n)
+    schedule = Schedule(
+        np.cumsum(gaps * 1009), rng.integers(1, ITEMS + 1, n).astype(np.int32), np.zeros(n, np.int32), n // 10
+    )
+    # odd factors: ends that coincide to the ns are left out, where which engine is idle first is a matter of taste
+    cpu_ns = rng.integers(1, 50_000, (draw(st.integers(1, n_cpu)), ITEMS + 1)) * 97 + 1
+    accel_ns = rng.integers(1, 50_000, (n_accel, ITEMS + 1)) * 89 + 1
+    noise = rng.lognormal(0, 0.3, draw(st.sampled_from([0, 1000])))
+    policy = Policy(draw(st.integers(1, ITEMS)), draw(st.none() | st.integers(1, ITEMS + 5)))
+    return {CPU: n_cpu, ACCEL: n_accel}, ServiceTable(cpu_ns, accel_ns, noise), schedule, policy
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds())
+def test_the_kernel_gives_the_rows_of_the_event_loop_to_the_nanosecond(world):
+    engines, table, schedule, policy = world
+    quick = SimulatedSession(engines, table).run(schedule, [Stage(policy)])
+
+    slow = _EventLoop(schedule, [Stage(policy)], engines, table, None).run()
+    pd.testing.assert_frame_equal(quick.queries, slow.queries)
+    key = ["query_id", "part"]
+    ours, theirs = (rows.tasks.sort_values(key).reset_index(drop=True) for rows in (quick, slow))
+    pd.testing.assert_frame_equal(ours, theirs, check_dtype=False)
+
+
+class Stop:
+    """Ends a run after `n` latencies."""
+
+    def __init__(self, n):
+        self.n, self.seen = n, []
+
+    def observe(self, latency_ms, busy_frac):
+        assert 0 <= busy_frac <= 1
+        self.seen.extend(latency_ms)
+        return len(self.seen) >= self.n
+
+
+@pytest.mark.parametrize("service", [ServiceTable(np.full((1, 9), 800_000)), lambda _: 800_000])
+def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
+    schedule = Schedule(np.arange(9000) * 1_000_000, np.full(9000, 8, np.int32), np.zeros(9000, np.int32))
+    watch = Stop(5000)
+    rows = SimulatedSession({CPU: 1}, service).run(schedule, [Stage(Policy(8))], None, watch)
+    assert 5000 <= len(watch.seen) < 9000
+    assert watch.seen == pytest.approx([0.8] * len(watch.seen))
+    assert len(rows.queries) < 9000
+
+
+@pytest.mark.parametrize("bad", [np.zeros((1, 5), np.int64), np.zeros((0, 5), np.int64), np.ones(5, np.int64)])
+def test_a_table_that_makes_no_sense_is_refused(bad):
+    with pytest.raises(ValueError, match="service"):
+        ServiceTable(bad)
+
+
+def test_what_the_table_does_not_cover_is_refused():
+    session = SimulatedSession({CPU: 1}, ServiceTable(np.full((1, 5), 1000)))
+    schedule = Schedule(np.zeros(1, np.int64), np.full(1, 9, np.int32), np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match="9 items"):
+        session.run(schedule, [Stage(Policy(8))])
+    small = Schedule(np.zeros(1, np.int64), np.full(1, 4, np.int32), np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match="no accelerator"):
+        session.run(small, [Stage(Policy(8, offload_items=2))])
+    with pytest.raises(ValueError, match="1 accelerators"):
+        SimulatedSession({CPU: 1, ACCEL: 1}, ServiceTable(np.full((1, 5), 1000)))

@@ -22,23 +22,25 @@ from accelerator.devices import accelerator_root, latency_profile, load_device, 
 from accelerator.latency import Profile, ProfiledDevice
 from accelInferenceEngine import CudaFactory, ModelledFactory
 from backends.engine_process import PoolSpec
+from backends.power import ServerPower, check_power, server_power
+from backends.probe import capacity_qps
 from backends.process import EngineError, ProcessSession
-from backends.tuner import Phase, Search, Tuner
+from backends.search_log import SearchLog, table
+from backends.tuner import Found, Phase, Tuner
 from infra import figures, report, results
 from infra.cli import parse
-from infra.config import ConfigError, RunConfig
+from infra.config import ConfigError, RunConfig, from_settings
 from infra.memory import check_memory
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.provenance import provenance, usable_cores
 from infra.rows import Rows
 from infra.stats import Summary, summarize
-from loadGenerator import burst, check_files, draw_schedule
+from loadGenerator import check_files, draw_schedule
 from scheduler import Policy, Stage
 
 Report = Callable[[], None]  # prints; called when the progress bars are gone
 
-CAPACITY_QUERIES = 64
 INTERRUPTED = 130
 
 
@@ -60,16 +62,21 @@ def check(config: RunConfig) -> None:
     """Everything that can be wrong with the input and is not the settings' own; before anything is started."""
     check_files(config)
     check_memory(config, n_engines(config))
-    if config.engines.model_accel and config.engines.accel_device == "cuda":
+    check_power(config)
+    names = config.engines.accel_devices
+    if config.engines.model_accel and "cuda" in names:
+        if len(names) > 1:
+            raise ConfigError("accel_device", f"is {','.join(names)}; cuda runs alone, not beside modelled devices")
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives
         import torch  # noqa: PLC0415 (only this check needs it here)
 
         if not torch.cuda.is_available():
             raise ConfigError("accel_device", "is cuda, but PyTorch sees no CUDA device here")
     elif config.engines.model_accel:
-        device = load_device(accelerator_root(config.engines.accel_root_dir), config.engines.accel_device)
-        if device.kind == "speedup":
-            published_speedups(device, config.model.name)
+        for name in names:
+            device = load_device(accelerator_root(config.engines.accel_root_dir), name)
+            if device.kind == "speedup":
+                published_speedups(device, config.model.name)
 
 
 @contextmanager
@@ -95,7 +102,8 @@ def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]
 
 
 def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[PoolSpec, dict[str, Any]]:
-    if config.engines.accel_device == "cuda":
+    """One engine for each device named, and the devices' provenance."""
+    if config.engines.accel_devices == ("cuda",):
         return PoolSpec(ACCEL, 1, CudaFactory(config), start_method="spawn"), {"device": "cuda"}
     from accelerator.profiler import measure_cpu_core  # noqa: PLC0415 (needs PyTorch)
 
@@ -103,16 +111,22 @@ def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[
         with progress.step("measuring this machine's CPU time by batch size"):
             return measure_cpu_core(workload.model, workload.inputs)
 
-    device = load_device(accelerator_root(config.engines.accel_root_dir), config.engines.accel_device)
-    profile = latency_profile(device, config.model, config.inputs.max_mini_batch_size, measure)
-    modelled = ProfiledDevice(device.name, {config.model.name: profile})
+    root, max_items = accelerator_root(config.engines.accel_root_dir), config.inputs.max_mini_batch_size
+    devices = [load_device(root, name) for name in config.engines.accel_devices]
+    profiles = [latency_profile(device, config.model, max_items, measure) for device in devices]
+    modelled = tuple(
+        ProfiledDevice(device.name, {config.model.name: profile})
+        for device, profile in zip(devices, profiles, strict=True)
+    )
+    watts: list[float | None] = [device.settings.get("tdp_w") for device in devices]
     facts = {
-        "device": device.name,
-        "source": device.settings.get("source"),
-        "profile": dict(profile.provenance),
-        "batch_ms": {str(n): ms for n, ms in profile.batch_ms.items()},
+        "device": ", ".join(device.name for device in devices),
+        "source": "; ".join(str(device.settings.get("source")) for device in devices),
+        "tdp_w": None if None in watts else sum(w for w in watts if w is not None),
+        "profile": [dict(profile.provenance) for profile in profiles],
+        "batch_ms": [{str(n): ms for n, ms in profile.batch_ms.items()} for profile in profiles],
     }
-    return PoolSpec(ACCEL, 1, ModelledFactory(modelled, config.model.name)), facts
+    return PoolSpec(ACCEL, len(devices), ModelledFactory(modelled, config.model.name)), facts
 
 
 def fixed_policy(config: RunConfig) -> Policy:
@@ -121,22 +135,12 @@ def fixed_policy(config: RunConfig) -> Policy:
     return Policy(config.engines.sub_task_batch_size, offload)
 
 
-def capacity_qps(config: RunConfig, opened: OpenSession) -> float:
-    """Queries per second that the engines answer when they never wait."""
-    rows = opened.session.run(burst(config, CAPACITY_QUERIES, run_index=1), [Stage(fixed_policy(config))])
-    if opened.session.interrupted:
-        raise KeyboardInterrupt
-    if rows.queries["done_ns"].isna().any():
-        raise EngineError("the capacity could not be measured: queries were lost")
-    return CAPACITY_QUERIES * 1e9 / float(rows.queries["done_ns"].max() - rows.queries["first_start_ns"].min())
-
-
 def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple[Rows, Summary]:
     """One run at a fixed policy."""
     rate_qps = config.load.rate_qps
     if config.load.offered_load is not None:
         with progress.step("measuring the capacity"):
-            rate_qps = config.load.offered_load * capacity_qps(config, opened)
+            rate_qps = config.load.offered_load * capacity_qps(opened.session, config, fixed_policy(config))
     schedule = draw_schedule(config, config.n_queries, config.n_warmup, rate_qps)
     title = f"{config.model.name}: {len(schedule)} queries at {rate_qps:.4g} QPS"
     with progress.step(title) as on_fraction:
@@ -170,13 +174,19 @@ def _report_measure(
 
 def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> Report:
     """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
-    search = Tuner(config, opened.session, opened.n_engines, progress).run()
-    lines = _phase_lines(search)
-    best = max((p for p in search.phases if p.summary is not None), key=lambda phase: phase.rate_qps, default=None)
-    search.updates_table().to_parquet(folder / "search.parquet", index=False)
-    search.queries_table().to_parquet(folder / "search_queries.parquet", index=False)
+    watts = server_power(config, opened.session, opened.n_engines, opened.device)
+    results.save_document(folder, config, {"summary": None})  # the settings: what --resume needs after a kill
+    per_watt = None if watts is None else watts.of
+    found = Tuner(config, opened.session, opened.n_engines, progress, SearchLog(folder), per_watt).run()
+    lines = tuning_lines(config, found)
+    done = [phase for phase in found.phases if phase.summary is not None]
+    best = max(done, key=lambda p: p.qps_per_watt or p.rate_qps, default=None)
+    table(found.trials).to_parquet(folder / "search.parquet", index=False)
     saved = [{**line, "summary": line["summary"] and line["summary"].as_json()} for line in lines]
-    document = {"summary": None, "tuning": saved, "memory": opened.session.memory()}
+    document = {
+        "summary": None, "tuning": saved, "memory": opened.session.memory(),
+        "power": None if watts is None else watts.as_json(),
+    }  # fmt: skip
     if best is None or best.rows is None or best.summary is None:
         results.save_document(folder, config, _document(config, opened, document))
     else:
@@ -184,62 +194,59 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
         figures.latency_cdf(best.rows.queries, best.summary, config.model.name).savefig(folder / "latency.png", dpi=120)
         if log is not None:
             results.write_log(log, best.rows.tasks)
-    if search.updates:
-        walk = figures.search_walk(search.updates_table(), config.tune.target_latency, config.tune.sla_percentile)
+    if found.trials:
+        walk = figures.search_walk(table(found.trials), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
-    return lambda: _report_tune(config, opened, lines, best, folder)
+    return lambda: _report_tune(config, opened, lines, best, watts, folder)
 
 
 def _report_tune(
-    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], best: Phase | None, folder: Path
-) -> None:
+    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], best: Phase | None, watts: ServerPower | None,
+    folder: Path,
+) -> None:  # fmt: skip
     tune, out = config.tune, report.console()
     title = (
-        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, "
-        f"{opened.n_engines} CPU engine(s): highest rate found, confirmed with a fresh seed"
+        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} CPU engines, "
+        f"scheduler {tune.scheduler}: highest rate, confirmed with a fresh seed"
     )
-    out.print(report.search(title, lines))
+    out.print(report.search(title, lines, tune.sla_percentile))
+    for sentence in report.search_notes(lines, tune.confidence):
+        out.print(sentence, soft_wrap=True)
+    if watts is not None:
+        out.print(f"Power: {watts}", soft_wrap=True)
     out.print(f"Results: {folder}", soft_wrap=True)
     if opened.session.interrupted:
-        out.print("INVALID: the search was interrupted; the lines above are what it has so far")
-    elif best is not None and math.isclose(best.rate_qps, 1000 / tune.min_arr_range):
+        out.print(f"INVALID: the search was interrupted; --resume {folder.name} goes on with it", soft_wrap=True)
+    elif tune.scheduler == "released" and best and math.isclose(best.limit.carried_qps, 1000 / tune.min_arr_range):
         out.print(f"The grid of rates ends at {best.rate_qps:.0f} QPS: a smaller --min_arr_range may find more")
-    if best is not None:
-        _print_tuned(best)
+    if best is not None and best.summary is not None:
+        policy = best.policy
+        print("\n".join(report.tuned_lines(best.summary, policy.batch_items, policy.offload_items, best.rate_qps)))
     elif not opened.session.interrupted:
-        print("No rate of the grid meets the SLA: raise --target_latency or --max_arr_range")
+        print("No rate meets the SLA: raise --target_latency")
 
 
-def _phase_lines(search: Search) -> list[dict[str, Any]]:
-    baseline = next((p.rate_qps for p in search.phases if p.name == "static"), 0.0)
+def tuning_lines(config: RunConfig, found: Found) -> list[dict[str, Any]]:
+    """What the report and run.json say of each phase; regret against an exhaustive search in results_dir."""
+    baseline = next((p.rate_qps for p in found.phases if p.name == "static"), 0.0)
+    oracle = results.exhaustive_rates(config)
     return [
         {
             "name": phase.name,
             "batch_items": phase.policy.batch_items,
             "offload_items": phase.policy.offload_items,
             "rate_qps": phase.rate_qps,
+            "limit_qps": phase.limit.qps.as_json(),
             "gain": phase.rate_qps / baseline if baseline else None,
-            "n_confirmations": phase.n_confirmations,
+            "of_exhaustive": phase.rate_qps / oracle[phase.name] if oracle.get(phase.name) else None,
+            "n_trials": phase.n_trials,
+            "n_queries": phase.n_queries,
+            "seconds": phase.seconds,
+            "qps_per_watt": phase.qps_per_watt,
             "summary": phase.summary,
         }
-        for phase in search.phases
+        for phase in found.phases
     ]
-
-
-def _print_tuned(best: Phase) -> None:
-    if best.summary is None:
-        return
-    policy, summary = best.policy, best.summary
-    print("\n".join(report.closing_lines(summary)))
-    print(f"Scheduler's Optimal batch_size configuration:  {policy.batch_items}")
-    if policy.offload_items is not None:
-        print(f"Scheduler's Optimal accel_size configuration:  {policy.offload_items}")
-    print(f"Scheduler's Optimal arrival gap:  {1000 / best.rate_qps:.4g}  ms")
-    threshold = "none" if policy.offload_items is None else policy.offload_items
-    print(
-        f"Best: batch {policy.batch_items}, threshold {threshold}, {best.rate_qps:.1f} QPS, "
-        f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms"
-    )
 
 
 def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> dict[str, Any]:
@@ -256,11 +263,18 @@ def _save(folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extr
     results.save(folder, config, rows, _document(config, opened, extra))
 
 
-def run_queue(config: RunConfig) -> int:
-    """At-scale mode; returns the exit code."""
+def resume(config: RunConfig) -> tuple[RunConfig, Path]:
+    """The settings and the folder of the search that --resume names; where to look and how to report stay as given."""
+    saved = results.resumed(config.output.results_dir, config.output.resume)
+    here = {name: getattr(config.output, name) for name in ("results_dir", "resume", "progress", "debug_mode")}
+    return from_settings({**saved.document["config"], **here}), saved.folder
+
+
+def run_queue(config: RunConfig, folder: Path | None = None) -> int:
+    """At-scale mode, in a new folder or the one to go on with; returns the exit code."""
     check(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, also while tables are built
-    folder = results.new_folder(config)
+    folder = folder or results.new_folder(config)
     log = results.open_log(config.output.log_file)
     tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
     try:
@@ -288,6 +302,8 @@ def main(argv: Sequence[str]) -> int:
     level = logging.DEBUG if config.output.debug_mode else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     try:
+        if config.output.resume:
+            return run_queue(*resume(config))
         return run_queue(config) if config.engines.queue else run_standalone(config)
     except ConfigError as error:
         sys.stderr.write(f"DeepRecSys.py: --{error}\n")

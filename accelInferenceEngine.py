@@ -32,14 +32,13 @@ class ModelledEngine:
 
 @dataclass(frozen=True)
 class ModelledFactory:
-    """Builds a ModelledEngine in its process (and, unlike a closure, can be sent to a spawned one)."""
+    """Builds the engine of the index-th device in its process (and, unlike a closure, can be sent to a spawned one)."""
 
-    latency: LatencyModel
+    devices: tuple[LatencyModel, ...]
     model_name: str
 
     def __call__(self, index: int) -> ModelledEngine:
-        del index
-        return ModelledEngine(self.latency, self.model_name)
+        return ModelledEngine(self.devices[index], self.model_name)
 
 
 class CudaEngine:

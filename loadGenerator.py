@@ -133,6 +133,29 @@ def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: fl
     return Schedule(arrival_ns, sizes, input_ids, n_warmup)
 
 
+class CommonLoad:
+    """One load at any rate: the same sizes, inputs and relative gaps, so that two rates or policies differ by
+    themselves and not by luck (common random numbers)."""
+
+    def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
+        self._config, self._n_queries, self._run_index = config, n_queries, run_index
+        self._scales = config.load.arrival_process != "legacy"  # whole-ms gaps have another law at every rate
+        self._unit = draw_schedule(config, n_queries, 0, 1.0, run_index)
+
+    @property
+    def size_range(self) -> tuple[int, int]:
+        """Items of the smallest and of the largest query."""
+        return int(self._unit.n_items.min()), int(self._unit.n_items.max())
+
+    def at(self, rate_qps: float, n_queries: int | None = None) -> Schedule:
+        """The first `n_queries` (default: all) at this rate; no warm-up is marked."""
+        n, unit = n_queries or self._n_queries, self._unit
+        if not self._scales:
+            return draw_schedule(self._config, n, 0, rate_qps, self._run_index)
+        arrival_ns = np.rint(unit.arrival_ns[:n] / rate_qps).astype(np.int64)
+        return Schedule(arrival_ns, unit.n_items[:n], unit.input_id[:n])
+
+
 def draw_input_ids(inputs: InputConfig, n: int, rng: np.random.Generator) -> Int32Array:
     """n input ids: pass after pass over the pool, each in a fresh random order."""
     passes = [rng.permutation(inputs.num_batches) for _ in range(math.ceil(n / inputs.num_batches))]

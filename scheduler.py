@@ -5,11 +5,17 @@ Sans I/O: events in, commands out. No clock, no queue, no process, no tensor, no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
+from infra.rate_search import RateBisection, RateWalk
+from infra.sequential import Verdict
+from infra.stats import Estimate
 
+SCOUTS = 5  # rungs asked along a whole knob
 MAX_ATTEMPTS = 2  # a task is redone once; if it fails again, its query is given up
 
 
@@ -112,142 +118,242 @@ def static_policy(max_items: int, n_engines: int) -> Policy:
     return Policy(-(-max_items // n_engines))
 
 
-def log_grid_qps(min_gap_ms: float, max_gap_ms: float, steps: int) -> tuple[float, ...]:
-    """`steps` rates from 1000 / max_gap_ms up to 1000 / min_gap_ms, evenly spaced in the logarithm."""
-    ratio = (max_gap_ms / min_gap_ms) ** (1 / (steps - 1))
-    return tuple(1000 / max_gap_ms * ratio**i for i in range(steps))
+def with_offload(policy: Policy, thresholds: Sequence[int]) -> list[Policy]:
+    """`policy` with each offload threshold in turn."""
+    return [replace(policy, offload_items=threshold) for threshold in thresholds]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to measure next: one scheduler update at a rate of the grid under a policy."""
+    """What to measure next: a policy at a rate."""
 
     policy: Policy
-    step: int  # index into the grid
     rate_qps: float
+    n_queries: int | None = None  # None: as many as it takes to decide whether the SLA is met
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
-    """What one update saw."""
+class Outcome:
+    """What a trial showed."""
 
-    trial: Trial
-    p_sla_ms: float
-    verdict: str  # "up": below the dead band; "hold": inside it; "down": over the SLA
+    verdict: Verdict
+    late_share: float  # of the queries that count
+    p_sla_ms: float  # latency at the SLA's percentile
+    n_queries: int  # sent
+    leans_met: bool  # the late share is inside the SLA, decided or not
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a configuration carries: the fastest step of the grid that held, or -1 if none did."""
+    """What a policy carries under the SLA; an upper bound alone (value 0) where it was only shown to be worse."""
 
     policy: Policy
-    step: int
-    rate_qps: float
-    updates: int
+    qps: Estimate
+    carried_qps: float  # the highest rate tried that met the SLA
 
 
-class RateWalk:
-    """Walks the log grid of rates for one policy, a step an update, as the release does.
-
-    Below the dead band one step up, over the SLA one step down, inside it no move. It ends when held for
-    `HOLDS` updates in all, when it has turned `TURNS` times, when it stands at an end of the grid, or after
-    `max_updates`.
-    """
-
-    HOLDS = 3
-    TURNS = 4
-
-    def __init__(
-        self, policy: Policy, grid_qps: Sequence[float], sla_ms: float, stable_region: float, max_updates: int,
-        start_step: int = 0,
-    ) -> None:  # fmt: skip
-        self._policy, self._grid = policy, tuple(grid_qps)
-        self._sla_ms, self._band_ms = sla_ms, sla_ms * (1 - stable_region)
-        self._max_updates = max_updates
-        self._step = min(max(start_step, 0), len(self._grid) - 1)
-        self._holds = self._turns = self._direction = 0
-        self.history: list[Observation] = []
-        self._met: dict[int, list[bool]] = {}
-        self._ended = False
-
-    def propose(self) -> Trial | None:
-        """The next update, or None when the walk has ended."""
-        return None if self._ended else Trial(self._policy, self._step, self._grid[self._step])
-
-    def observe(self, p_sla_ms: float) -> None:
-        """The latency percentile that the proposed update saw."""
-        verdict = "down" if p_sla_ms > self._sla_ms else "up" if p_sla_ms < self._band_ms else "hold"
-        trial = Trial(self._policy, self._step, self._grid[self._step])
-        self.history.append(Observation(trial, p_sla_ms, verdict))
-        self._met.setdefault(self._step, []).append(verdict != "down")
-        move = {"up": 1, "hold": 0, "down": -1}[verdict]
-        self._holds += move == 0
-        if move and move == -self._direction:
-            self._turns += 1
-        self._direction = move or self._direction
-        blocked = not 0 <= self._step + move < len(self._grid)
-        self._ended = (
-            blocked or self._holds >= self.HOLDS or self._turns >= self.TURNS or len(self.history) >= self._max_updates
-        )
-        if not blocked:
-            self._step += move
+class Search(Protocol):
+    """Finds the best policy; asks for one trial after the other. Deterministic in what it observes."""
 
     @property
-    def limit(self) -> Limit:
-        """The fastest step at which at least half of the updates met the SLA."""
-        held = [step for step, met in self._met.items() if 2 * sum(met) >= len(met)]
-        step = max(held, default=-1)
-        return Limit(self._policy, step, self._grid[step] if held else 0.0, len(self.history))
+    def n_policies(self) -> int:
+        """How many policies there are to choose from."""
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """What is known so far, in order of discovery."""
+
+    @property
+    def best(self) -> Limit | None:
+        """The best policy so far; None before the first limit."""
+
+    def propose(self) -> Trial | None:
+        """The next trial, the same until it is observed; None when the search has ended."""
+
+    def observe(self, outcome: Outcome) -> None:
+        """What the proposed trial showed."""
 
 
-class ReleasedClimb:
-    """The release's hill climbing: configurations in the given order, until the first that is worse.
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What makes one policy better than another, and how finely a limit is found."""
 
-    Each configuration's walk starts where the one before it ended. `max_updates` bounds one walk.
+    start_qps: float  # where the first limit is looked for
+    rel_width: float = 0.05
+    watts: Callable[[Policy], float] = lambda _: 1.0  # for QPS per watt: power under a policy
+
+    def value(self, limit: Limit) -> float:
+        """QPS, or QPS per watt."""
+        return limit.qps.value / self.watts(limit.policy)
+
+
+Script = Generator[Trial, Outcome, None]
+
+
+class _Scripted:
+    """A search written as a generator: it yields what to try and is sent what that showed."""
+
+    def __init__(self, goal: Goal, n_policies: int) -> None:
+        if n_policies < 1:
+            raise ValueError("no policy to choose from")
+        self._goal, self.n_policies = goal, n_policies
+        self.limits: list[Limit] = []
+        self._script = self._search()
+        self._trial: Trial | None = next(self._script, None)
+
+    @property
+    def best(self) -> Limit | None:
+        """The best policy so far, the earlier one of equals."""
+        return max(self.limits, key=self._goal.value, default=None)
+
+    def propose(self) -> Trial | None:
+        """The next trial."""
+        return self._trial
+
+    def observe(self, outcome: Outcome) -> None:
+        """What it showed."""
+        try:
+            self._trial = self._script.send(outcome)
+        except StopIteration:
+            self._trial = None
+
+    def _search(self) -> Script:
+        raise NotImplementedError
+
+    def _find_limit(self, policy: Policy, start_qps: float, seen: Outcome | None = None) -> Script:
+        """Bisect; `seen` is what the starting rate showed, where that is known."""
+        bisection = RateBisection(start_qps, self._goal.rel_width)
+        if seen is not None:
+            bisection.observe(seen.verdict, leans_met=seen.leans_met)
+        while (rate_qps := bisection.propose()) is not None:
+            outcome = yield Trial(policy, rate_qps)
+            bisection.observe(outcome.verdict, leans_met=outcome.leans_met)
+        self.limits.append(Limit(policy, bisection.estimate, bisection.carried_qps))
+
+
+class Exhaustive(_Scripted):
+    """The oracle: the limit of every policy, each on its own. With one policy: that policy's limit."""
+
+    def __init__(self, policies: Sequence[Policy], goal: Goal) -> None:
+        self._policies = tuple(dict.fromkeys(policies))
+        super().__init__(goal, len(self._policies))
+
+    def _search(self) -> Script:
+        for policy in self._policies:
+            yield from self._find_limit(policy, self._goal.start_qps)
+
+
+class HillClimb(_Scripted):
+    """Climbs one knob after the other until a whole round changes nothing; each with scouts over its whole range first.
+
+    A neighbour is asked one question: does it carry more than the best so far, by half of the width asked for? Only
+    if it does (decided, or leaning so) is its limit looked for, from there; so a worse one costs a single trial. The
+    scouts find the slope where a plateau or a bump hides it; a direction is given up after `PATIENCE` rungs in a row
+    that are not better, not at the first dip.
+
+    `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the order to climb.
+    """
+
+    PATIENCE = 2
+
+    def __init__(
+        self, knobs: Mapping[str, Sequence[int | None]], start: Policy, goal: Goal, known: Limit | None = None
+    ) -> None:
+        self._start, self._known = start, known
+        self._knobs = {name: _ladder([*values, getattr(start, name)]) for name, values in knobs.items()}
+        self._tried: set[Policy] = set()
+        super().__init__(goal, math.prod(len(values) for values in self._knobs.values()))
+
+    def _search(self) -> Script:
+        if self._known is not None:
+            self.limits.append(self._known)
+        else:
+            yield from self._find_limit(self._start, self._goal.start_qps)
+        self._tried.add(self._start)
+        top = None
+        while top != self.best:
+            top = self.best
+            for name, ladder in self._knobs.items():
+                yield from self._climb(name, ladder)
+            if len(self._knobs) == 1:
+                return
+
+    def _climb(self, name: str, ladder: Sequence[int | None]) -> Script:
+        """Ask rungs all along the ladder first, then closer and closer ones around the best."""
+        stride = 2 ** max(0, math.ceil(math.log2(len(ladder) / SCOUTS)))
+        for at in sorted({*range(0, len(ladder), stride), len(ladder) - 1}, reverse=True):
+            yield from self._challenge(replace(self._best_limit().policy, **{name: ladder[at]}))  # type: ignore[arg-type]
+        while stride > 1:
+            stride //= 2
+            before = self.best
+            yield from self._walk(name, ladder, stride)
+            if self.best == before:
+                yield from self._walk(name, ladder, -stride)
+
+    def _walk(self, name: str, ladder: Sequence[int | None], step: int) -> Script:
+        """Step on while it gets better, and over dips shorter than PATIENCE."""
+        best = self._best_limit()
+        at, dips = ladder.index(getattr(best.policy, name)), 0
+        while dips < self.PATIENCE and 0 <= at + step < len(ladder):
+            at += step
+            yield from self._challenge(replace(best.policy, **{name: ladder[at]}))  # type: ignore[arg-type]
+            dips = dips + 1 if self._best_limit() == best else 0
+            best = self._best_limit()
+
+    def _challenge(self, policy: Policy) -> Script:
+        """One trial at a rate that would make this policy the best; its limit only if it holds there."""
+        if policy in self._tried:
+            return
+        self._tried.add(policy)
+        to_beat = self._goal.value(self._best_limit()) * self._goal.watts(policy) * (1 + self._goal.rel_width / 2)
+        if to_beat == 0:  # nothing has met the SLA yet
+            yield from self._find_limit(policy, self._goal.start_qps)
+            return
+        outcome = yield Trial(policy, to_beat)
+        if outcome.verdict == "met" or (outcome.verdict == "undecided" and outcome.leans_met):
+            yield from self._find_limit(policy, to_beat, seen=outcome)
+        else:
+            high = to_beat if outcome.verdict == "missed" else math.inf
+            self.limits.append(Limit(policy, Estimate(0.0, 0.0, high), 0.0))
+
+    def _best_limit(self) -> Limit:
+        best = self.best
+        assert best is not None, "the start has a limit"
+        return best
+
+
+def _ladder(values: Sequence[int | None]) -> list[int | None]:
+    """Ascending, each once; None, which is beyond every number, last."""
+    numbers = sorted({value for value in values if value is not None})
+    return [*numbers, None] if None in values else [*numbers]
+
+
+class ReleasedClimb(_Scripted):
+    """The release's hill climbing: policies in the given order, until the first that carries less than the best.
+
+    Every trial is an update of `n_queries`; each policy's walk over `grid_qps` starts where the one before it ended.
+    `max_updates` bounds one walk.
     """
 
     def __init__(
         self, policies: Sequence[Policy], grid_qps: Sequence[float], sla_ms: float, stable_region: float,
-        max_updates: int, start_step: int = 0,
+        max_updates: int, n_queries: int, start_step: int = 0, goal: Goal | None = None,
     ) -> None:  # fmt: skip
-        if not policies:
-            raise ValueError("no configuration to climb through")
-        self._policies = tuple(policies)
-        self._walk_settings = (tuple(grid_qps), sla_ms, stable_region, max_updates)
-        self._walk = RateWalk(self._policies[0], *self._walk_settings, start_step)
-        self.limits: list[Limit] = []
-        self.history: list[Observation] = []
-        self._ended = False
+        self._policies, self._grid, self._n_queries = tuple(policies), tuple(grid_qps), n_queries
+        self._walk_settings = (self._grid, sla_ms, stable_region, max_updates)
+        self._start_step = start_step
+        super().__init__(goal or Goal(self._grid[0]), len(self._policies))
 
-    @property
-    def n_configurations(self) -> int:
-        """How many configurations there are to climb through."""
-        return len(self._policies)
-
-    def propose(self) -> Trial | None:
-        """The next update, or None when the climb has ended."""
-        return None if self._ended else self._walk.propose()
-
-    def observe(self, p_sla_ms: float) -> None:
-        """The latency percentile that the proposed update saw."""
-        self._walk.observe(p_sla_ms)
-        self.history.append(self._walk.history[-1])
-        if self._walk.propose() is not None:
-            return
-        limit = self._walk.limit
-        worse = bool(self.limits) and limit.step < max(known.step for known in self.limits)
-        self.limits.append(limit)
-        self._ended = worse or len(self.limits) == len(self._policies)
-        if not self._ended:
-            following = self._policies[len(self.limits)]
-            self._walk = RateWalk(following, *self._walk_settings, start_step=limit.step)
-
-    @property
-    def best(self) -> Limit:
-        """The configuration that carries the highest rate; the earlier one where two are equal."""
-        return max(self.limits, key=lambda limit: limit.step)
-
-
-def with_offload(policy: Policy, thresholds: Sequence[int]) -> list[Policy]:
-    """`policy` with each offload threshold in turn."""
-    return [replace(policy, offload_items=threshold) for threshold in thresholds]
+    def _search(self) -> Script:
+        step = self._start_step
+        for policy in self._policies:
+            walk = RateWalk(*self._walk_settings, step)
+            while (rate_qps := walk.propose()) is not None:
+                outcome = yield Trial(policy, rate_qps, self._n_queries)
+                walk.observe(outcome.p_sla_ms)
+            step = walk.limit_step
+            qps = self._grid[step] if step >= 0 else 0.0
+            worse = any(qps < limit.qps.value for limit in self.limits)
+            self.limits.append(Limit(policy, Estimate(qps, -math.inf, math.inf), qps))
+            if worse:
+                return

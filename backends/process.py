@@ -128,6 +128,7 @@ class ProcessSession:
             run = self._run = Run(schedule, stages, on_progress, in_order)
             while not (run.finished or self.interrupted):
                 self._turn(run)
+        run.look()
         for pool in self._pools.values():  # what a run leaves behind that ended early
             pool.backlog.clear()
             pool.take_back()

@@ -1,6 +1,7 @@
-"""Drives a search over a session: what the scheduler proposes is measured, what was measured is observed.
+"""Drives searches over a session: what the scheduler proposes is measured, what was measured is observed.
 
-Every update is a run of its own (schedule, warm-up, seed); engines stay warm, no query is thrown away, nothing sleeps.
+Every trial is a run of its own; engines stay warm, nothing sleeps. A search is deterministic in what it observes, so
+its log is its state: to go on after a kill, the log is observed again and the search asks for what is missing.
 """
 
 from __future__ import annotations
@@ -8,173 +9,225 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import pandas as pd
-
+from backends.probe import Sla, capacity_qps, probe
+from backends.search_log import SearchLog, outcome_of
 from backends.session import Session
 from infra.config import RunConfig
 from infra.progress import OnFraction, Progress
+from infra.rate_search import log_grid_qps
 from infra.rows import Rows
-from infra.stats import Summary, quantile, summarize
-from loadGenerator import draw_schedule
-from scheduler import Limit, Policy, ReleasedClimb, Stage, log_grid_qps, static_policy, with_offload
+from infra.stats import Summary, summarize
+from loadGenerator import CommonLoad, draw_schedule
+from scheduler import (
+    Exhaustive,
+    Goal,
+    HillClimb,
+    Limit,
+    Policy,
+    ReleasedClimb,
+    Search,
+    Stage,
+    Trial,
+    static_policy,
+    with_offload,
+)
 
-WARMUP_SHARE = 0.25  # of an update's queries, sent before those that count
+START_LOAD = 0.5  # of the capacity: where the first limit is looked for
 MAX_CONFIRMATIONS = 8
-_TYPICAL_UPDATES = 12  # of a configuration; for the estimate of what remains only
+_TYPICAL_TRIALS = {"released": 12, "hill": 2, "exhaustive": 7, "static": 7}  # a policy; for the estimate only
+_LOAD, _OWN_LOAD, _CONFIRMATION = 2, 1_000, 1_000_000  # run indices: common to the trials, of each, of each run
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One line of the result: a policy, the rate it carries under the SLA, and the run that confirms it."""
+    """One line of the result: a policy, its limit, the run that confirms what it carries, and what that cost."""
 
     name: str
-    policy: Policy
-    rate_qps: float
-    summary: Summary | None  # None: no rate of the grid meets the SLA
+    limit: Limit
+    rate_qps: float  # confirmed
+    summary: Summary | None  # None: no rate meets the SLA
     rows: Rows | None
-    n_confirmations: int
+    n_trials: int
+    n_queries: int
+    seconds: float
+    watts: float | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The best of the phase."""
+        return self.limit.policy
+
+    @property
+    def qps_per_watt(self) -> float | None:
+        """At the confirmed rate."""
+        return None if self.watts is None else self.rate_qps / self.watts
 
 
 @dataclass
-class Search:
-    """All that a search leaves: one line per phase, one row per update, and every query that was sent."""
+class Found:
+    """All that a search leaves: a line per phase, and a line per trial as `backends.search_log` writes it."""
 
     phases: list[Phase] = field(default_factory=list)
-    updates: list[dict[str, object]] = field(default_factory=list)
-    query_rows: list[pd.DataFrame] = field(default_factory=list)
-
-    def updates_table(self) -> pd.DataFrame:
-        """phase, update, batch_items, offload_items, rate_qps, p_sla_ms, verdict, n_queries."""
-        return pd.DataFrame(self.updates)
-
-    def queries_table(self) -> pd.DataFrame:
-        """The rows of every query of every update, with its number."""
-        return pd.concat(self.query_rows, ignore_index=True) if self.query_rows else pd.DataFrame()
+    trials: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Tuner:
     """Runs the phases that the settings ask for; after an interruption what it has so far stands."""
 
-    def __init__(self, config: RunConfig, session: Session, n_engines: int, progress: Progress) -> None:
+    def __init__(
+        self, config: RunConfig, session: Session, n_engines: int, progress: Progress, log: SearchLog | None = None,
+        watts: Callable[[Policy], float] | None = None,
+    ) -> None:  # fmt: skip
         self._config, self._session, self._progress = config, session, progress
-        self._n_engines = n_engines
+        self._n_engines, self._log, self._watts = n_engines, log or SearchLog(None), watts
         tune = config.tune
-        self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
-        self._n_runs = 0
-        self.search = Search()
-
-    def run(self) -> Search:
-        """Static baseline, then the per-core batch, then the offload threshold."""
-        tune, max_items = self._config.tune, self._config.inputs.max_mini_batch_size
-        self._phase("static", [static_policy(max_items, self._n_engines)])
-        best = Policy(self._config.engines.sub_task_batch_size)
-        if tune.tune_batch_qps:
-            best = self._phase("tuned CPU", [Policy(n) for n in _numbers(tune.batch_configs)])
-        if tune.tune_accel_qps:
-            self._phase("tuned CPU + accelerator", with_offload(best, _numbers(tune.accel_configs)))
-        return self.search
-
-    def _phase(self, name: str, policies: Sequence[Policy]) -> Policy:
-        """Climb, confirm, note; returns the best policy."""
-        if self._session.interrupted:
-            return policies[0]
-        tune = self._config.tune
-        start = self._last_step()
-        climb = ReleasedClimb(policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, start)
-        n_phases = 1 + tune.tune_batch_qps + tune.tune_accel_qps
-        with self._progress.step(f"[{len(self.search.phases) + 1}/{n_phases}] {name}:") as on_fraction:
-            while (trial := climb.propose()) is not None:
-                rows, p_sla_ms = self._update(trial.policy, trial.rate_qps)
-                if self._session.interrupted:
-                    return policies[0]
-                climb.observe(p_sla_ms)
-                self._note_update(name, rows, climb)
-                _tell(on_fraction, climb)
-        best = climb.best
-        self.search.phases.append(self._confirm(name, best))
-        return best.policy
-
-    def _last_step(self) -> int:
-        """Where to begin on the grid: at what the phase before it carried, the slowest rate at first."""
-        carried = [phase.rate_qps for phase in self.search.phases if phase.rate_qps > 0]
-        return min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - carried[-1])) if carried else 0
-
-    def _update(self, policy: Policy, rate_qps: float) -> tuple[Rows, float]:
-        n_warmup = math.ceil(self._config.tune.req_granularity * WARMUP_SHARE)
-        rows = self._measure(policy, rate_qps, n_warmup + self._config.tune.req_granularity, n_warmup)
-        measured = rows.queries[~rows.queries["is_warmup"]]
-        latency_ms = (measured["done_ns"] - measured["arrival_ns"]).astype("Float64").to_numpy(
-            float, na_value=math.inf
-        ) / 1e6
-        return rows, quantile(latency_ms, self._config.tune.sla_percentile / 100).value
-
-    def _measure(
-        self, policy: Policy, rate_qps: float, n_queries: int, n_warmup: int,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Rows:  # fmt: skip
-        self._n_runs += 1
-        schedule = draw_schedule(self._config, n_queries, n_warmup, rate_qps, self._n_runs)
-        return self._session.run(schedule, [Stage(policy)], on_progress)
-
-    def _note_update(self, phase: str, rows: Rows, climb: ReleasedClimb) -> None:
-        seen = climb.history[-1]
-        number = len(self.search.updates)
-        self.search.updates.append(
-            {
-                "phase": phase,
-                "update": number,
-                "batch_items": seen.trial.policy.batch_items,
-                "offload_items": seen.trial.policy.offload_items,
-                "rate_qps": seen.trial.rate_qps,
-                "p_sla_ms": seen.p_sla_ms,
-                "verdict": seen.verdict,
-                "n_queries": len(rows.queries),
-            }
+        self._sla = Sla(
+            tune.target_latency, tune.sla_percentile, tune.confidence, tune.probe_queries or config.n_queries
         )
-        self.search.query_rows.append(rows.queries.assign(update=number))
+        self._load = CommonLoad(config, self._sla.max_queries, _LOAD)
+        self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
+        self._n_own_loads = self._n_confirmations = 0
+        self.found = Found()
 
-    def _confirm(self, name: str, limit: Limit) -> Phase:
-        """Longer runs with fresh seeds: up the grid while the SLA is met, or down it until it is."""
-        best = Phase(name, limit.policy, 0.0, None, None, 0)
-        step, direction = limit.step, 0
-        for tries in range(1, MAX_CONFIRMATIONS + 1):
-            if not 0 <= step < len(self._grid):
+    def run(self) -> Found:
+        """Static baseline, then the per-core batch, then the offload threshold."""
+        tune, inputs = self._config.tune, self._config.inputs
+        static = static_policy(inputs.max_mini_batch_size, self._n_engines)
+        start_qps = self._log.once("start_qps", lambda: START_LOAD * capacity_qps(self._session, self._config, static))
+        goal = Goal(start_qps, tune.rate_width, self._watts or (lambda _: 1.0))
+        best = self._phase("static", self._plain_search([static], goal))
+        if tune.scheduler == "static" or best is None:
+            return self.found
+        if tune.tune_batch_qps:
+            batches = [n for n in _numbers(tune.batch_configs) if n <= inputs.max_mini_batch_size] or [
+                static.batch_items
+            ]
+            tuned = self._phase("tuned CPU", self._batch_search(batches, goal, best))
+            best = tuned or best
+        else:
+            batches = [self._config.engines.sub_task_batch_size]
+            best = Limit(Policy(batches[0]), best.qps, best.carried_qps) if batches[0] == static.batch_items else None
+        if tune.tune_accel_qps and not self._session.interrupted:
+            self._phase("tuned CPU + accelerator", self._offload_search(batches, goal, best))
+        return self.found
+
+    # -- which search --------------------------------------------------------------------------------------------
+
+    def _plain_search(self, policies: Sequence[Policy], goal: Goal) -> Search:
+        if self._config.tune.scheduler != "released":
+            return Exhaustive(policies, goal)
+        tune = self._config.tune
+        known = [phase.limit.carried_qps for phase in self.found.phases if phase.limit.carried_qps > 0]
+        start = min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - known[-1])) if known else 0
+        return ReleasedClimb(
+            policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, tune.req_granularity,
+            start, goal,
+        )  # fmt: skip
+
+    def _batch_search(self, batches: Sequence[int], goal: Goal, static: Limit) -> Search:
+        if self._config.tune.scheduler == "hill":
+            return HillClimb(
+                {"batch_items": distinct_batches(batches, self._load.size_range[1])}, static.policy, goal, static
+            )
+        return self._plain_search([Policy(n) for n in batches], goal)
+
+    def _offload_search(self, batches: Sequence[int], goal: Goal, best: Limit | None) -> Search:
+        thresholds = _numbers(self._config.tune.accel_configs)
+        start = best.policy if best is not None else Policy(batches[0])
+        match self._config.tune.scheduler:
+            case "hill":
+                knobs = {
+                    "offload_items": [*distinct_thresholds(thresholds, *self._load.size_range), None],
+                    "batch_items": distinct_batches(batches, self._load.size_range[1]),
+                }
+                return HillClimb(knobs, start, goal, best)  # fmt: skip
+            case "exhaustive":
+                return Exhaustive([p for n in batches for p in with_offload(Policy(n), thresholds)], goal)
+            case _:
+                return self._plain_search(with_offload(start, thresholds), goal)
+
+    # -- one phase -----------------------------------------------------------------------------------------------
+
+    def _phase(self, name: str, search: Search) -> Limit | None:
+        """Search, confirm, note; returns the best policy's limit, None if interrupted before there was one."""
+        tune, own = self._config.tune, list[dict[str, Any]]()
+        n_phases = 1 if tune.scheduler == "static" else 1 + tune.tune_batch_qps + tune.tune_accel_qps
+        with self._progress.step(f"[{len(self.found.phases) + 1}/{n_phases}] {name}:") as on_fraction:
+            while (trial := search.propose()) is not None:
+                _tell(on_fraction, search, trial, len(own), _TYPICAL_TRIALS[tune.scheduler])
+                line = self._try(name, trial)
+                if line is None:
+                    break
+                own.append(line)
+                search.observe(outcome_of(line))
+        self.found.trials += own
+        if search.best is not None:
+            self.found.phases.append(self._confirm(name, search.best, own))
+        return None if self._session.interrupted else search.best
+
+    def _try(self, phase: str, trial: Trial) -> dict[str, Any] | None:
+        line = self._log.recorded(phase, trial)
+        if line is not None:
+            return line
+        load = self._load
+        if trial.n_queries is not None:  # the release draws every update anew
+            self._n_own_loads += 1
+            load = CommonLoad(self._config, 2 * trial.n_queries, _OWN_LOAD + self._n_own_loads)
+        probed = probe(self._session, load, self._sla, trial)
+        return None if probed is None else self._log.note(phase, trial, probed)
+
+    def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
+        """A run with a fresh seed at what the policy carries, and slower ones until the SLA is met."""
+        rate_qps, summary, rows = limit.carried_qps, None, None
+        for _ in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
+            if self._session.interrupted:
                 break
-            rows, summary = self._confirmation(name, limit.policy, self._grid[step])
-            if self._session.interrupted and best.summary is not None:
+            rows, summary = self._confirmation(name, limit.policy, rate_qps)
+            if summary.meets_sla or self._session.interrupted:
                 break
-            met = summary.meets_sla
-            if met or self._session.interrupted:
-                best = Phase(name, limit.policy, self._grid[step], summary, rows, tries)
-            turned = (met and direction < 0) or (not met and direction > 0)
-            if self._session.interrupted or turned:
-                break
-            direction = 1 if met else -1
-            step += direction
-        return best
+            rate_qps /= 1 + self._config.tune.rate_width
+        if summary is not None and not (summary.meets_sla or self._session.interrupted):
+            rate_qps, summary, rows = 0.0, None, None
+        return Phase(
+            name, limit, rate_qps if summary is not None else 0.0, summary, rows, len(trials),
+            sum(t["n_queries"] for t in trials), sum(t["seconds"] for t in trials),
+            self._watts(limit.policy) if self._watts else None,
+        )  # fmt: skip
 
     def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
-        tune, n_queries = self._config.tune, self._config.n_queries
+        self._n_confirmations += 1
+        tune, n = self._config.tune, self._config.n_queries
+        schedule = draw_schedule(
+            self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
+        )  # fmt: skip
         with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
-            rows = self._measure(
-                policy, rate_qps, n_queries, self._config.n_warmup, lambda n_done: on_fraction(n_done / n_queries)
-            )
+            rows = self._session.run(schedule, [Stage(policy)], lambda n_done: on_fraction(n_done / n))
         return rows, summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes)
+
+
+def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
+    """One of the batches that no query of the load fills, and all that some query does."""
+    splitting = [n for n in batches if n < largest_query]
+    return [*splitting, *sorted(n for n in batches if n >= largest_query)[:1]]
+
+
+def distinct_thresholds(thresholds: Sequence[int], smallest_query: int, largest_query: int) -> list[int]:
+    """One of the thresholds that offload every query of the load, and all that offload some but not all."""
+    everything = sorted((n for n in thresholds if n <= smallest_query), reverse=True)[:1]
+    return [*everything, *(n for n in thresholds if smallest_query < n <= largest_query)]
 
 
 def _numbers(dashed: str) -> list[int]:
     return [int(part) for part in dashed.split("-")]
 
 
-def _tell(on_fraction: OnFraction, climb: ReleasedClimb) -> None:
-    seen = climb.history[-1]
-    updates = len(climb.history) - sum(limit.updates for limit in climb.limits)
-    within = 1 - math.exp(-updates / _TYPICAL_UPDATES)
-    policy = seen.trial.policy
-    offload = "" if policy.offload_items is None else f", threshold {policy.offload_items}"
+def _tell(on_fraction: OnFraction, search: Search, trial: Trial, n_trials: int, typical: int) -> None:
+    """A search ends when it ends: the fraction nears 1 with the trials that such a search takes."""
+    expected = typical * search.n_policies
+    offload = "" if trial.policy.offload_items is None else f", threshold {trial.policy.offload_items}"
     on_fraction(
-        min((len(climb.limits) + within) / climb.n_configurations, 1.0),
-        f"batch {policy.batch_items}{offload}, update {len(climb.history)}, "
-        f"{seen.trial.rate_qps:.0f} QPS, tail {seen.p_sla_ms:.1f} ms",
+        1 - math.exp(-2 * n_trials / expected),
+        f"trial {n_trials + 1}: batch {trial.policy.batch_items}{offload}, {trial.rate_qps:.0f} QPS",
     )

@@ -227,13 +227,20 @@ class EngineConfig:
     pin_cores: bool = flag(False, "pin CPU engine i to core i modulo cores")
     engine_timeout: float = flag(120.0, "seconds an engine may take to say that it is ready", low=0.1)
     model_accel: bool = flag(False, "add an accelerator engine")
-    accel_device: str = flag("nvidia_gtx_1080_ti", "folder under accel_root_dir, or cuda: the model itself on this GPU")
+    accel_device: str = flag(
+        "nvidia_gtx_1080_ti", "folders under accel_root_dir, comma-separated, or cuda: the model on this GPU"
+    )
     accel_request_size_thres: int = flag(1024, "offload threshold: queries of at least this many items go whole", low=1)
     accel_root_dir: str = flag("accelerator/", "where device profiles lie")
     use_accel: bool = flag(False, "standalone: run the model on the GPU")
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def accel_devices(self) -> tuple[str, ...]:
+        """Names of the accelerators, one engine each."""
+        return tuple(name.strip() for name in self.accel_device.split(","))
 
     @property
     def n_threads(self) -> int:
@@ -249,14 +256,25 @@ class TuneConfig:
     sla_percentile: float = flag(95.0, "percentile of the latency that the SLA bounds", low=50.0, high=99.9)
     tune_batch_qps: bool = flag(False, "tune the per-core batch for the highest rate under the SLA")
     tune_accel_qps: bool = flag(False, "then tune the offload threshold (needs model_accel)")
-    batch_configs: str = flag("32-64-128-256-512-1024", "per-core batches to climb through, in this order")
-    accel_configs: str = flag("128-256-512", "offload thresholds to climb through, in this order")
-    req_granularity: int = flag(64, "queries per scheduler update", low=8)
-    stable_region: float = flag(0.10, "dead band under the SLA within which the rate is held, fraction", low=0)
-    max_arr_range: float = flag(100.0, "largest gap tried, ms")
-    min_arr_range: float = flag(1.0, "smallest gap tried, ms")
-    arr_steps: int = flag(20, "log-spaced gaps between the two", low=2)
-    sched_timeout: int = flag(100, "updates per configuration at most", low=1)
+    scheduler: str = flag(
+        "hill", "how policies are searched: static = baseline only, exhaustive = the oracle, released = as the release",
+        ("hill", "released", "static", "exhaustive"),
+    )  # fmt: skip
+    objective: str = flag("qps", "what is highest under the SLA", ("qps", "qps_per_watt"))
+    cpu_watts: float | None = flag(None, "power of all CPU engines together in W, where no counter can be read")
+    confidence: float = flag(0.99, "confidence of a verdict on one rate", low=0.5, high=0.9999)
+    rate_width: float = flag(0.05, "relative width to which a rate under the SLA is found", low=0.001, high=1.0)
+    probe_queries: int = flag(0, "queries after which one rate is undecided (0: nepochs x num_batches)", low=0)
+    batch_configs: str = flag("32-64-128-256-512-1024", "per-core batches to choose from; released: in this order")
+    accel_configs: str = flag("128-256-512", "offload thresholds to choose from; released: in this order")
+    req_granularity: int = flag(64, "scheduler released: queries per update", low=8)
+    stable_region: float = flag(
+        0.10, "released: dead band under the SLA within which the rate is held, fraction", low=0
+    )
+    max_arr_range: float = flag(100.0, "released: largest gap tried, ms")
+    min_arr_range: float = flag(1.0, "released: smallest gap tried, ms")
+    arr_steps: int = flag(20, "released: log-spaced gaps between the two", low=2)
+    sched_timeout: int = flag(100, "released: updates per configuration at most", low=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -267,6 +285,8 @@ class TuneConfig:
             raise ConfigError(
                 "min_arr_range", f"is {self.min_arr_range:g}; expected less than max_arr_range, {self.max_arr_range:g}"
             )
+        if self.cpu_watts is not None and self.cpu_watts <= 0:
+            raise ConfigError("cpu_watts", f"is {self.cpu_watts:g}; expected more than 0 W")
         if not self.stable_region < 1:
             raise ConfigError("stable_region", f"is {self.stable_region:g}; expected less than 1")
         dashed("batch_configs", self.batch_configs)
@@ -278,6 +298,7 @@ class OutputConfig:
     """Output."""
 
     results_dir: str = flag("results", "folder that gets one folder per run: run.json, *.parquet, figures")
+    resume: str = flag("", "run id below results_dir of a search to go on with, under the settings saved there")
     log_file: str = flag("log/output.log", "one line per task (empty: none)")
     progress: str = flag("auto", "auto: a bar on a terminal, else nothing; plain: lines", ("auto", "plain", "none"))
     enable_profiling: bool = flag(False, "standalone: print the time by operator")

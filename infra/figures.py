@@ -88,36 +88,47 @@ def _percentile(axes: Axes, p: float, estimate: Estimate, largest_ms: float) -> 
     )
 
 
-def search_walk(updates: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:
-    """The scheduler's search: rate and tail latency by update, one band per configuration."""
+_VERDICTS = {"met": "o", "missed": "x", "undecided": "_"}
+
+
+def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:
+    """A search: rate and tail latency by trial, one band per policy, the marker tells the verdict."""
     figure = Figure(figsize=(9.0, 5.2), layout="constrained")
     rate_axes, tail_axes = figure.subplots(2, 1, sharex=True)
-    phases = list(dict.fromkeys(updates["phase"]))
+    trials = trials.assign(trial=range(1, len(trials) + 1), offload_items=trials["offload_items"].fillna(0))
+    phases = list(dict.fromkeys(trials["phase"]))
     shades = {phase: ("#d1495b", "#1f77b4", "#2a9d8f", "#6a4c93")[i % 4] for i, phase in enumerate(phases)}
-    offload = updates["offload_items"].fillna(0)
-    change = (updates["phase"] != updates["phase"].shift()) | (updates["batch_items"] != updates["batch_items"].shift())
-    groups = (change | (offload != offload.shift())).cumsum()
-    for number, part in updates.groupby(groups):
-        phase, shade = part["phase"].iloc[0], shades[part["phase"].iloc[0]]
-        label = phase if not any(line.get_label() == phase for line in rate_axes.lines) else None
-        rate_axes.plot(part["update"], part["rate_qps"], ".-", color=shade, label=label, markersize=4, linewidth=1)
-        tail_axes.plot(part["update"], part["p_sla_ms"], ".-", color=shade, markersize=4, linewidth=1)
-        name = f"{part['batch_items'].iloc[0]}"
-        if offload[part.index[0]] > 0:
-            name += f"\n>={int(offload[part.index[0]])}"
-        for axes in (rate_axes, tail_axes):
-            if number % 2 == 0:
-                axes.axvspan(
-                    part["update"].iloc[0] - 0.5, part["update"].iloc[-1] + 0.5, color="black", alpha=0.05, lw=0
-                )
-        rate_axes.annotate(
-            name, (part["update"].mean(), 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom"
-        )
+    policy = trials[["phase", "batch_items", "offload_items"]]
+    groups = (policy != policy.shift()).any(axis=1).cumsum()
+    for number, part in trials.groupby(groups):
+        _band(rate_axes, tail_axes, part, shades[part["phase"].iloc[0]], shaded=bool(number % 2 == 0))
+    for phase, shade in shades.items():
+        rate_axes.plot([], [], color=shade, label=phase)
+    for verdict, marker in _VERDICTS.items():
+        if (trials["verdict"] == verdict).any():
+            rate_axes.plot([], [], marker, color="black", label=f"SLA {verdict}", markersize=4)
     tail_axes.axhline(sla_ms, color=_SLA, linestyle="--", label=f"SLA {sla_ms:g} ms")
     plain_log(tail_axes, "y")
+    plain_log(rate_axes, "y")
     style(rate_axes, "", "offered rate (QPS)", "")
     figure.suptitle("Search: per-core batch (and offload threshold) above each band", fontsize=10)
-    style(tail_axes, "scheduler update", f"p{percentile:g} of the update (ms)", "")
-    rate_axes.legend(fontsize=8, frameon=False, loc="lower right")
-    tail_axes.legend(fontsize=8, frameon=False, loc="upper left")
+    style(tail_axes, "trial", f"p{percentile:g} of the trial (ms)", "")
+    rate_axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    tail_axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _band(rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, shaded: bool) -> None:
+    first, last = part["trial"].iloc[0] - 0.5, part["trial"].iloc[-1] + 0.5
+    for axes, column in ((rate_axes, "rate_qps"), (tail_axes, "p_sla_ms")):
+        axes.plot(part["trial"], part[column].astype(float), color=shade, linewidth=1)
+        for verdict, marker in _VERDICTS.items():
+            own = part[part["verdict"] == verdict]
+            axes.plot(own["trial"], own[column].astype(float), marker, color=shade, markersize=4)
+        if shaded:
+            axes.axvspan(first, last, color="black", alpha=0.05, lw=0)
+    offload = part["offload_items"].iloc[0]
+    name = f"{part['batch_items'].iloc[0]}" + (f"\n>={int(offload)}" if offload > 0 else "")
+    rate_axes.annotate(
+        name, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom"
+    )

@@ -75,27 +75,62 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
     return table
 
 
-def search(title: str, lines: Sequence[dict[str, Any]]) -> Table:
+def search(title: str, lines: Sequence[dict[str, Any]], percentile: float = 95.0) -> Table:
     """Table of a search: one line a phase."""
     table = Table(title=title, title_justify="left", title_style="bold")
+    per_watt = any(line["qps_per_watt"] is not None for line in lines)
+    columns = ["batch", "threshold", "QPS", f"p{percentile:g} ms", "offloaded", "gain", "trials", "queries", "s", "run"]
+    if per_watt:
+        columns.insert(3, "QPS/W")
     table.add_column("policy")
-    for name in ("batch", "threshold", "QPS", "p95 ms", "p99 ms", "offloaded", "gain", "run"):
+    for name in columns:
         table.add_column(name, justify="right")
     for line in lines:
         summary: Summary | None = line["summary"]
         threshold = "-" if line["offload_items"] is None else str(line["offload_items"])
+        cells = [str(line["batch_items"]), threshold]
         if summary is None:
-            table.add_row(
-                line["name"], str(line["batch_items"]), threshold, "none", "-", "-", "-", "-", "no rate meets the SLA"
-            )
-            continue
+            cells += ["none", *["-"] * per_watt, "-", "-", "-"]
+        else:
+            cells += [
+                number(line["rate_qps"], 1), *([number(line["qps_per_watt"], 3)] if per_watt else []),
+                f"{number(summary.p_sla_ms.value)} {interval(summary.p_sla_ms)}", f"{summary.accel_query_share:.0%}",
+                f"{line['gain']:.2f}x" if line["gain"] else "-",
+            ]  # fmt: skip
+        verdict = "no rate meets the SLA" if summary is None else "VALID" if summary.valid else "INVALID"
         table.add_row(
-            line["name"], str(line["batch_items"]), threshold, number(line["rate_qps"], 1),
-            f"{number(summary.p95_ms.value)} {interval(summary.p95_ms)}", number(summary.p99_ms.value),
-            f"{summary.accel_query_share:.0%}", f"{line['gain']:.2f}x" if line["gain"] else "-",
-            "VALID" if summary.valid else "INVALID",
-        )  # fmt: skip
+            line["name"], *cells, str(line["n_trials"]), f"{line['n_queries']:,}", number(line["seconds"], 0), verdict
+        )
     return table
+
+
+def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str]:
+    """What the table has no room for: how sure each limit is, and how far it is from the best possible."""
+    notes = []
+    for line in lines:
+        limit = line["limit_qps"]
+        low, high = (number(limit[k], 1) if limit[k] else "?" for k in ("low", "high"))
+        known = low != "?" or high != "?"
+        sure = f": shown to hold at {low} and to fail at {high} QPS (confidence {confidence:.0%} each)" if known else ""
+        share = line["of_exhaustive"]
+        regret = f"; {share:.1%} of the exhaustive search's rate" if share else ""
+        notes.append(f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}")
+    return notes
+
+
+def tuned_lines(summary: Summary, batch_items: int, offload_items: int | None, rate_qps: float) -> list[str]:
+    """The release's last lines of a tuning run, and ours."""
+    accel = [] if offload_items is None else [f"Scheduler's Optimal accel_size configuration:  {offload_items}"]
+    threshold = "none" if offload_items is None else offload_items
+    tail = f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms"
+    best = f"Best: batch {batch_items}, threshold {threshold}, {rate_qps:.1f} QPS, {tail}"
+    return [
+        *closing_lines(summary),
+        f"Scheduler's Optimal batch_size configuration:  {batch_items}",
+        *accel,
+        f"Scheduler's Optimal arrival gap:  {1000 / rate_qps:.4g}  ms",
+        best,
+    ]
 
 
 def closing_lines(summary: Summary) -> list[str]:

@@ -63,6 +63,30 @@ def find(results_dir: Path) -> list[SavedRun]:
     return [read(file.parent) for file in sorted(results_dir.glob("*/run.json"))]
 
 
+def resumed(results_dir: str, run_id: str) -> SavedRun:
+    """The run that `--resume` names; raises ConfigError if there is no search to go on with."""
+    folder = Path(results_dir) / run_id
+    if not (folder / "run.json").is_file() or not (folder / "search.jsonl").is_file():
+        known = sorted(f.parent.name for f in Path(results_dir).glob("*/search.jsonl"))
+        raise ConfigError(
+            "resume", f"is {run_id!r}; expected a run with a search in {results_dir}: {', '.join(known) or 'none'}"
+        )
+    return read(folder)
+
+
+def exhaustive_rates(config: RunConfig) -> dict[str, float]:
+    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings; {} if none."""
+    free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
+    mine = {name: value for name, value in to_settings(config).items() if name not in free}
+    rates: dict[str, float] = {}
+    for run in find(Path(config.output.results_dir)):
+        saved = run.document["config"]
+        if saved.get("scheduler") != "exhaustive" or any(saved.get(name) != mine[name] for name in mine):
+            continue
+        rates = {line["name"]: line["rate_qps"] for line in run.document.get("tuning", [])} or rates
+    return rates
+
+
 def open_log(path: str) -> Path | None:
     """The task log's path, its folder created; None if it is not wanted. Raises ConfigError."""
     if not path:

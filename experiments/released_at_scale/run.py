@@ -19,7 +19,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from DeepRecSys import capacity_qps, measure, open_session
+from backends.probe import capacity_qps
+from DeepRecSys import fixed_policy, measure, open_session
 from infra.cli import parse
 from infra.progress import Progress
 
@@ -37,7 +38,7 @@ def compare(setting: pd.Series, progress: Progress) -> dict[str, float]:
     ])  # fmt: skip
     ours: dict[str, float] = {}
     with open_session(config, progress) as opened:
-        ours["capacity"] = capacity_qps(config, opened)
+        ours["capacity"] = capacity_qps(opened.session, config, fixed_policy(config))
         for process in ("legacy", "exponential"):
             load = replace(config.load, arrival_process=process)
             _, summary = measure(replace(config, load=load), opened, progress)

@@ -120,7 +120,7 @@ def test_without_a_measurement_there_is_no_profile(tree):
 
 
 def test_a_modelled_engine_takes_as_long_as_the_device():
-    engine = ModelledFactory(ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}), "wnd")(0)
+    engine = ModelledFactory((ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}),), "wnd")(0)
     assert isinstance(engine, ModelledEngine)
     errors = []
     for n_items in (1, 64) * 20:

@@ -88,7 +88,7 @@ def cpu_engine():
 
 
 def modelled_engine():
-    return ModelledFactory(ProfiledDevice("a device", {"wnd": Profile({1: 0.1, 32: 0.2})}), "wnd")(0)
+    return ModelledFactory((ProfiledDevice("a device", {"wnd": Profile({1: 0.1, 32: 0.2})}),), "wnd")(0)
 
 
 def cuda_engine():

@@ -118,7 +118,7 @@ def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[
         ProfiledDevice(device.name, {config.model.name: profile})
         for device, profile in zip(devices, profiles, strict=True)
     )
-    watts: list[float | None] = [device.settings.get("tdp_w") for device in devices]
+    watts: list[float | None] = [device.tdp_w for device in devices]
     facts = {
         "device": ", ".join(device.name for device in devices),
         "source": "; ".join(str(device.settings.get("source")) for device in devices),

@@ -222,7 +222,11 @@ class _Scripted:
 
     def _find_limit(self, policy: Policy, start_qps: float, seen: Outcome | None = None) -> Script:
         """Bisect; `seen` is what the starting rate showed, where that is known."""
-        bisection = RateBisection(start_qps, self._goal.rel_width)
+        width = self._goal.rel_width
+        near = 1 + 4 * width  # the limit of a neighbour that just won is not far
+        bisection = (
+            RateBisection(start_qps, width) if seen is None else RateBisection(start_qps, width, first_step=near)
+        )
         if seen is not None:
             bisection.observe(seen.verdict, leans_met=seen.leans_met)
         while (rate_qps := bisection.propose()) is not None:
@@ -282,7 +286,7 @@ class HillClimb(_Scripted):
         """Ask rungs all along the ladder first, then closer and closer ones around the best."""
         stride = 2 ** max(0, math.ceil(math.log2(len(ladder) / SCOUTS)))
         for at in sorted({*range(0, len(ladder), stride), len(ladder) - 1}, reverse=True):
-            yield from self._challenge(replace(self._best_limit().policy, **{name: ladder[at]}))  # type: ignore[arg-type]
+            yield from self._challenge(replace(self._best_limit().policy, **{name: ladder[at]}))
         while stride > 1:
             stride //= 2
             before = self.best

@@ -13,11 +13,20 @@ from typing import Any
 import yaml
 
 from accelerator.latency import Profile, read_profile, write_profile
+from accelerator.roofline import Roofline, read_roofline, roofline_profile
+from infra.cli import read_file
 from infra.config import ConfigError, ModelConfig
 from infra.provenance import cpu_name, package_versions
 
 BATCHES = tuple(4**i for i in range(6))  # the sizes that the release profiles
+KINDS = ("measured", "speedup", "roofline")
 ROOT = Path(__file__).resolve().parent
+CONFIGS = ROOT.parent / "models" / "configs"
+
+
+def model_configs() -> dict[str, Path]:
+    """{model name: configuration file} of the release."""
+    return {str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))}
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,24 @@ class Device:
 
     folder: Path
     name: str
-    kind: str  # measured | speedup
+    kind: str  # measured | speedup | roofline
     settings: dict[str, Any]
 
     @property
     def baseline(self) -> Device:
         """The device whose times a speedup device divides."""
         return load_device(self.folder.parent, str(self.settings["baseline"]))
+
+    @property
+    def tdp_w(self) -> float | None:
+        """Stated power in W; None where the folder states none."""
+        value = self.settings.get("tdp_w")
+        return None if value is None else float(value)
+
+    @property
+    def roofline(self) -> Roofline:
+        """What the device states; raises ConfigError where that is incomplete."""
+        return read_roofline(self.settings, str(self.folder / "device.yaml"))
 
     def characterization(self, model: ModelConfig) -> Path:
         """The file of measured times for a configuration."""
@@ -57,9 +77,15 @@ def load_device(root: Path, name: str) -> Device:
         )
     settings = yaml.safe_load(file.read_text())
     kind = settings.get("kind") if isinstance(settings, dict) else None
-    if kind not in ("measured", "speedup"):
-        raise ConfigError("accel_device", f"{file}: kind is {kind!r}; expected measured or speedup")
-    return Device(file.parent, str(settings.get("name", name)), kind, settings)
+    if kind not in KINDS:
+        raise ConfigError("accel_device", f"{file}: kind is {kind!r}; expected {', '.join(KINDS)}")
+    tdp_w = settings.get("tdp_w")
+    if tdp_w is not None and not (isinstance(tdp_w, (int, float)) and tdp_w > 0):
+        raise ConfigError("accel_device", f"{file}: tdp_w is {tdp_w!r}; expected watts above 0, or null")
+    device = Device(file.parent, str(settings.get("name", name)), kind, settings)
+    if kind == "roofline":
+        _ = device.roofline  # complete, or said so now
+    return device
 
 
 def profile_key(model: ModelConfig, max_items: int) -> str:
@@ -94,17 +120,22 @@ def latency_profile(
 ) -> Profile:
     """The device's times for a model.
 
-    A measured device reads its characterization file if that was measured for this very net, processor and PyTorch;
-    otherwise `measure` is called and the file written (the cache). Raises ConfigError if nothing can be had.
+    A measured device reads its characterization file if that was measured for this very net, processor and PyTorch
+    (or, with `measured_elsewhere`, for this net on the machine that it names); otherwise `measure` is called and the
+    file written (the cache). A roofline device reads measurements where its folder has some, else it is computed.
+    Raises ConfigError if nothing can be had.
     """
     if device.kind == "speedup":
         return derived_profile(device, model.name, latency_profile(device.baseline, model, max_items, measure))
     path, key = device.characterization(model), profile_key(model, max_items)
+    elsewhere = device.kind == "roofline" or bool(device.settings.get("measured_elsewhere"))
     if path.is_file():
         known = read_profile(path)
-        if known.provenance.get("key") == key:
+        if elsewhere or known.provenance.get("key") == key:
             return known
-    if measure is None:
+    if device.kind == "roofline":
+        return roofline_profile(device.roofline, device.name, model, str(device.settings.get("source")))
+    if measure is None or elsewhere:
         raise ConfigError("accel_device", f"{path}: no profile of this net measured on this machine")
     profile = measure()
     profile = Profile(profile.batch_ms, {"device": device.name, "model": model.name, **profile.provenance, "key": key})

@@ -11,19 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerator.devices import BATCHES, Device, accelerator_root, load_device, profile_key, write_key
+from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key, write_key
 from accelerator.profiler import standalone_rows, torch_device
-from infra.cli import parse, read_file
+from infra.cli import parse
 from infra.config import RunConfig
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
-
-CONFIGS = Path(__file__).resolve().parent.parent / "models" / "configs"
-
-
-def model_configs() -> dict[str, Path]:
-    """{model name: configuration file} of the release."""
-    return {str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))}
 
 
 def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from infra.clock import NS_PER_MS
 
@@ -26,17 +27,24 @@ class LatencyModel(Protocol):
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured time by batch size for one model: {items: ms}, and where it comes from."""
+    """Time by batch size for one model: {items: ms}, and where it comes from.
+
+    `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was measured.
+    """
 
     batch_ms: Mapping[int, float]
     provenance: Mapping[str, str] = field(default_factory=dict)
+    busy_ms: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.batch_ms or any(n < 1 or not ms > 0 for n, ms in self.batch_ms.items()):
-            raise ValueError("a profile needs batch sizes of at least 1 item and times above 0 ms")
+        for times in (self.batch_ms, *self.busy_ms.values()):
+            if not times or any(n < 1 or not ms > 0 for n, ms in times.items()):
+                raise ValueError("a profile needs batch sizes of at least 1 item and times above 0 ms")
+        if any(n_busy < 1 for n_busy in self.busy_ms):
+            raise ValueError("a profile's neighbours are counted from 1")
 
-    def ms(self, n_items: int) -> float:
-        """Time at a batch size.
+    def ms(self, n_items: int, n_busy: int = 0) -> float:
+        """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured, flat beyond.
 
         Between two sizes the logarithm of the time is interpolated linearly in log2 of the batch (exact where time
         follows a power of the batch, so also where it is proportional to it). Beyond the largest size every further
@@ -44,13 +52,27 @@ class Profile:
         """
         if n_items < 1:
             raise ValueError(f"a batch of {n_items} items has no latency; expected at least 1")
-        sizes = sorted(self.batch_ms)
-        last, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
-        if n_items > last:
-            ms_per_item = (self.batch_ms[last] - self.batch_ms.get(before, 0.0)) / (last - before)
-            return self.batch_ms[last] + (n_items - last) * max(ms_per_item, 0.0)
-        logs = np.interp(math.log2(n_items), np.log2(sizes), [math.log(self.batch_ms[n]) for n in sizes])
-        return math.exp(float(logs))
+        levels = {0: self.batch_ms, **self.busy_ms}
+        known = sorted(levels)
+        times = [_interpolated_ms(levels[level], n_items) for level in known]
+        return float(np.interp(n_busy, known, times))
+
+
+def _interpolated_ms(batch_ms: Mapping[int, float], n_items: int) -> float:
+    sizes = sorted(batch_ms)
+    last, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
+    if n_items > last:
+        ms_per_item = (batch_ms[last] - batch_ms.get(before, 0.0)) / (last - before)
+        return batch_ms[last] + (n_items - last) * max(ms_per_item, 0.0)
+    logs = np.interp(math.log2(n_items), np.log2(sizes), [math.log(batch_ms[n]) for n in sizes])
+    return math.exp(float(logs))
+
+
+def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
+    """int64[busy neighbours, max_items + 1]: time of a task; a row for 0, 1, ... neighbours, item 0 has no meaning."""
+    levels = range(max(profile.busy_ms, default=0) + 1)
+    rows = [[0, *(round(profile.ms(n, k) * NS_PER_MS) for n in range(1, max_items + 1))] for k in levels]
+    return np.array(rows, np.int64)
 
 
 @dataclass
@@ -62,8 +84,7 @@ class ProfiledDevice:
     _beyond_said: bool = False
 
     def latency_ns(self, model: str, n_items: int, n_busy: int) -> int:
-        """Time from the profile; the busy neighbours of an accelerator do not slow it down."""
-        del n_busy
+        """Time from the profile."""
         profile = self.profiles[model]
         if not self._beyond_said and n_items > max(profile.batch_ms):
             self._beyond_said = True
@@ -71,23 +92,29 @@ class ProfiledDevice:
                 "%s was profiled for %s up to %d items; beyond, the last two sizes' cost per item is used",
                 self.name, model, max(profile.batch_ms),
             )  # fmt: skip
-        return round(profile.ms(n_items) * NS_PER_MS)
+        return round(profile.ms(n_items, n_busy) * NS_PER_MS)
 
 
 def read_profile(path: Path) -> Profile:
-    """A characterization file: `# key: value` lines of provenance, then batch,ms rows; raises ValueError."""
+    """A characterization file: `# key: value` lines of provenance, then batch,ms[,n_busy] rows; raises ValueError."""
     text = path.read_text().splitlines()
     provenance = dict(line[1:].strip().split(": ", 1) for line in text if line.startswith("#") and ": " in line)
     rows = csv.DictReader(line for line in text if line.strip() and not line.startswith("#"))
+    levels: dict[int, dict[int, float]] = {0: {}}
     try:
-        return Profile({int(row["batch"]): float(row["ms"]) for row in rows}, provenance)
+        for row in rows:
+            levels.setdefault(int(row.get("n_busy") or 0), {})[int(row["batch"])] = float(row["ms"])
+        return Profile(levels.pop(0), provenance, levels)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; expected rows of batch,ms") from error
+        raise ValueError(f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy") from error
 
 
 def write_profile(path: Path, profile: Profile) -> None:
     """The inverse of `read_profile`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {key}: {value}" for key, value in profile.provenance.items()]
-    lines += ["batch,ms", *(f"{n},{profile.batch_ms[n]:.6g}" for n in sorted(profile.batch_ms))]
+    lines.append("batch,ms,n_busy" if profile.busy_ms else "batch,ms")
+    for n_busy, times in sorted({0: profile.batch_ms, **profile.busy_ms}.items()):
+        busy = f",{n_busy}" if profile.busy_ms else ""
+        lines += [f"{n},{times[n]:.6g}{busy}" for n in sorted(times)]
     path.write_text("\n".join(lines) + "\n")

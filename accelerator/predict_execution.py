@@ -16,8 +16,18 @@ if __name__ == "__main__":
 
 import argparse
 
-from accelerator.devices import BATCHES, Device, accelerator_root, derived_profile, load_device, read_key
+from accelerator.devices import (
+    BATCHES,
+    Device,
+    accelerator_root,
+    derived_profile,
+    latency_profile,
+    load_device,
+    model_configs,
+    read_key,
+)
 from accelerator.latency import Profile, read_profile, write_profile
+from infra.cli import parse
 from infra.provenance import cpu_name, package_versions
 
 EXECUTION_MS = 5  # which of a row's six numbers is the execution time per iteration
@@ -25,6 +35,10 @@ EXECUTION_MS = 5  # which of a row's six numbers is the execution time per itera
 
 def characterize(device: Device, model: str) -> Profile:
     """The device's profile of a model, from its raw data if there is any; raises ValueError if nothing is known."""
+    if device.kind == "roofline":
+        return latency_profile(
+            device, parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
+        )
     if device.kind == "speedup":
         return derived_profile(device, model, characterize(device.baseline, model))
     raw = device.folder / "raw_data" / f"results_{model}.txt"
@@ -56,7 +70,9 @@ def main(argv: Sequence[str]) -> int:
         device = load_device(accelerator_root(given.accel_root_dir), given.device)
         base = device.baseline if device.kind == "speedup" else device
         found = sorted(f.stem.removeprefix("results_") for f in base.folder.glob("raw_data/results_*.txt"))
-        models = [given.model] if given.model else found
+        models = [given.model] if given.model else sorted(model_configs()) if base.kind == "roofline" else found
+        if unknown := set(models) - set(model_configs()):
+            raise ValueError(f"--model: {', '.join(unknown)} is not among {', '.join(model_configs())}")
         if not models:
             raise ValueError(f"{base.folder / 'raw_data'}: empty; run {base.folder / 'generate_data.py'} first")
         for model in models:

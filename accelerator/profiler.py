@@ -1,24 +1,47 @@
-"""Measures a model on a device of this machine over batch sizes."""
+#!/usr/bin/env python3
+"""Measures models on a device of this machine over batch sizes 1 to 4096 and writes the device's profiles.
+
+python accelerator/profiler.py --device cpu_core [--models rm1,wnd] [--neighbours N] [flags of DeepRecSys.py]
+
+A CPU core is measured alone and, with --neighbours, while 1, ..., N other cores run the same model. A CUDA device is
+timed by events, with the transfer of the inputs (the profile) and without (a second file, <model>_compute.csv).
+"""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import multiprocessing
+import os
+import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
-from accelerator.devices import BATCHES, Device
-from accelerator.latency import Profile
-from infra.config import RunConfig
-from infra.progress import OnFraction
-from infra.provenance import cpu_name, package_versions
+from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key
+from accelerator.latency import Profile, write_profile
+from infra.cli import parse
+from infra.config import ConfigError, RunConfig
+from infra.memory import check_memory
+from infra.progress import OnFraction, Progress
+from infra.provenance import cpu_name, package_versions, usable_cores
 from models import build
 from models.base import RecModel
 from models.inputs.synthetic import InputPool
 from models.standalone import time_model
 
+ALL_BATCHES = tuple(2**i for i in range(13))  # 1 to 4096
 _REPEATS, _BUDGET_S = 30, 1.0
+_ROUNDS, _SETTLE_S = 5, 0.02
+_NEIGHBOUR_ITEMS = 64
 
 
 def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] = BATCHES) -> Profile:
@@ -26,16 +49,94 @@ def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] 
 
     Batches beyond the pool's inputs are left out; the largest input is measured in their place.
     """
+    return measure_cpu_cores(model, inputs, batches, 0)
+
+
+def measure_cpu_cores(
+    model: RecModel, inputs: InputPool, batches: Sequence[int], n_neighbours: int, on_fraction: OnFraction | None = None
+) -> Profile:
+    """The same, and while 1, ..., `n_neighbours` forked neighbours run the model on inputs of their own choice."""
     torch.set_num_threads(1)
     sizes = sorted({min(n, inputs.max_items) for n in batches})
-    batch_ms = {n: _median_ms(model, inputs, n) for n in sizes}
-    provenance = {
+    _times_s(model, inputs, min(_NEIGHBOUR_ITEMS, inputs.max_items), _BUDGET_S)  # caches, page tables and clocks settle
+    levels: dict[int, dict[int, float]] = {n_busy: {} for n_busy in range(n_neighbours + 1)}
+    rounds = _ROUNDS if n_neighbours else 1
+    with _neighbours(model, inputs, n_neighbours) as keep_busy:
+        for done, n in enumerate(sizes):
+            times: dict[int, list[float]] = {n_busy: [] for n_busy in levels}
+            for _ in range(rounds):  # in turn, so that what else happens on the machine meets all of them
+                for n_busy, own in times.items():
+                    keep_busy(n_busy)
+                    own += _times_s(model, inputs, n, _BUDGET_S / rounds)
+            for n_busy, own in times.items():
+                levels[n_busy][n] = statistics.median(own) * 1e3
+            if on_fraction is not None:
+                on_fraction((done + 1) / len(sizes), f"batch {n}")
+    return Profile(levels.pop(0), {
         "source": "measured on this machine, one thread, median",
         "cpu": cpu_name(),
         "torch": package_versions()["torch"],
         "date": time.strftime("%Y-%m-%d"),
-    }
-    return Profile(batch_ms, provenance)
+    }, levels)  # fmt: skip
+
+
+def measure_cuda(
+    model: RecModel, inputs: InputPool, batches: Sequence[int], *, with_transfer: bool
+) -> Profile:  # pragma: no cover (needs a GPU)
+    """Median ms by CUDA events of forward on the device, the copy of the inputs from pinned memory included or not."""
+    where, stream = torch.device("cuda"), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    on_device = model.to(where)
+    sizes, batch_ms = sorted({min(n, inputs.max_items) for n in batches}), {}
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        for n in sizes:
+            times = []
+            for i in range(_REPEATS + 5):
+                first = (i * n) % (inputs.max_items - n + 1)
+                host = inputs.batch(i % inputs.n_inputs, first, n).pinned()
+                batch = host if with_transfer else host.to(where)
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                stream.synchronize()
+                begin.record(stream)
+                on_device(batch.to(where))
+                end.record(stream)
+                end.synchronize()
+                times.append(begin.elapsed_time(end))
+            batch_ms[n] = statistics.median(times[5:])
+    return Profile(batch_ms, {
+        "source": f"measured with CUDA events, {'with' if with_transfer else 'without'} the transfer, median",
+        "gpu": torch.cuda.get_device_name(), "cpu": cpu_name(), "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    })  # fmt: skip
+
+
+@contextmanager
+def _neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[[int], None]]:
+    """n processes that run the model; what is yielded lets the first k of them work and stops the others."""
+    context, parent = multiprocessing.get_context("fork"), os.getpid()
+    processes = [context.Process(target=_keep_busy, args=(model, inputs, i, parent), daemon=True) for i in range(n)]
+
+    def keep_busy(n_busy: int) -> None:
+        for i, process in enumerate(processes):
+            os.kill(process.pid or 0, signal.SIGCONT if i < n_busy else signal.SIGSTOP)
+        if processes:
+            time.sleep(_SETTLE_S)
+
+    try:
+        for process in processes:
+            process.start()
+        yield keep_busy
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@torch.inference_mode()
+def _keep_busy(model: RecModel, inputs: InputPool, index: int, parent: int) -> None:
+    n_items, i = min(_NEIGHBOUR_ITEMS, inputs.max_items), index
+    while os.getppid() == parent:
+        i += 1
+        model(inputs.batch(i % inputs.n_inputs, (i * n_items) % (inputs.max_items - n_items + 1), n_items))
 
 
 def torch_device(device: Device) -> torch.device:
@@ -65,13 +166,77 @@ def standalone_rows(device: Device, config: RunConfig, on_fraction: OnFraction) 
 
 
 @torch.inference_mode()
-def _median_ms(model: RecModel, inputs: InputPool, n_items: int) -> float:
+def _times_s(model: RecModel, inputs: InputPool, n_items: int, budget_s: float) -> list[float]:
+    """Some calls on fresh items, the first two left out."""
     times, begun = [], time.perf_counter()
     for i in range(_REPEATS + 2):
         first = (i * n_items) % (inputs.max_items - n_items + 1)
         start = time.perf_counter()
         model(inputs.batch(i % inputs.n_inputs, first, n_items))
         times.append(time.perf_counter() - start)
-        if time.perf_counter() - begun > _BUDGET_S and i >= 4:
+        if time.perf_counter() - begun > budget_s and i >= 4:
             break
-    return statistics.median(times[2:]) * 1e3
+    return times[2:]
+
+
+def profile_model(device: Device, config: RunConfig, n_neighbours: int, on_fraction: OnFraction) -> Path:
+    """Measure one model and write the device's profile of it; returns the file."""
+    where, seed = torch_device(device), config.inputs.numpy_rand_seed
+    torch.set_num_threads(1)
+    model = build(config.model, seed)
+    inputs = InputPool(config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed)
+    path, key = device.characterization(config.model), {"key": profile_key(config.model, inputs.max_items)}
+    names = {"device": device.name, "model": config.model.name}
+    if where.type == "cuda":
+        compute = measure_cuda(model, inputs, ALL_BATCHES, with_transfer=False)
+        write_profile(
+            path.with_stem(f"{path.stem}_compute"), Profile(compute.batch_ms, {**names, **compute.provenance})
+        )
+        profile = measure_cuda(model, inputs, ALL_BATCHES, with_transfer=True)
+    else:
+        profile = measure_cpu_cores(model, inputs, ALL_BATCHES, n_neighbours, on_fraction)
+    write_profile(path, Profile(profile.batch_ms, {**names, **profile.provenance, **key}, profile.busy_ms))
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit code."""
+    known = model_configs()
+    parser = argparse.ArgumentParser(
+        prog="accelerator/profiler.py", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("--device", default="cpu_core", help="folder under accel_root_dir")
+    parser.add_argument("--models", default=",".join(known), help="names, comma-separated (default: all)")
+    parser.add_argument(
+        "--neighbours", type=int, default=0, help="CPU: measure beside 1, ..., this many busy cores too"
+    )
+    parser.add_argument("--accel_root_dir", default=str(Path(__file__).resolve().parent))
+    given, flags = parser.parse_known_args(argv)
+    try:
+        device = load_device(accelerator_root(given.accel_root_dir), given.device)
+        torch_device(device)
+        if not 0 <= given.neighbours < len(usable_cores()):
+            raise ValueError(
+                f"--neighbours: {given.neighbours}; expected 0 to {len(usable_cores()) - 1}, cores minus one"
+            )
+        for name in given.models.split(","):
+            if name not in known:
+                raise ValueError(f"--models: {name!r} is not among {', '.join(known)}")
+        defaults = {"num_batches": 4, "max_mini_batch_size": ALL_BATCHES[-1]}
+        configs = [
+            parse(["--config_file", str(known[name]), *flags], "accelerator/profiler.py", forced=defaults)
+            for name in given.models.split(",")
+        ]
+        for config in configs:
+            check_memory(config, n_engines=given.neighbours)
+            with Progress("auto") as progress, progress.step(config.model.name) as on_fraction:
+                path = profile_model(device, config, given.neighbours, on_fraction)
+            print(path)
+    except (ConfigError, ValueError) as error:
+        sys.stderr.write(f"accelerator/profiler.py: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

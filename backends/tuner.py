@@ -127,26 +127,31 @@ class Tuner:
         )  # fmt: skip
 
     def _batch_search(self, batches: Sequence[int], goal: Goal, static: Limit) -> Search:
-        if self._config.tune.scheduler == "hill":
-            return HillClimb(
-                {"batch_items": distinct_batches(batches, self._load.size_range[1])}, static.policy, goal, static
-            )
-        return self._plain_search([Policy(n) for n in batches], goal)
+        if self._config.tune.scheduler != "hill":
+            return self._plain_search([Policy(n) for n in batches], goal)
+        ladder, largest = self._distinct_batches(batches), self._load.size_range[1]
+        start = static.policy.batch_items
+        if start >= largest and ladder[-1] >= largest:  # another name for the same policy
+            start = ladder[-1]
+        known = Limit(Policy(start), static.qps, static.carried_qps)
+        return HillClimb({"batch_items": ladder}, known.policy, goal, known)
 
     def _offload_search(self, batches: Sequence[int], goal: Goal, best: Limit | None) -> Search:
         thresholds = _numbers(self._config.tune.accel_configs)
         start = best.policy if best is not None else Policy(batches[0])
-        match self._config.tune.scheduler:
-            case "hill":
-                knobs = {
-                    "offload_items": [*distinct_thresholds(thresholds, *self._load.size_range), None],
-                    "batch_items": distinct_batches(batches, self._load.size_range[1]),
-                }
-                return HillClimb(knobs, start, goal, best)  # fmt: skip
-            case "exhaustive":
-                return Exhaustive([p for n in batches for p in with_offload(Policy(n), thresholds)], goal)
-            case _:
-                return self._plain_search(with_offload(start, thresholds), goal)
+        if self._config.tune.scheduler == "hill":
+            offload: list[int | None] = [*distinct_thresholds(thresholds, *self._load.size_range), None]
+            knobs: dict[str, Sequence[int | None]] = {
+                "offload_items": offload,
+                "batch_items": self._distinct_batches(batches),
+            }
+            return HillClimb(knobs, start, goal, best)
+        if self._config.tune.scheduler == "exhaustive":
+            return Exhaustive([p for n in batches for p in with_offload(Policy(n), thresholds)], goal)
+        return self._plain_search(with_offload(start, thresholds), goal)
+
+    def _distinct_batches(self, batches: Sequence[int]) -> list[int]:
+        return [*distinct_batches(batches, self._load.size_range[1])]
 
     # -- one phase -----------------------------------------------------------------------------------------------
 

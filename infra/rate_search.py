@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from infra.sequential import Verdict
 from infra.stats import Estimate
 
-GALLOP = 1.25  # first step away from the starting rate; every further step is squared
+FIRST_STEP = 1.25  # away from the starting rate; every further step is the square of the one before, up to
+LARGEST_STEP = 16.0
 
 
 class RateBisection:
@@ -19,12 +20,14 @@ class RateBisection:
     the lowest that was shown to miss it. No rate below `floor_qps` is tried.
     """
 
-    def __init__(self, start_qps: float, rel_width: float, floor_qps: float = 0.0) -> None:
+    def __init__(
+        self, start_qps: float, rel_width: float, floor_qps: float = 0.0, first_step: float = FIRST_STEP
+    ) -> None:
         if not (start_qps > 0 and rel_width > 0 and math.isfinite(start_qps)):
             raise ValueError(f"start_qps {start_qps:g}, rel_width {rel_width:g}: expected finite numbers above 0")
         self._start_qps, self._rel_width = start_qps, rel_width
         self._floor_qps = floor_qps or start_qps / 64
-        self._factor = GALLOP
+        self._factor = first_step
         self._met_qps, self._missed_qps = 0.0, math.inf  # the bracket, by leaning where undecided
         self._sure_met_qps, self._sure_missed_qps = 0.0, math.inf
         self._next_qps: float | None = start_qps
@@ -53,7 +56,7 @@ class RateBisection:
         if low > 0 and high < math.inf:
             return math.sqrt(low * high) if high / low > 1 + self._rel_width else None
         rate_qps = high / self._factor if low == 0 else low * self._factor
-        self._factor = min(self._factor**2, 16.0)
+        self._factor = min(self._factor**2, LARGEST_STEP)
         return rate_qps if rate_qps >= self._floor_qps else None
 
     @property

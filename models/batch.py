@@ -28,9 +28,15 @@ class Batch:
     offsets: Tensor  # (M + 1,)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        dense_BF = None if self.dense_BF is None else self.dense_BF.to(device)
-        return Batch(self.n_items, dense_BF, self.ids_L.to(device), self.offsets.to(device))
+        """The same batch on another device; from pinned memory without waiting for the copy."""
+        dense_BF = None if self.dense_BF is None else self.dense_BF.to(device, non_blocking=True)
+        ids_L, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.ids_L, self.offsets))
+        return Batch(self.n_items, dense_BF, ids_L, offsets)
+
+    def pinned(self) -> Batch:
+        """A copy in page-locked memory, from which a GPU copies by itself."""
+        dense_BF = None if self.dense_BF is None else self.dense_BF.pin_memory()
+        return Batch(self.n_items, dense_BF, self.ids_L.pin_memory(), self.offsets.pin_memory())
 
 
 def first_rows(table_rows: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """The Dispatcher by properties, the release's hill climbing on latencies that are known."""
 
-import itertools
 import math
 from collections import deque
 
@@ -9,13 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
+from infra.rate_search import log_grid_qps
+from infra.stats import Estimate
 from scheduler import (
     Dispatcher,
+    Exhaustive,
+    Goal,
+    HillClimb,
+    Limit,
+    Outcome,
     Policy,
-    RateWalk,
     ReleasedClimb,
     Stage,
-    log_grid_qps,
+    Trial,
     split,
     static_policy,
     with_offload,
@@ -140,90 +145,147 @@ def test_the_static_baseline_splits_the_largest_query_over_all_cores():
     assert static_policy(1024, 3).batch_items == 342  # rounded up: no fourth task
 
 
-def test_the_rate_grid_is_logarithmic_between_the_two_gaps():
-    grid = log_grid_qps(1.0, 20.0, 50)
-    assert len(grid) == 50
-    assert grid[0] == pytest.approx(50)
-    assert grid[-1] == pytest.approx(1000)
-    ratios = [b / a for a, b in itertools.pairwise(grid)]
-    assert max(ratios) == pytest.approx(min(ratios))
+CAPACITY = {1: 100.0, 2: 180.0, 4: 260.0, 8: 240.0, 16: 300.0, 32: 420.0, 64: 400.0, 128: 350.0, 256: 200.0}
+BONUS = {512: 1.0, 256: 1.1, 128: 1.5, 64: 1.3, 32: 0.8}  # of an offload threshold; a dip lies before the best batch
+BATCHES, THRESHOLDS = list(CAPACITY), list(BONUS)
+GOAL = Goal(start_qps=90.0, rel_width=0.02)
+GRID = log_grid_qps(1.0, 100.0, 120)
 
 
-def drive(search, tail_ms):
+def limit_qps(policy):
+    return CAPACITY[policy.batch_items] * (BONUS[policy.offload_items] if policy.offload_items else 1.0)
+
+
+def shown(trial, limit=limit_qps):
+    """A p95 as of an M/M/1 queue that meets an SLA of 25 ms at the limit; undecided within 1 % of it."""
+    limit_now = limit(trial.policy)
+    gap = limit_now + math.log(20) / 0.025 - trial.rate_qps
+    tail_ms = 1000 * math.log(20) / gap if gap > 0 else math.inf
+    met = trial.rate_qps <= limit_now
+    sure = abs(trial.rate_qps / limit_now - 1) > 0.01
+    verdict = "undecided" if not sure else "met" if met else "missed"
+    return Outcome(verdict, 0.01 if met else 0.3, tail_ms, trial.n_queries or 500, met)
+
+
+SEARCHES = {
+    "static": lambda goal=GOAL: Exhaustive([static_policy(256, 4)], goal),
+    "exhaustive": lambda goal=GOAL: Exhaustive([Policy(n) for n in BATCHES], goal),
+    "exhaustive, two knobs": lambda goal=GOAL: Exhaustive(
+        [Policy(n, k) for n in BATCHES for k in (*THRESHOLDS, None)], goal
+    ),
+    "hill": lambda goal=GOAL: HillClimb({"batch_items": BATCHES}, Policy(64), goal),
+    "hill, two knobs": lambda goal=GOAL: HillClimb(
+        {"offload_items": [*THRESHOLDS, None], "batch_items": BATCHES}, Policy(4), goal
+    ),
+    "released": lambda goal=GOAL: ReleasedClimb(
+        [Policy(n) for n in (128, 64, 32, 16)], GRID, 25.0, 0.1, 200, 64, 0, goal
+    ),
+}
+
+
+def drive(search, show=shown):
+    trials = []
     while (trial := search.propose()) is not None:
-        search.observe(tail_ms(trial))
-    return search
+        assert len(trials) < 2000, "it does not end"
+        trials.append(trial)
+        search.observe(show(trial))
+    return trials
 
 
-def mm1_tail_ms(mu_qps):
-    return lambda trial: 1000 * math.log(20) / (mu_qps - trial.rate_qps) if trial.rate_qps < mu_qps else math.inf
+@pytest.fixture(params=SEARCHES)
+def kind(request):
+    return request.param
 
 
-GRID = log_grid_qps(1.0, 20.0, 50)
+def test_a_search_proposes_the_same_until_it_is_observed_and_nothing_after_its_end(kind):
+    search = SEARCHES[kind]()
+    assert search.propose() == search.propose()
+    trials = drive(search)
+    assert trials
+    assert search.propose() is None
+    assert search.n_policies >= len({trial.policy for trial in trials})
 
 
-def test_the_walk_finds_the_fastest_step_under_the_sla():
-    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 200), mm1_tail_ms(400))
-    limit_qps = 400 - math.log(20) / 0.025
-    assert walk.limit.rate_qps <= limit_qps
-    # It holds inside the dead band, so it may stop below the limit by the band's width, and no more.
-    assert walk.limit.rate_qps >= 400 - math.log(20) / (0.025 * 0.9) - (limit_qps * 0.07)
+def test_a_search_is_deterministic_in_what_it_observes(kind):
+    first, again = SEARCHES[kind](), SEARCHES[kind]()
+    assert drive(first) == drive(again)
+    assert first.limits == again.limits
 
 
-def test_the_walk_climbs_one_step_an_update_from_where_it_starts():
-    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 200, start_step=3), mm1_tail_ms(400))
-    steps = [seen.trial.step for seen in walk.history]
-    assert steps[0] == 3
-    assert all(abs(b - a) <= 1 for a, b in itertools.pairwise(steps))
+def test_the_best_is_the_highest_limit_that_was_found_and_true(kind):
+    search = SEARCHES[kind]()
+    drive(search)
+    best = search.best
+    assert best in search.limits
+    assert best.qps.value == max(limit.qps.value for limit in search.limits)
+    assert best.qps.value == pytest.approx(limit_qps(best.policy), rel=0.12 if kind == "released" else 0.02)
+    assert best.carried_qps <= limit_qps(best.policy)
 
 
-@pytest.mark.parametrize(("tail", "step"), [(1.0, len(GRID) - 1), (99.0, -1)])
-def test_the_walk_ends_at_the_ends_of_the_grid(tail, step):
-    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 500), lambda _: tail)
-    assert walk.limit.step == step
-    assert walk.limit.updates <= len(GRID)
+def test_where_nothing_meets_the_sla_the_best_carries_nothing(kind):
+    search = SEARCHES[kind]()
+    drive(search, lambda _: Outcome("missed", 1.0, math.inf, 32, leans_met=False))
+    assert search.best.carried_qps == 0
 
 
-def test_a_step_that_met_the_sla_less_often_than_not_is_not_carried():
-    tails = iter([1.0, 1.0, 99.0, 1.0, 99.0, 1.0, 99.0])  # step 2 is tried three times and fails three times
-    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 7), lambda _: next(tails))
-    assert [seen.trial.step for seen in walk.history] == [0, 1, 2, 1, 2, 1]
-    assert walk.limit.step == 1
-    tails = iter([1.0, 1.0, 99.0, 1.0, 99.0, 99.0, 1.0])
-    walk = RateWalk(Policy(32), GRID, 25.0, 0.1, 100)
-    walk.TURNS = 99
-    for _ in range(7):
-        walk.observe(next(tails))
-    assert [seen.trial.step for seen in walk.history] == [0, 1, 2, 1, 2, 1, 0]
-    walk.observe(99.0)  # step 1: met twice, missed twice
-    assert walk.limit.step == 1
-    walk.observe(1.0)
-    walk.observe(99.0)  # step 1: met twice, missed three times
-    assert walk.limit.step == 0
+def test_a_search_without_policies_is_refused():
+    for build in (lambda: Exhaustive([], GOAL), lambda: ReleasedClimb([], GRID, 25.0, 0.1, 10, 64)):
+        with pytest.raises(ValueError, match="no policy"):
+            build()
 
 
-def test_the_walk_is_bounded():
-    walk = drive(RateWalk(Policy(32), GRID, 25.0, 0.1, 7), lambda _: 1.0)
-    assert walk.limit.updates == 7
+@pytest.mark.parametrize("start", BATCHES)
+def test_the_hill_climb_finds_the_top_from_anywhere_over_a_dip_and_a_plateau(start):
+    climb = HillClimb({"batch_items": BATCHES}, Policy(start), GOAL)
+    trials = drive(climb)
+    assert climb.best.policy.batch_items in (32, 64)
+    assert climb.best.qps.value >= 0.95 * 420
+    oracle = Exhaustive([Policy(n) for n in BATCHES], GOAL)
+    assert len(trials) < 0.5 * len(drive(oracle))
+    flat = HillClimb({"offload_items": [*range(300, 400, 10), 100, None]}, Policy(32), GOAL)
+    drive(flat, lambda trial: shown(trial, lambda policy: 900.0 if policy.offload_items == 100 else 400.0))
+    assert flat.best.policy.offload_items == 100  # every threshold from 300 on offloads nothing
 
 
-def test_the_climb_stops_at_the_first_configuration_that_is_worse():
+def test_two_knobs_are_climbed_to_within_two_percent_of_the_oracle_at_a_fraction_of_its_trials():
+    oracle, climb = SEARCHES["exhaustive, two knobs"](), SEARCHES["hill, two knobs"]()
+    cost = len(drive(oracle))
+    assert len(drive(climb)) < 0.15 * cost
+    assert climb.best.qps.value >= 0.98 * oracle.best.qps.value
+
+
+def test_a_worse_neighbour_costs_one_trial_and_leaves_an_upper_bound():
+    known = Limit(Policy(32), Estimate(420.0, 400.0, 430.0), 418.0)
+    climb = HillClimb({"batch_items": [32, 256]}, Policy(32), GOAL, known)
+    (trial,) = drive(climb)
+    assert trial == Trial(Policy(256), pytest.approx(420 * 1.01))
+    assert climb.best == known
+    assert climb.limits[1].qps == Estimate(0.0, 0.0, trial.rate_qps)
+
+
+def test_qps_per_watt_can_prefer_the_policy_without_the_accelerator():
+    goal = Goal(90.0, 0.02, watts=lambda policy: 100.0 if policy.offload_items is None else 180.0)
+    for kind in ("exhaustive, two knobs", "hill, two knobs"):
+        search = SEARCHES[kind](goal)
+        drive(search)
+        assert search.best.policy.offload_items is None
+        assert search.best.policy.batch_items in (32, 64)
+
+
+def test_the_released_climb_stops_at_the_first_configuration_that_is_worse():
     capacity = {512: 200.0, 256: 300.0, 128: 250.0, 64: 900.0}
-    climb = ReleasedClimb([Policy(n) for n in capacity], GRID, 25.0, 0.1, 200)
-    drive(climb, lambda trial: mm1_tail_ms(capacity[trial.policy.batch_items])(trial))
+    climb = ReleasedClimb([Policy(n) for n in capacity], GRID, 25.0, 0.1, 200, 64)
+    trials = drive(climb, lambda trial: shown(trial, lambda policy: capacity[policy.batch_items]))
     assert climb.best.policy.batch_items == 256
     assert [limit.policy.batch_items for limit in climb.limits] == [512, 256, 128]
+    assert {trial.n_queries for trial in trials} == {64}
 
 
-def test_the_climb_goes_on_over_equal_configurations_and_keeps_the_earlier():
-    climb = drive(ReleasedClimb([Policy(512), Policy(256)], GRID, 25.0, 0.1, 200), mm1_tail_ms(300))
+def test_the_released_climb_goes_on_over_equal_configurations_and_keeps_the_earlier():
+    climb = ReleasedClimb([Policy(512), Policy(256)], GRID, 25.0, 0.1, 200, 64)
+    drive(climb, lambda trial: shown(trial, lambda _: 300.0))
     assert climb.best.policy.batch_items == 512
     assert len(climb.limits) == 2
-
-
-def test_a_climb_without_configurations_is_refused():
-    with pytest.raises(ValueError, match="no configuration"):
-        ReleasedClimb([], GRID, 25.0, 0.1, 10)
 
 
 def test_offload_thresholds_are_added_to_the_policy():

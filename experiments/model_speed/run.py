@@ -19,7 +19,7 @@ import time
 
 import pandas as pd
 
-from accelerator.generate import model_configs
+from accelerator.devices import model_configs
 from accelerator.profiler import measure_cpu_core
 from infra.cli import parse
 from models import build

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from accelerator.latency import LatencyModel
 from infra.clock import monotonic_ns, wait_until_ns
@@ -42,28 +45,58 @@ class ModelledFactory:
 
 
 class CudaEngine:
-    """The model on the GPU; whole queries, copied in from the host for every task."""
+    """The model on the GPU; whole queries through pinned staging buffers and a stream of its own.
 
-    def __init__(self, config: RunConfig) -> None:
+    With a merge budget, tasks that wait are scored as one batch while their inputs fit it. `device` "cpu" runs the
+    same steps without pinning, for tests.
+    """
+
+    def __init__(self, config: RunConfig, device: str = "cuda") -> None:
         import torch  # noqa: PLC0415 (a modelled device does not need it)
 
         from inferenceEngine import prepare  # noqa: PLC0415
+        from models.batch import Staging  # noqa: PLC0415
 
-        self._torch = torch
-        self._device = torch.device("cuda")
+        self._torch, self._device = torch, torch.device(device)
+        self._on_gpu = self._device.type == "cuda"
         workload = prepare(config, Progress("none"))
         self._model, self._inputs = workload.model.to(self._device), workload.inputs
+        largest = self._inputs.batch(0, 0, self._inputs.max_items)
+        self._merge_bytes = config.engines.accel_merge_mib * 2**20
+        self._largest_bytes = largest.nbytes
+        self._staging = Staging(largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu)
+        self._stream: Any = torch.cuda.Stream() if self._on_gpu else None  # type: ignore[no-untyped-call]
 
     def warm_up(self) -> None:
         """Score the smallest and the largest query."""
         for n_items in (1, self._inputs.max_items):
             self.score(WireTask(0, 0, 0, 0, n_items))
 
+    def takes_more(self, tasks: Sequence[WireTask]) -> bool:
+        """Whether the largest query would still fit the budget beside these."""
+        held = sum(int(self._slice(task).nbytes) for task in tasks)
+        return bool(held + self._largest_bytes <= self._merge_bytes)
+
     def score(self, task: WireTask) -> None:
-        """Copy, score, wait for the device."""
-        with self._torch.inference_mode():
-            self._model(self._inputs.batch(task.input_id, task.first_item, task.n_items).to(self._device))
-        self._torch.cuda.synchronize()
+        """Copy, score, copy back, wait for the device."""
+        self.scores([task])
+
+    def score_merged(self, tasks: Sequence[WireTask]) -> None:
+        """Several tasks as one batch."""
+        self.scores(tasks)
+
+    def scores(self, tasks: Sequence[WireTask]) -> Any:
+        """The scores on the host, in the order of the tasks; items are the last axis but one."""
+        batch = self._staging.fill([self._slice(task) for task in tasks])
+        context = self._torch.cuda.stream(self._stream) if self._on_gpu else nullcontext()
+        with self._torch.inference_mode(), context:
+            on_host = self._model(batch.to(self._device)).to("cpu", non_blocking=True)
+            if self._on_gpu:
+                self._stream.synchronize()
+        return on_host
+
+    def _slice(self, task: WireTask) -> Any:
+        return self._inputs.batch(task.input_id, task.first_item, task.n_items)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def measure_cpu_cores(
             for _ in range(rounds):  # in turn, so that what else happens on the machine meets all of them
                 for n_busy, own in times.items():
                     keep_busy(n_busy)
-                    own += _times_s(model, inputs, n, _BUDGET_S / rounds)
+                    own.extend(_times_s(model, inputs, n, _BUDGET_S / rounds))
             for n_busy, own in times.items():
                 levels[n_busy][n] = statistics.median(own) * 1e3
             if on_fraction is not None:

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import reduction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from infra.clock import monotonic_ns
 from infra.messages import DONE, ERROR, MESSAGE_BYTES, READY, WireReply, WireTask
@@ -35,6 +35,20 @@ class Engine(Protocol):
 
     def score(self, task: WireTask) -> None:
         """Score the task's items; raises if it cannot."""
+
+
+@runtime_checkable
+class MergingEngine(Protocol):
+    """An engine that can score several tasks as one batch."""
+
+    def takes_more(self, tasks: Sequence[WireTask]) -> bool:
+        """Whether any further task, however large, may be scored in one batch with these."""
+
+    def score(self, task: WireTask) -> None:
+        """Score one task."""
+
+    def score_merged(self, tasks: Sequence[WireTask]) -> None:
+        """Score several as one batch."""
 
 
 EngineFactory = Callable[[int], Engine]  # engine index within its pool -> engine
@@ -134,18 +148,34 @@ def run_engine(
 
 def _serve(engine: Engine, slot: int, tasks: socket.socket, replies: socket.socket, slots: Slots) -> None:
     while message := tasks.recv(MESSAGE_BYTES):
-        task = WireTask.unpack(message)
-        slots[slot] = task.ticket
-        start_ns = monotonic_ns()
+        taken = [WireTask.unpack(message)]
+        slots[slot] = taken[0].ticket
+        if isinstance(engine, MergingEngine):
+            taken += _more_to_merge(engine, taken, tasks)
+        start_ns, error = monotonic_ns(), ""
         try:
-            engine.score(task)
-        except Exception as error:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
-            text = f"{type(error).__name__}: {error}"
-            reply = WireReply(task.ticket, slot, ERROR, start_ns, monotonic_ns(), text)
-        else:
-            reply = WireReply(task.ticket, slot, DONE, start_ns, monotonic_ns())
-        replies.send(reply.pack())
+            if isinstance(engine, MergingEngine) and len(taken) > 1:
+                engine.score_merged(taken)
+            else:
+                engine.score(taken[0])
+        except Exception as problem:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
+            error = f"{type(problem).__name__}: {problem}"
+        end_ns = monotonic_ns()
+        for task in taken:
+            replies.send(WireReply(task.ticket, slot, ERROR if error else DONE, start_ns, end_ns, error).pack())
         slots[slot] = IDLE
+
+
+def _more_to_merge(engine: MergingEngine, first: list[WireTask], tasks: socket.socket) -> list[WireTask]:
+    """Tasks that wait and fit a batch with the first; a dead engine's are redone as if it had not taken them."""
+    more: list[WireTask] = []
+    with contextlib.suppress(BlockingIOError):
+        while engine.takes_more([*first, *more]):
+            message = tasks.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+            if not message:
+                break
+            more.append(WireTask.unpack(message))
+    return more
 
 
 @dataclass(frozen=True)

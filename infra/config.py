@@ -194,6 +194,7 @@ class EngineConfig:
         "nvidia_gtx_1080_ti", "folders under accel_root_dir, comma-separated, or cuda: the model on this GPU"
     )
     accel_request_size_thres: int = flag(1024, "offload threshold: queries of at least this many items go whole", low=1)
+    accel_merge_mib: float = flag(0.0, "accel_device cuda: waiting queries become one batch up to so many MiB", low=0)
     accel_root_dir: str = flag("accelerator/", "where device profiles lie")
     use_accel: bool = flag(False, "standalone: run the model on the GPU")
 

@@ -33,10 +33,48 @@ class Batch:
         ids_L, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.ids_L, self.offsets))
         return Batch(self.n_items, dense_BF, ids_L, offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        dense = 0 if self.dense_BF is None else self.dense_BF.nbytes
+        return dense + self.ids_L.nbytes + self.offsets.nbytes
+
     def pinned(self) -> Batch:
         """A copy in page-locked memory, from which a GPU copies by itself."""
         dense_BF = None if self.dense_BF is None else self.dense_BF.pin_memory()
         return Batch(self.n_items, dense_BF, self.ids_L.pin_memory(), self.offsets.pin_memory())
+
+
+class Staging:
+    """Host buffers from which a GPU copies by itself; allocated once, filled for every batch.
+
+    `like` gives the dtypes and the dense width, `n_bytes` the room in each buffer. Raises ValueError if a batch is
+    larger.
+    """
+
+    def __init__(self, like: Batch, n_bytes: float, *, pinned: bool) -> None:
+        n = int(n_bytes) // 4 + like.n_items + 1
+        self._ids = torch.empty(n, dtype=like.ids_L.dtype, pin_memory=pinned)
+        self._offsets = torch.empty(n, dtype=like.offsets.dtype, pin_memory=pinned)
+        self._dense: Tensor | None = None
+        if like.dense_BF is not None:
+            width = like.dense_BF.shape[1]
+            self._dense = torch.empty(n // width + 1, width, dtype=like.dense_BF.dtype, pin_memory=pinned)
+
+    def fill(self, parts: Sequence[Batch]) -> Batch:
+        """The parts' items one after the other, in the buffers; valid until the next call."""
+        n_ids, n_bags, n_items = 0, 0, 0
+        if sum(len(part.ids_L) for part in parts) > len(self._ids):
+            raise ValueError("the batches do not fit the staging buffers")
+        for part in parts:
+            ids, bags = len(part.ids_L), len(part.offsets) - 1
+            self._ids[n_ids : n_ids + ids] = part.ids_L
+            self._offsets[n_bags : n_bags + bags + 1] = part.offsets + n_ids
+            if self._dense is not None and part.dense_BF is not None:
+                self._dense[n_items : n_items + part.n_items] = part.dense_BF
+            n_ids, n_bags, n_items = n_ids + ids, n_bags + bags, n_items + part.n_items
+        dense_BF = None if self._dense is None else self._dense[:n_items]
+        return Batch(n_items, dense_BF, self._ids[:n_ids], self._offsets[: n_bags + 1])
 
 
 def first_rows(table_rows: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -1,0 +1,54 @@
+"""The GPU engine gives the CPU engine's scores, query by query and merged; its steps run on the CPU too."""
+
+import pytest
+import torch
+
+from accelInferenceEngine import CudaEngine
+from backends.engine_process import MergingEngine
+from inferenceEngine import prepare
+from infra.cli import parse
+from infra.messages import WireTask
+from infra.progress import Progress
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+NETS = {
+    "wnd": "--model_type wnd --arch_mlp_bot 6 --arch_mlp_top 8-1",
+    "ncf": "--model_type ncf --arch_mlp_top 8-4-4 --arch_embedding_size 50-60-70-80",
+}
+
+
+def settings(net, *words):
+    base = "--num_batches 2 --max_mini_batch_size 32 --arch_embedding_size 50-60 --num_indices_per_lookup 3"
+    return parse([*base.split(), *NETS[net].split(), *words])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("net", NETS)
+def test_scores_are_those_of_the_cpu_engine(net, device):
+    config = settings(net, "--accel_merge_mib", "1")
+    engine, reference = CudaEngine(config, device), prepare(config, Progress("none"))
+    engine.warm_up()
+    tasks = [WireTask(1, 0, 0, 0, 32), WireTask(2, 0, 1, 5, 7), WireTask(3, 0, 1, 31, 1)]
+    with torch.inference_mode():
+        expected = [reference.model(reference.inputs.batch(t.input_id, t.first_item, t.n_items)) for t in tasks]
+    for task, scores in zip(tasks, expected, strict=True):
+        torch.testing.assert_close(engine.scores([task]), scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine.scores(tasks), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_queries_merge_up_to_the_budget_and_not_without_one(device):
+    engine = CudaEngine(settings("wnd", "--accel_merge_mib", "0.01"), device)
+    assert isinstance(engine, MergingEngine)
+    small, large = WireTask(1, 0, 0, 0, 1), WireTask(2, 0, 0, 0, 32)
+    assert engine.takes_more([small])
+    assert not engine.takes_more([large] * 8)
+    assert not CudaEngine(settings("wnd"), device).takes_more([small])
+    with pytest.raises(ValueError, match="staging"):
+        engine.scores([large] * 300)

@@ -1,18 +1,24 @@
 #!/usr/bin/env python3
-"""Every scheduler in virtual time: all models, three SLAs, CPU and CPU + accelerator; regret and cost.
+"""Every scheduler in virtual time: eight models, three SLAs, CPU and CPU + accelerator; regret and cost.
 
 python experiments/scheduling/virtual.py [--quick] [--out FOLDER]
 
-Service times: service_times.csv (one core of the machine named there, full tables). Done cases are kept in
-regret.csv and not run again.
+A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a busy neighbour,
+one GTX 1080 Ti by its published speedup. Rows go to virtual.csv and virtual_curves.csv case by case; a case that is
+there is not run again.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,78 +26,182 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
-from accelerator.devices import ROOT, derived_profile, load_device
+from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
 from accelerator.latency import Profile, service_times_ns
 from backends.fifo_kernel import ServiceTable
-from backends.probe import Sla, probe
+from backends.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.simulated import SimulatedSession
 from infra.cli import parse
 from infra.config import RunConfig
+from infra.messages import ACCEL, CPU
+from infra.progress import Progress
 from infra.rate_search import log_grid_qps
 from loadGenerator import CommonLoad
-from scheduler import Exhaustive, Goal, HillClimb, Policy, ReleasedClimb, Search, static_policy
+from scheduler import Exhaustive, Goal, HillClimb, Limit, Policy, ReleasedClimb, Search, static_policy, with_offload
 
 HERE = Path(__file__).resolve().parent
 MEDIUM_SLA_MS = {"rm1": 100, "rm2": 400, "rm3": 100, "ncf": 5, "wnd": 25, "mtwnd": 25, "din": 100, "dien": 35}
 SLA_SHARES = {"low": 0.5, "medium": 1.0, "high": 1.5}  # of the medium one (ISCA 2020)
-N_ENGINES = 40  # the paper's server
-LARGEST = 1000
-BATCHES = sorted({round(2 ** (i / 4)) for i in range(40)} | {LARGEST})
-THRESHOLDS = sorted({round(2 ** (i / 2)) for i in range(20)} | {LARGEST})
+N_ENGINES, LARGEST = 40, 1000
+CPU_WATTS, GPU_WATTS = 250.0, 250.0  # two sockets of 125 W (Xeon Gold 6138); GTX 1080 Ti: as NVIDIA states
 RELEASED_BATCHES = (1024, 512, 256, 128, 64, 32)
 RELEASED_THRESHOLDS = (96, 128, 192, 256, 384, 512)
-MAX_QUERIES, QUICK_QUERIES = 20_000, 5_000
 REL_WIDTH = 0.02
-CHECK_QUERIES = 400_000  # of the long run that tells what a policy really carries
-WIDE = {"exhaustive": 1, "hill": 1, "released": 1, "static": 1}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the study is run."""
+
+    models: tuple[str, ...] = tuple(MEDIUM_SLA_MS)
+    slas: tuple[str, ...] = tuple(SLA_SHARES)
+    cpu_steps: int = 4  # batches per doubling where they are the only knob
+    batch_steps: int = 1  # batches per doubling where there are two knobs
+    threshold_steps: int = 2
+    max_queries: int = 20_000  # of a trial; more where that is less than MIN_SLAS times the SLA
+
+
+QUICK = Effort(("wnd", "ncf"), ("medium",), 2, 1, 1, 10_000)
+MIN_SLAS = 40  # an overload of 5 % needs 20 SLAs until its queries are late
+
+
+def ladder(steps: int) -> list[int]:
+    """1 to LARGEST, `steps` per doubling."""
+    return sorted({round(2 ** (i / steps)) for i in range(10 * steps)} | {LARGEST})
 
 
 def service_table(model: str) -> ServiceTable:
-    """CPU core as measured, and the GTX 1080 Ti by its published speedup over a core."""
-    times = pd.read_csv(HERE / "service_times.csv", comment="#")
-    own = times[times["model"] == model]
-    profile = Profile(dict(zip(own["batch"].astype(int), own["ms"], strict=True)), {})
-    card = derived_profile(load_device(ROOT, "nvidia_gtx_1080_ti"), model, profile)
-    return ServiceTable(service_times_ns(profile, LARGEST)[None], service_times_ns(card, LARGEST)[None])
+    """A core beside a busy neighbour as measured, and the GPU by its published speedup over a core."""
+    config = parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
+    measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), config)
+    beside = Profile(measured.busy_ms[1], measured.provenance)
+    card = derived_profile(load_device(ROOT, "nvidia_gtx_1080_ti"), model, beside)
+    return ServiceTable(service_times_ns(beside, LARGEST), service_times_ns(card, LARGEST))
 
 
-def load_config(seed: int = 123) -> RunConfig:
+def load_config() -> RunConfig:
     """Production query sizes up to the paper's 1,000 items, Poisson arrivals."""
     return parse([
         "--queue", "--num_batches", "32", "--max_mini_batch_size", str(LARGEST), "--arrival_qps", "1",
-        "--batch_size_distribution", "production", "--numpy_rand_seed", str(seed),
+        "--batch_size_distribution", "production",
     ])  # fmt: skip
 
 
-def searches(accel: bool, goal: Goal, sla_ms: float, best: Search | None) -> dict[str, Search]:
-    """One search of each kind; the hill climb of the accelerator starts where that of the CPU ended."""
-    static = static_policy(LARGEST, N_ENGINES)
-    grid = log_grid_qps(0.01, 100.0, 271)  # the release's step of 3.5 %, over rates of 40 engines
-    from_step = int(np.searchsorted(grid, goal.start_qps / 5))
-    released = (grid, sla_ms, 0.1, 128, 64, from_step)
-    known = best.best if best is not None else None
-    if not accel:
-        return {
-            "exhaustive": Exhaustive([Policy(n) for n in BATCHES], goal),
-            "hill": HillClimb({"batch_items": BATCHES}, static, goal, known),
-            "released": ReleasedClimb([Policy(n) for n in RELEASED_BATCHES], *released),
-        }
-    start = known.policy if known is not None else static
-    knobs: dict[str, Sequence[int | None]] = {"offload_items": [*THRESHOLDS, None], "batch_items": BATCHES}
-    policies = [Policy(n, k) for n in BATCHES for k in (*THRESHOLDS, None)]
-    return {
-        "exhaustive": Exhaustive(policies, goal),
-        "hill": HillClimb(knobs, start, goal, known),
-    }
+class Case:
+    """One model under one SLA."""
+
+    def __init__(self, model: str, sla_name: str, effort: Effort) -> None:
+        self.model, self.sla_name, self.effort, self.config = model, sla_name, effort, load_config()
+        self.session = SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, service_table(model), keep_tasks=False)
+        self.static = static_policy(LARGEST, N_ENGINES)
+        self.goal = Goal(0.5 * capacity_qps(self.session, self.config, self.static), REL_WIDTH)
+        sla_ms = MEDIUM_SLA_MS[model] * SLA_SHARES[sla_name]
+        enough = round(MIN_SLAS * sla_ms / 1e3 * 4 * self.goal.start_qps)
+        self.sla = Sla(sla_ms, max_queries=max(effort.max_queries, enough))
+        self.check = Sla(sla_ms, max_queries=5 * self.sla.max_queries)
+        self.load = CommonLoad(self.config, self.sla.max_queries, 2)
+        self.fresh = CommonLoad(self.config, self.check.max_queries, 9)
+        self.rows: list[dict[str, Any]] = []
+        self.curves: list[dict[str, Any]] = []
+
+    def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of the searches, and rows of the curves over one knob."""
+        e, goal = self.effort, self.goal
+        static = self._search("static", Exhaustive([self.static], goal))
+        batches, thresholds = ladder(e.batch_steps), ladder(e.threshold_steps)
+        everywhere = Exhaustive([Policy(n) for n in ladder(e.cpu_steps)], goal)
+        self._search("exhaustive, CPU", everywhere)
+        self._curve("batch_items", everywhere.limits)
+        hill = self._search("hill, CPU", HillClimb({"batch_items": ladder(e.cpu_steps)}, self.static, goal, static))
+        self._search("released, CPU", self._released([Policy(n) for n in RELEASED_BATCHES], goal))
+        knobs: dict[str, Sequence[int | None]] = {"offload_items": [*thresholds, None], "batch_items": batches}
+        grid = [Policy(n, k) for n in batches for k in (*thresholds, None)]
+        both = Exhaustive(grid, goal)
+        best = self._search("exhaustive, CPU + accelerator", both)
+        self._curve("offload_items", [x for x in both.limits if x.policy.batch_items == best.policy.batch_items])
+        self._search("hill, CPU + accelerator", HillClimb(knobs, hill.policy, goal, hill))
+        self._search(
+            "released, CPU + accelerator", self._released(with_offload(hill.policy, RELEASED_THRESHOLDS), goal)
+        )
+        per_watt = Goal(goal.start_qps, REL_WIDTH, watts)
+        self._search("hill, QPS per watt", HillClimb(knobs, hill.policy, per_watt, hill))
+        return self.rows, self.curves
+
+    def _released(self, policies: Sequence[Policy], goal: Goal) -> Search:
+        grid = log_grid_qps(0.01, 100.0, 271)  # the release's step of 3.5 %, over the rates of 40 cores
+        start = int(np.searchsorted(grid, goal.start_qps / 5))
+        return ReleasedClimb(policies, grid, self.sla.latency_ms, 0.1, 128, 64, start)
+
+    def _search(self, name: str, search: Search) -> Limit:
+        n_trials, n_queries, seconds, begun = 0, 0, 0.0, time.monotonic()
+        while (trial := search.propose()) is not None:
+            n_trials += 1
+            load = self.load
+            if trial.n_queries is not None:
+                load = CommonLoad(self.config, 2 * trial.n_queries, 1000 + n_trials)
+            probed = probe(self.session, load, self.sla, trial)
+            assert probed is not None, "virtual time is not interrupted"
+            n_queries, seconds = n_queries + probed.outcome.n_queries, seconds + probed.seconds
+            search.observe(probed.outcome)
+        best = search.best
+        assert best is not None, "every search ends with a policy"
+        self.rows.append({
+            "model": self.model, "sla": self.sla_name, "sla_ms": self.sla.latency_ms, "search": name,
+            "batch_items": best.policy.batch_items, "offload_items": best.policy.offload_items,
+            "found_qps": best.qps.value, "low_qps": best.qps.low, "high_qps": best.qps.high,
+            "true_qps": self._true_qps(best), "watts": watts(best.policy), "trials": n_trials, "queries": n_queries,
+            "seconds": seconds, "wall_s": time.monotonic() - begun,
+        })  # fmt: skip
+        return best
+
+    def _true_qps(self, best: Limit) -> float:
+        """What the policy carries on a long load that no search has seen, to 1 %."""
+        start_qps = min(best.qps.value, 4 * self.goal.start_qps) or self.goal.start_qps
+        return max_rate_qps(self.session, self.fresh, best.policy, self.check, start_qps, 0.01).value
+
+    def _curve(self, knob: str, limits: Sequence[Limit]) -> None:
+        for limit in limits:
+            value = getattr(limit.policy, knob)
+            self.curves.append({
+                "model": self.model, "sla": self.sla_name, "knob": knob, "value": value, "qps": limit.qps.value,
+                "low_qps": limit.qps.low, "high_qps": limit.qps.high, "batch_items": limit.policy.batch_items,
+            })  # fmt: skip
 
 
-def drive(search: Search, session: SimulatedSession, config: RunConfig, sla: Sla) -> dict[str, float]:
-    """Run a search to its end; what it cost."""
-    load, n_trials, n_queries, seconds, begun = CommonLoad(config, sla.max_queries, 2), 0, 0, 0.0, time.monotonic()
-    while (trial := search.propose()) is not None:
-        own = load if trial.n_queries is None else CommonLoad(config, 2 * trial.n_queries, 1000 + n_trials)
-        probed = probe(session, own, sla, trial)
-        assert probed is not None, "virtual time is not interrupted"
-        n_trials, n_queries, seconds = n_trials + 1, n_queries + probed.outcome.n_queries, seconds + probed.seconds
-        search.observe(probed.outcome)
-    return {"trials": n_trials, "queries": n_queries, "seconds": seconds, "wall_s": time.monotonic() - begun}
+def watts(policy: Policy) -> float:
+    """Power of the server under a policy, as stated."""
+    return CPU_WATTS + (GPU_WATTS if policy.offload_items is not None else 0.0)
+
+
+def run_case(model: str, sla_name: str, effort: Effort) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """For a worker process."""
+    return Case(model, sla_name, effort).run()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="two models, one SLA, coarse grids: under a minute")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
+    given = parser.parse_args(argv)
+    effort = QUICK if given.quick else Effort()
+    files = [given.out / "virtual.csv", given.out / "virtual_curves.csv"]
+    given.out.mkdir(parents=True, exist_ok=True)
+    done: set[tuple[str, str]] = set()
+    if files[0].is_file():
+        known = pd.read_csv(files[0])
+        done = set(zip(known["model"], known["sla"], strict=True))
+    cases = [(model, sla) for model in effort.models for sla in effort.slas if (model, sla) not in done]
+    title = f"{len(cases)} of {len(effort.models) * len(effort.slas)} cases"
+    with Progress("auto") as progress, progress.step(title) as on_fraction, ProcessPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(run_case, model, sla, effort): (model, sla) for model, sla in cases}
+        for n, job in enumerate(as_completed(jobs), start=1):
+            for file, rows in zip(files, job.result(), strict=True):
+                pd.DataFrame(rows).to_csv(file, mode="a", header=not file.is_file(), index=False, float_format="%.5g")
+            on_fraction(n / len(cases), ", ".join(jobs[job]))
+    print("\n".join(map(str, files)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

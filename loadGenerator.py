@@ -148,8 +148,11 @@ class CommonLoad:
         return int(self._unit.n_items.min()), int(self._unit.n_items.max())
 
     def at(self, rate_qps: float, n_queries: int | None = None) -> Schedule:
-        """The first `n_queries` (default: all) at this rate; no warm-up is marked."""
-        n, unit = n_queries or self._n_queries, self._unit
+        """The first `n_queries` at this rate (default: as many as were asked for); no warm-up is marked."""
+        n = n_queries or self._n_queries
+        if n > len(self._unit):  # equal streams give an equal beginning
+            self._unit = draw_schedule(self._config, 2 * n, 0, 1.0, self._run_index)
+        unit = self._unit
         if not self._scales:
             return draw_schedule(self._config, n, 0, rate_qps, self._run_index)
         arrival_ns = np.rint(unit.arrival_ns[:n] / rate_qps).astype(np.int64)

@@ -21,6 +21,8 @@ from scheduler import Outcome, Policy, Stage, Trial
 
 FloatArray = npt.NDArray[np.float64]
 CAPACITY_QUERIES = 64
+TRIAL_SLAS = 20  # a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
+MS_PER_S = 1e3
 FIXED_WARMUP_SHARE = 0.25  # of a trial with a fixed number of queries, beside those that count
 
 
@@ -72,8 +74,9 @@ def probe(
         rows = session.run(load.at(trial.rate_qps, n), stages)
         counted = latencies_ms(rows)[n - trial.n_queries :]
         return None if session.interrupted else _fixed(rows, counted, sla)
-    test = SlaTest(sla.latency_ms, sla.percentile, sla.confidence, sla.max_queries)
-    schedule = load.at(trial.rate_qps, sla.max_queries)
+    n = max(sla.max_queries, queries_to_show_overload(sla.latency_ms, trial.rate_qps))
+    test = SlaTest(sla.latency_ms, sla.percentile, sla.confidence, n)
+    schedule = load.at(trial.rate_qps, n)
     rows = session.run(schedule, stages, watch=_Watch(test, on_latencies))
     decision = test.decision
     if decision is None:
@@ -82,6 +85,11 @@ def probe(
     leans = decision.verdict == "met" or (decision.verdict == "undecided" and decision.late_share <= sla.late_share)
     outcome = Outcome(decision.verdict, decision.late_share, tail_ms, len(rows.queries), leans)
     return Probed(outcome, rows, _seconds(rows, schedule), decision)
+
+
+def queries_to_show_overload(sla_ms: float, rate_qps: float) -> int:
+    """Fewest queries of a run that can tell whether the SLA is met: in a short one the queue has no time to grow."""
+    return math.ceil(TRIAL_SLAS * sla_ms / MS_PER_S * rate_qps)
 
 
 def max_rate_qps(

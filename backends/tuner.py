@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.probe import Sla, capacity_qps, probe
+from backends.probe import Sla, capacity_qps, probe, queries_to_show_overload
 from backends.search_log import SearchLog, outcome_of
 from backends.session import Session
 from infra.config import RunConfig
@@ -203,7 +203,8 @@ class Tuner:
 
     def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
         self._n_confirmations += 1
-        tune, n = self._config.tune, self._config.n_queries
+        tune = self._config.tune
+        n = max(self._config.n_queries, queries_to_show_overload(tune.target_latency, rate_qps))
         schedule = draw_schedule(
             self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
         )  # fmt: skip

@@ -79,10 +79,10 @@ def search(title: str, lines: Sequence[dict[str, Any]], percentile: float = 95.0
     """Table of a search: one line a phase."""
     table = Table(title=title, title_justify="left", title_style="bold")
     per_watt = any(line["qps_per_watt"] is not None for line in lines)
-    columns = ["batch", "threshold", "QPS", f"p{percentile:g} ms", "offloaded", "gain", "trials", "queries", "s", "run"]
+    columns = ["batch", "threshold", "QPS", f"p{percentile:g} ms", "offloaded", "gain", "run"]
     if per_watt:
         columns.insert(3, "QPS/W")
-    table.add_column("policy")
+    table.add_column("policy", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right")
     for line in lines:
@@ -98,9 +98,7 @@ def search(title: str, lines: Sequence[dict[str, Any]], percentile: float = 95.0
                 f"{line['gain']:.2f}x" if line["gain"] else "-",
             ]  # fmt: skip
         verdict = "no rate meets the SLA" if summary is None else "VALID" if summary.valid else "INVALID"
-        table.add_row(
-            line["name"], *cells, str(line["n_trials"]), f"{line['n_queries']:,}", number(line["seconds"], 0), verdict
-        )
+        table.add_row(line["name"], *cells, verdict)
     return table
 
 
@@ -114,7 +112,8 @@ def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str
         sure = f": shown to hold at {low} and to fail at {high} QPS (confidence {confidence:.0%} each)" if known else ""
         share = line["of_exhaustive"]
         regret = f"; {share:.1%} of the exhaustive search's rate" if share else ""
-        notes.append(f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}")
+        cost = f"{line['n_trials']} trials, {line['n_queries']:,} queries, {number(line['seconds'], 0)} s"
+        notes.append(f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}; {cost}")
     return notes
 
 

@@ -126,6 +126,80 @@ def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
     assert run.document["summary"]["n_queries"] == 108
 
 
+SEARCH = [
+    "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60", "--nepochs", "20", "--rate_width", "0.2",
+]  # fmt: skip
+
+
+def test_a_killed_search_is_resumed_and_asks_only_for_what_is_missing(tmp_path):
+    process = start(tmp_path, *SEARCH, "--nepochs", "100")
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        logs = list((tmp_path / "results").glob("*/search.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    (log,) = (tmp_path / "results").glob("*/search.jsonl")
+    before = log.read_text().splitlines()
+    assert len(before) >= 3
+    done = run_script("DeepRecSys.py", "--resume", log.parent.name, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().splitlines()[: len(before)] == before
+    run = only_run(tmp_path)
+    assert [line["name"] for line in run.document["tuning"]] == ["static", "tuned CPU"]
+    assert len(pd.read_parquet(run.folder / "search.parquet")) == len(log.read_text().splitlines()) - 1
+    assert "Best: batch" in done.stdout
+
+
+def test_a_search_is_compared_with_an_exhaustive_one_of_the_same_settings(tmp_path):
+    for scheduler in ("exhaustive", "hill"):
+        done = run_script("DeepRecSys.py", *TINY, *SEARCH, "--scheduler", scheduler, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "of the exhaustive search's rate" in done.stdout
+    shares = [line["of_exhaustive"] for line in results.find(tmp_path / "results")[-1].document["tuning"]]
+    assert all(0.2 < share < 5 for share in shares)
+
+
+def test_qps_per_watt_reports_where_the_watts_come_from(tmp_path):
+    words = ["--objective", "qps_per_watt", "--cpu_watts", "50", "--scheduler", "static"]
+    done = run_script("DeepRecSys.py", *TINY, *SEARCH, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Power: CPU 50 W (--cpu_watts)" in done.stdout
+    (line,) = only_run(tmp_path).document["tuning"]
+    assert line["qps_per_watt"] == pytest.approx(line["rate_qps"] / 50)
+
+
+def test_several_accelerators_serve_at_once(tmp_path):
+    words = ["--model_accel", "--accel_device", "nvidia_t4,nvidia_h200", "--accel_request_size_thres", "1"]
+    done = run_script("DeepRecSys.py", *TINY, *words, "--arrival_qps", "600", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tasks = only_run(tmp_path).rows().tasks
+    assert set(tasks["pool"]) == {"accel"}
+    assert set(tasks["engine"]) == {0, 1}
+    assert only_run(tmp_path).document["accelerator"]["device"] == "NVIDIA T4, NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--resume", "nothing"], "--resume is 'nothing'; expected a run with a search"),
+        ([*SEARCH, "--model_accel", "--accel_device", "nvidia_t4,nix"], "--accel_device is 'nix'"),
+        ([*SEARCH, "--model_accel", "--accel_device", "cuda,nvidia_t4"], "cuda runs alone"),
+        ([*SEARCH, "--confidence", "1.5"], "--confidence is 1.5; expected at most"),
+        ([*SEARCH, "--scheduler", "best"], "--scheduler is 'best'; expected one of hill"),
+        ([*SEARCH, "--cpu_watts", "-3"], "--cpu_watts is -3; expected more than 0 W"),
+    ],
+)
+def test_a_wrong_search_is_refused_in_one_line_before_anything_starts(tmp_path, words, expected):
+    done = run_script("DeepRecSys.py", *TINY, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists() or not list((tmp_path / "results").iterdir())
+
+
 def start(tmp_path, *words):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "DeepRecSys.py"), *TINY, *words], cwd=tmp_path, text=True,

@@ -24,8 +24,9 @@ from accelInferenceEngine import CudaFactory, ModelledFactory
 from backends.engine_process import PoolSpec
 from backends.power import ServerPower, check_power, server_power
 from backends.probe import capacity_qps
-from backends.process import EngineError, ProcessSession
+from backends.process import ProcessSession
 from backends.search_log import SearchLog, table
+from backends.session import SessionError
 from backends.tuner import Found, Phase, Tuner
 from infra import figures, report, results
 from infra.cli import parse
@@ -42,6 +43,7 @@ from scheduler import Policy, Stage
 Report = Callable[[], None]  # prints; called when the progress bars are gone
 
 INTERRUPTED = 130
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,9 @@ def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[
     root, max_items = accelerator_root(config.engines.accel_root_dir), config.inputs.max_mini_batch_size
     devices = [load_device(root, name) for name in config.engines.accel_devices]
     profiles = [latency_profile(device, config.model, max_items, measure) for device in devices]
+    for profile in profiles:
+        if "warning" in profile.provenance:
+            log.warning("%s: %s", profile.provenance["device"], profile.provenance["warning"])
     modelled = tuple(
         ProfiledDevice(device.name, {config.model.name: profile})
         for device, profile in zip(devices, profiles, strict=True)
@@ -150,14 +155,16 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
     return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, rows.notes)
 
 
-def run_measure(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> Report:
+def run_measure(
+    config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None
+) -> Report:
     """Measure and save; returns what prints the report."""
     rows, summary = measure(config, opened, progress)
     memory = opened.session.memory()
     _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory})
     figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
-    if log is not None:
-        results.write_log(log, rows.tasks)
+    if task_log is not None:
+        results.write_log(task_log, rows.tasks)
     return lambda: _report_measure(config, opened, summary, memory, folder)
 
 
@@ -172,7 +179,7 @@ def _report_measure(
     print("\n".join(report.closing_lines(summary)))
 
 
-def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, log: Path | None) -> Report:
+def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None) -> Report:
     """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
     watts = server_power(config, opened.session, opened.n_engines, opened.device)
     results.save_document(folder, config, {"summary": None})  # the settings: what --resume needs after a kill
@@ -192,8 +199,8 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
     else:
         _save(folder, config, opened, best.rows, {**document, "summary": best.summary.as_json()})
         figures.latency_cdf(best.rows.queries, best.summary, config.model.name).savefig(folder / "latency.png", dpi=120)
-        if log is not None:
-            results.write_log(log, best.rows.tasks)
+        if task_log is not None:
+            results.write_log(task_log, best.rows.tasks)
     if found.trials:
         walk = figures.search_walk(table(found.trials), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
@@ -275,12 +282,12 @@ def run_queue(config: RunConfig, folder: Path | None = None) -> int:
     check(config)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, also while tables are built
     folder = folder or results.new_folder(config)
-    log = results.open_log(config.output.log_file)
+    task_log = results.open_log(config.output.log_file)
     tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
     try:
         with Progress(config.output.progress) as progress, open_session(config, progress) as opened:
             work: Callable[..., Report] = run_tune if tuning else run_measure
-            tell = work(config, opened, progress, folder, log)
+            tell = work(config, opened, progress, folder, task_log)
         tell()
         return INTERRUPTED if opened.session.interrupted else 0
     finally:
@@ -311,7 +318,7 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"DeepRecSys.py: {error}\n")
         return 2
-    except EngineError as error:
+    except SessionError as error:
         sys.stderr.write(f"DeepRecSys.py: {error}\n")
         return 1
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from backends.session import Session
+from backends.session import Session, SessionError
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.config import RunConfig
 from infra.rate_search import RateBisection
@@ -110,12 +110,12 @@ def max_rate_qps(
 
 
 def capacity_qps(session: Session, config: RunConfig, policy: Policy) -> float:
-    """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt, RuntimeError."""
+    """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt, SessionError."""
     rows = session.run(burst(config, CAPACITY_QUERIES, run_index=1), [Stage(policy)])
     if session.interrupted:
         raise KeyboardInterrupt
     if rows.queries["done_ns"].isna().any():
-        raise RuntimeError("the capacity could not be measured: queries were lost")
+        raise SessionError("the capacity could not be measured: queries were lost")
     span_ns = float(rows.queries["done_ns"].max() - rows.queries["first_start_ns"].min())
     return CAPACITY_QUERIES * NS_PER_S / span_ns
 

@@ -26,7 +26,7 @@ import psutil
 from backends.engine_process import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.pool import Pool, Ticket
 from backends.run_state import Run, no_garbage_collection
-from backends.session import InOrder, Watch
+from backends.session import InOrder, SessionError, Watch
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.messages import (
     ERROR,
@@ -55,7 +55,7 @@ Commands = Sequence[Enqueue | Answer | Fail]
 log = logging.getLogger(__name__)
 
 
-class EngineError(RuntimeError):
+class EngineError(SessionError):
     """The engines cannot be brought up, or keep dying before they are ready."""
 
 

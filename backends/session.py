@@ -18,6 +18,10 @@ from scheduler import Stage
 FloatArray = npt.NDArray[np.float64]
 
 
+class SessionError(RuntimeError):
+    """The engines cannot do what the run needs; said in one line."""
+
+
 class Watch(Protocol):
     """Looks on while a run goes, and ends it as soon as enough is known."""
 

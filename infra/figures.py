@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from infra.clock import NS_PER_MS
 from infra.stats import Estimate, Summary
@@ -40,8 +40,9 @@ def plain_log(axes: Axes, which: str) -> None:
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(StrMethodFormatter("{x:g}") if high / max(low, 1e-9) < 8 else NullFormatter())
+    plain = FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1000 else f"{x:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(plain if high / max(low, 1e-9) < 8 else NullFormatter())
 
 
 def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:

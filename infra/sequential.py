@@ -19,7 +19,7 @@ from scipy import fft, stats
 Verdict = Literal["met", "missed", "undecided"]
 FloatArray = npt.NDArray[np.float64]
 
-FIRST_LOOK = 32  # queries
+FIRST_LOOK = 256  # queries: fewer could all fall into one disturbance of the machine
 LOOK_GROWTH = 1.5
 BURN_IN_SHARE = 0.1  # of the queries so far: a queue begins empty
 FEWEST_TIMES = 20  # autocorrelation times in the sample, before tau itself is believed

@@ -134,6 +134,7 @@ def test_looks_grow_to_the_cap_and_pieces_make_no_difference():
     sizes = look_sizes(10_000)
     assert sizes[-1] == 10_000
     assert all(1.3 < b / a < 1.7 for a, b in itertools.pairwise(sizes))
+    assert sizes[0] >= 170
     assert look_sizes(5) == [5]
     latency = np.random.default_rng(3).exponential(0.6, 4000)
     whole, pieces = SlaTest(1.0, max_queries=4000), SlaTest(1.0, max_queries=4000)

@@ -88,7 +88,7 @@ class Tuner:
         )
         self._load = CommonLoad(config, self._sla.max_queries, _LOAD)
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
-        self._n_own_loads = self._n_confirmations = 0
+        self._n_tried = self._n_confirmations = 0
         self.found = Found()
 
     def run(self) -> Found:
@@ -173,26 +173,26 @@ class Tuner:
         return None if self._session.interrupted else search.best
 
     def _try(self, phase: str, trial: Trial) -> dict[str, Any] | None:
+        self._n_tried += 1
         line = self._log.recorded(phase, trial)
         if line is not None:
             return line
         load = self._load
         if trial.n_queries is not None:  # the release draws every update anew
-            self._n_own_loads += 1
-            load = CommonLoad(self._config, 2 * trial.n_queries, _OWN_LOAD + self._n_own_loads)
+            load = CommonLoad(self._config, 2 * trial.n_queries, _OWN_LOAD + self._n_tried)
         probed = probe(self._session, load, self._sla, trial)
         return None if probed is None else self._log.note(phase, trial, probed)
 
     def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, and slower ones until the SLA is met."""
+        """A run with a fresh seed at what the policy carries, and slower ones, in growing steps, until the SLA is met."""
         rate_qps, summary, rows = limit.carried_qps, None, None
-        for _ in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
+        for tries in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
             if self._session.interrupted:
                 break
             rows, summary = self._confirmation(name, limit.policy, rate_qps)
             if summary.meets_sla or self._session.interrupted:
                 break
-            rate_qps /= 1 + self._config.tune.rate_width
+            rate_qps /= 1 + self._config.tune.rate_width * 2**tries
         if summary is not None and not (summary.meets_sla or self._session.interrupted):
             rate_qps, summary, rows = 0.0, None, None
         return Phase(

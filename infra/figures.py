@@ -112,7 +112,7 @@ def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figur
     plain_log(tail_axes, "y")
     plain_log(rate_axes, "y")
     style(rate_axes, "", "offered rate (QPS)", "")
-    figure.suptitle("Search: per-core batch (and offload threshold) above each band", fontsize=10)
+    figure.suptitle("Search: per-core batch, and offload threshold, above each band", fontsize=10)
     style(tail_axes, "trial", f"p{percentile:g} of the trial (ms)", "")
     rate_axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tail_axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -129,7 +129,8 @@ def _band(rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, s
         if shaded:
             axes.axvspan(first, last, color="black", alpha=0.05, lw=0)
     offload = part["offload_items"].iloc[0]
-    name = f"{part['batch_items'].iloc[0]}" + (f"\n>={int(offload)}" if offload > 0 else "")
+    name = f"{part['batch_items'].iloc[0]}" + (f", >={int(offload)}" if offload > 0 else "")
     rate_axes.annotate(
-        name, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"), fontsize=7, ha="center", va="bottom"
-    )
+        name, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"), fontsize=6.5, ha="center", va="bottom",
+        rotation=90,
+    )  # fmt: skip

@@ -184,7 +184,7 @@ class Tuner:
         return None if probed is None else self._log.note(phase, trial, probed)
 
     def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, and slower ones, in growing steps, until the SLA is met."""
+        """A run with a fresh seed at what the policy carries, and ever slower ones until the SLA is met."""
         rate_qps, summary, rows = limit.carried_qps, None, None
         for tries in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
             if self._session.interrupted:

@@ -1,7 +1,8 @@
 """What one forward pass takes, from a configuration alone: FLOPs, bytes, look-ups, launches. No PyTorch.
 
-FLOPs count a multiply-add as 2 and are those of matrix products, as torch.utils.flop_counter counts them; activations,
-sums and the pooling of rows are small beside them or are counted as bytes.
+FLOPs count a multiply-add as 2 and are those of all products with weights or between vectors, as
+torch.utils.flop_counter counts them (and DIN's one-unit layer, an element-wise product that it does not see);
+activations and sums are small beside them, the pooling of rows is counted as bytes.
 """
 
 # B items, T tables, D embedding width, S behaviours, H hidden width
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.config import ModelConfig
 
 FLOAT_BYTES = ID_BYTES = 4
+MLP, ATTENTION, RECURRENT, INTERACTION = PARTS = ("mlp", "attention", "recurrent", "interaction")
+_DICE = 9  # element-wise operators of models.layers.Dice
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Gemm:
     groups: int = 1
     launches: int = 2  # the product and its activation
     weighted: bool = True  # False: both factors are activations
+    bias: bool = True
+    part: str = MLP
 
     def flops(self, n_items: int) -> int:
         """Multiply-adds count 2."""
@@ -35,11 +40,20 @@ class Gemm:
     @property
     def weight_bytes(self) -> int:
         """Read once a forward pass; bias included."""
-        return FLOAT_BYTES * self.groups * self.n_out * (self.n_in + 1) if self.weighted else 0
+        return FLOAT_BYTES * self.groups * self.n_out * (self.n_in + self.bias) if self.weighted else 0
 
     def activation_bytes(self, n_items: int) -> int:
         """Read and written."""
         return FLOAT_BYTES * n_items * self.rows * self.groups * (self.n_in + self.n_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """What an architecture computes for one item beside its look-up."""
+
+    gemms: tuple[Gemm, ...]
+    output_width: int
+    other_launches: int = 0  # operators that belong to no product; the look-up and the last concatenation not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +62,23 @@ class Costs:
 
     n_items: int
     gemms: tuple[Gemm, ...]
-    lookups_per_item: int
+    lookups_per_item: int  # the mean (rounded down) where bags differ in length
     row_bytes: int
     output_width: int
     dense_width: int
     n_tables: int
     table_bytes: int
+    other_launches: int
 
     @property
     def flops(self) -> int:
-        """Of all matrix products."""
+        """Of all products of activations with weights or with each other."""
         return sum(gemm.flops(self.n_items) for gemm in self.gemms)
+
+    @property
+    def flops_by_part(self) -> dict[str, int]:
+        """{part: FLOPs} for each of PARTS; they add up to `flops`."""
+        return {part: sum(g.flops(self.n_items) for g in self.gemms if g.part == part) for part in PARTS}
 
     @property
     def gather_bytes(self) -> int:
@@ -88,8 +108,11 @@ class Costs:
 
     @property
     def n_launches(self) -> int:
-        """Kernels of a plain port with one fused look-up: products, activations, look-up, concatenation."""
-        return sum(gemm.launches for gemm in self.gemms) + 2
+        """Operators of one eager forward pass that are no views: each is a kernel, the fused look-up one.
+
+        For two items or more; DIEN's first layer copies its input only then.
+        """
+        return sum(gemm.launches for gemm in self.gemms) + self.other_launches + 2  # look-up, last concatenation
 
     @property
     def bytes_moved(self) -> int:
@@ -102,85 +125,99 @@ def costs(config: ModelConfig, n_items: int) -> Costs:
     """Costs of one forward pass; raises ValueError below 1 item."""
     if n_items < 1:
         raise ValueError(f"n_items is {n_items}; expected at least 1")
-    gemms, output_width = _NETS[config.model_type](config)
-    n_tables = len(config.table_rows)
-    mean_ids = config.num_indices_per_lookup
-    if not config.num_indices_per_lookup_fixed:
-        mean_ids = (mean_ids + 1) // 2  # 1 to that many, evenly
+    net = _NETS[config.model_type](config)
+    n_tables, bag_ids = len(config.table_rows), config.num_indices_per_lookup
+    # Bags of 1 to K ids, evenly drawn, have (K + 1) / 2 on average.
+    lookups = n_tables * bag_ids if config.num_indices_per_lookup_fixed else n_tables * (bag_ids + 1) // 2
     return Costs(
-        n_items, tuple(gemms), n_tables * mean_ids, config.arch_sparse_feature_size * FLOAT_BYTES, output_width,
-        config.dense_width, n_tables, config.table_bytes,
+        n_items, net.gemms, lookups, config.arch_sparse_feature_size * FLOAT_BYTES, net.output_width,
+        config.dense_width, n_tables, config.table_bytes, net.other_launches,
     )  # fmt: skip
 
 
-def _mlp(widths: Sequence[int], rows: int = 1, groups: int = 1) -> list[Gemm]:
-    return [Gemm(n_in, n_out, rows, groups) for n_in, n_out in itertools.pairwise(widths)]
+def _mlp(widths: Sequence[int], rows: int = 1, groups: int = 1, part: str = MLP) -> list[Gemm]:
+    return [Gemm(n_in, n_out, rows, groups, part=part) for n_in, n_out in itertools.pairwise(widths)]
 
 
-def _dlrm(config: ModelConfig) -> tuple[list[Gemm], int]:
+def _dice_mlp(widths: Sequence[int]) -> list[Gemm]:
+    *hidden, last = _mlp(widths)
+    return [*(replace(gemm, launches=1 + _DICE) for gemm in hidden), last]
+
+
+def _dlrm(config: ModelConfig) -> Net:
     n_tables, width, bottom = len(config.table_rows), config.arch_sparse_feature_size, config.bot_widths
     interaction, n_top = [], bottom[-1] + n_tables * width
     if config.arch_interaction_op == "dot":
         n_vectors = n_tables + 1
         n_top = bottom[-1] + n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
-        interaction = [Gemm(width, n_vectors, rows=n_vectors, launches=3, weighted=False)]
-    return [*_mlp(bottom), *interaction, *_mlp((n_top, *config.top_widths))], config.top_widths[-1]
+        # launches: the vectors' concatenation, the product, the choice of its pairs
+        interaction = [Gemm(width, n_vectors, rows=n_vectors, launches=3, weighted=False, part=INTERACTION)]
+    return Net((*_mlp(bottom), *interaction, *_mlp((n_top, *config.top_widths))), config.top_widths[-1])
 
 
 def _joined(config: ModelConfig) -> int:
     return config.dense_width + len(config.table_rows) * config.arch_sparse_feature_size
 
 
-def _wnd(config: ModelConfig) -> tuple[list[Gemm], int]:
-    return _mlp((_joined(config), *config.top_widths)), config.top_widths[-1]
+def _wnd(config: ModelConfig) -> Net:
+    return Net(tuple(_mlp((_joined(config), *config.top_widths))), config.top_widths[-1])
 
 
-def _mtwnd(config: ModelConfig) -> tuple[list[Gemm], int]:
+def _mtwnd(config: ModelConfig) -> Net:
     tasks = _mlp(config.task_widths, groups=config.num_multi_tasks)
-    return [*_mlp((_joined(config), *config.top_widths)), *tasks], config.num_multi_tasks * config.task_widths[-1]
+    shared = _mlp((_joined(config), *config.top_widths))
+    return Net((*shared, *tasks), config.num_multi_tasks * config.task_widths[-1])
 
 
-def _ncf(config: ModelConfig) -> tuple[list[Gemm], int]:
+def _ncf(config: ModelConfig) -> Net:
     width, (*tower, n_out) = config.arch_sparse_feature_size, config.top_widths
     n_out = 1 if config.arch_variant == "paper" else n_out
-    return [*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out))], n_out
+    return Net((*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out))), n_out, 1)  # 1: the two factors joined
 
 
-def _din(config: ModelConfig) -> tuple[list[Gemm], int]:
+def _din(config: ModelConfig) -> Net:
     width, hidden, n_behaviours = config.arch_sparse_feature_size, config.bot_widths, len(config.table_rows) - 3
-    top = _mlp((4 * width, *config.top_widths))
+    widths = (4 * width, *config.top_widths)
     if config.arch_variant == "paper":
-        return [*_mlp((3 * width, *hidden, 1), rows=n_behaviours), *top], config.top_widths[-1]
-    of_ad = Gemm(width, n_behaviours * hidden[0], launches=1)
-    # With one hidden unit the behaviours' part is an element-wise product, which is no matrix product.
-    own = [] if hidden[0] == 1 else [Gemm(width, hidden[0], groups=n_behaviours, launches=2)]
-    return [of_ad, *own, *_mlp((*hidden, width), groups=n_behaviours), *top], config.top_widths[-1]
+        *units, last = _mlp((3 * width, *hidden, 1), rows=n_behaviours, part=ATTENTION)
+        units = [*(replace(unit, launches=1 + _DICE) for unit in units), replace(last, launches=1)]
+        # others: behaviours by ad, their concatenation, behaviours by weight, the sum
+        return Net((*units, *_dice_mlp(widths)), config.top_widths[-1], 4)
+    of_ad = Gemm(width, n_behaviours * hidden[0], launches=1, part=ATTENTION)
+    # With one hidden unit the behaviours' product is computed as an element-wise one and a sum: one operator more.
+    own_launches = 4 if hidden[0] == 1 else 3
+    own = Gemm(width, hidden[0], groups=n_behaviours, launches=own_launches, bias=False, part=ATTENTION)
+    rest = _mlp((*hidden, width), groups=n_behaviours, part=ATTENTION)
+    return Net((of_ad, own, *rest, *_mlp(widths)), config.top_widths[-1], 1)  # 1: the sum over behaviours
 
 
-def _dien(config: ModelConfig) -> tuple[list[Gemm], int]:
+def _dien(config: ModelConfig) -> Net:
     width, hidden, n_steps = config.arch_sparse_feature_size, config.hidden_size, len(config.table_rows) - 3
-    top = _mlp((hidden + 3 * width, *config.top_widths))
+    widths = (hidden + 3 * width, *config.top_widths)
     if config.arch_variant == "paper":
         cells = [
             part
-            for n_in in (width, hidden)
+            for n_in, step_launches in ((width, 10), (hidden, 11))  # 11: the step's attention scales the gate
             for part in (
-                Gemm(n_in, 3 * hidden, rows=n_steps, launches=1),
-                Gemm(hidden, 3 * hidden, rows=n_steps, launches=10 * n_steps),
+                Gemm(n_in, 3 * hidden, rows=n_steps, launches=1, part=RECURRENT),
+                Gemm(hidden, 3 * hidden, rows=n_steps, launches=step_launches * n_steps, bias=False, part=RECURRENT),
             )
         ]
-        attention = [Gemm(width, hidden, launches=1), Gemm(hidden, 1, rows=n_steps, launches=2, weighted=False)]
-        return [*cells, *attention, *top], config.top_widths[-1]
+        compare = Gemm(width, hidden, launches=1, part=ATTENTION)
+        scores = Gemm(hidden, 1, rows=n_steps, launches=2, weighted=False, part=ATTENTION)
+        # others: the first layer's bias apart from its product; of both cells the first state and the stacked ones
+        return Net((*cells, compare, scores, *_dice_mlp(widths)), config.top_widths[-1], 5)
     layers = [
         part
         for n_in in (width, hidden)
         for part in (
-            Gemm(n_in, hidden, rows=n_steps, launches=1),
-            Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1)),
+            Gemm(n_in, hidden, rows=n_steps, launches=1, part=RECURRENT),
+            # The first step has no product: its state is 0. It adds the bias, takes tanh; the states are stacked.
+            Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1) + 3, part=RECURRENT),
         )
     ]
-    dropped = Gemm(hidden, hidden, rows=n_steps, launches=3)  # computed and not used, as released
-    return [*layers, dropped, *top], config.top_widths[-1]
+    dropped = Gemm(hidden, hidden, rows=n_steps, launches=3, part=RECURRENT)  # computed and not used, as released
+    return Net((*layers, dropped, *_mlp(widths)), config.top_widths[-1], 1)  # 1: the behaviours laid out anew
 
 
 _NETS = {"dlrm": _dlrm, "wnd": _wnd, "mtwnd": _mtwnd, "ncf": _ncf, "din": _din, "dien": _dien}

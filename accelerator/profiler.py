@@ -16,6 +16,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.synchronize import Semaphore
 
 import torch
 
@@ -42,6 +45,7 @@ ALL_BATCHES = tuple(2**i for i in range(13))  # 1 to 4096
 _REPEATS, _BUDGET_S = 30, 1.0
 _ROUNDS, _SETTLE_S = 5, 0.02
 _NEIGHBOUR_ITEMS = 64
+_PR_SET_PDEATHSIG, _START_S = 1, 60
 
 
 def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] = BATCHES) -> Profile:
@@ -111,9 +115,15 @@ def measure_cuda(
 
 @contextmanager
 def _neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[[int], None]]:
-    """n processes that run the model; what is yielded lets the first k of them work and stops the others."""
+    """n processes that run the model; what is yielded lets the first k of them work and stops the others.
+
+    Raises RuntimeError if one does not start.
+    """
     context, parent = multiprocessing.get_context("fork"), os.getpid()
-    processes = [context.Process(target=_keep_busy, args=(model, inputs, i, parent), daemon=True) for i in range(n)]
+    ready = context.Semaphore(0)
+    processes = [
+        context.Process(target=_keep_busy, args=(model, inputs, i, parent, ready), daemon=True) for i in range(n)
+    ]
 
     def keep_busy(n_busy: int) -> None:
         for i, process in enumerate(processes):
@@ -124,6 +134,8 @@ def _neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable
     try:
         for process in processes:
             process.start()
+        if not all(ready.acquire(timeout=_START_S) for _ in processes):
+            raise RuntimeError(f"a neighbour did not start within {_START_S} s")
         yield keep_busy
     finally:
         for process in processes:
@@ -132,7 +144,11 @@ def _neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable
 
 
 @torch.inference_mode()
-def _keep_busy(model: RecModel, inputs: InputPool, index: int, parent: int) -> None:
+def _keep_busy(model: RecModel, inputs: InputPool, index: int, parent: int, ready: Semaphore) -> None:
+    # A stopped neighbour looks at nothing: the kernel ends it with its parent.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ready.release()  # from here on it may be stopped
     n_items, i = min(_NEIGHBOUR_ITEMS, inputs.max_items), index
     while os.getppid() == parent:
         i += 1

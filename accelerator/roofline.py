@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def read_roofline(settings: Mapping[str, Any], file: str) -> Roofline:
     values: dict[str, float | None] = {}
     for name in Roofline.__slots__:
         value = settings.get(name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number and not (name == "link_gb_s" and value is None and name in settings):
             raise ConfigError("accel_device", f"{file}: {name} is {value!r}; expected a number")
         values[name] = value

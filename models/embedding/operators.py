@@ -22,7 +22,11 @@ def fused(weight_RD: Tensor, ids_L: Tensor, offsets: Tensor, n_tables: int) -> T
 def per_table(weight_RD: Tensor, ids_L: Tensor, offsets: Tensor, n_tables: int) -> Tensor:
     """One call a table, as the release does (one SparseLengthsSum each); (B, T, D)."""
     lengths_BT = torch.diff(offsets).view(-1, n_tables)
-    table_of_id = torch.arange(n_tables).repeat(lengths_BT.shape[0]).repeat_interleave(lengths_BT.reshape(-1))
+    table_of_id = (
+        torch.arange(n_tables, device=ids_L.device)
+        .repeat(lengths_BT.shape[0])
+        .repeat_interleave(lengths_BT.reshape(-1))
+    )
     pooled = []
     for table in range(n_tables):
         ends = torch.cumsum(lengths_BT[:, table], 0, dtype=offsets.dtype)

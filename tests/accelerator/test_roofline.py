@@ -101,6 +101,8 @@ def test_measurements_from_elsewhere_are_used_as_they_are():
     ("change", "expected"),
     [
         ({"mem_gb_s": None}, "mem_gb_s is None; expected a number"),
+        ({"mem_gb_s": float("nan")}, "mem_gb_s is nan; expected a number"),
+        ({"launch_us": float("inf")}, "launch_us is inf; expected a number"),
         ({"mem_gb_s": -1}, "mem_gb_s is -1; expected more than 0"),
         ({"gemm_efficiency": 1.5}, "at most 1"),
         ({"launch_us": "fast"}, "launch_us is 'fast'; expected a number"),

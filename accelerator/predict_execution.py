@@ -70,7 +70,11 @@ def main(argv: Sequence[str]) -> int:
         device = load_device(accelerator_root(given.accel_root_dir), given.device)
         base = device.baseline if device.kind == "speedup" else device
         found = sorted(f.stem.removeprefix("results_") for f in base.folder.glob("raw_data/results_*.txt"))
-        models = [given.model] if given.model else sorted(model_configs()) if base.kind == "roofline" else found
+        measured = [
+            name for name in model_configs() if (base.folder / "characterization_data" / f"{name}.csv").is_file()
+        ]
+        everything = sorted(model_configs()) if base.kind == "roofline" else found or measured
+        models = [given.model] if given.model else everything
         if unknown := set(models) - set(model_configs()):
             raise ValueError(f"--model: {', '.join(unknown)} is not among {', '.join(model_configs())}")
         if not models:

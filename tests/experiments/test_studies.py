@@ -85,9 +85,9 @@ def test_bad_input_is_one_line(tmp_path, words):
 
 
 def test_a_real_search_becomes_a_line_per_phase(tmp_path):
-    words = ["--models", "ncf", "--schedulers", "static", "--quick", "--nepochs", "2", "--rate_width", "1", "--out", str(tmp_path)]
+    words = ["--models", "ncf", "--schedulers", "static", "--quick", "--nepochs", "2", "--rate_width", "1"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments/scheduling/real.py"), *words], cwd=tmp_path, capture_output=True,
+        [sys.executable, str(ROOT / "experiments/scheduling/real.py"), *words, "--out", str(tmp_path)], cwd=tmp_path, capture_output=True,
         text=True, check=False, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,12 +1,9 @@
 """The studies in their quick setting: they run, resume, and their numbers say what the rows say."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, run_script
+from helpers import run_script
 
 from experiments.scheduling import plot
 from infra.provenance import usable_cores as cores
@@ -86,10 +83,7 @@ def test_bad_input_is_one_line(tmp_path, words):
 
 def test_a_real_search_becomes_a_line_per_phase(tmp_path):
     words = ["--models", "ncf", "--schedulers", "static", "--quick", "--nepochs", "2", "--rate_width", "1"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments/scheduling/real.py"), *words, "--out", str(tmp_path)], cwd=tmp_path, capture_output=True,
-        text=True, check=False, timeout=200,
-    )  # fmt: skip
+    done = run_script("experiments/scheduling/real.py", *words, "--out", str(tmp_path), cwd=tmp_path, timeout=220)
     assert done.returncode == 0, done.stderr
     (row,) = pd.read_csv(tmp_path / "real.csv").to_dict("records")
     assert row["phase"] == "static"

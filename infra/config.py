@@ -313,7 +313,7 @@ class RunConfig:
     release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
 
     def __post_init__(self) -> None:
-        if self.inputs.num_batches < 1:
+        if self.inputs.num_batches < 1 and not self.output.resume:  # a resumed search has its settings on disk
             raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")

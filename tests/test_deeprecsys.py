@@ -98,7 +98,7 @@ def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(
     assert "1080" in profile["device"]
     assert profile["source"]
     assert list(tmp_path.glob("accelerator/cpu_core/characterization_data/wnd_scale0.001.csv"))
-    fastest_ms, slowest_ms = min(profile["batch_ms"].values()), max(profile["batch_ms"].values())
+    fastest_ms, slowest_ms = min(profile["batch_ms"][0].values()), max(profile["batch_ms"][0].values())
     took_ms = (tasks["end_ns"] - tasks["start_ns"])[tasks["pool"] == "accel"] / MS
     assert took_ms.min() >= fastest_ms
     assert took_ms.median() <= slowest_ms + 0.2
@@ -123,7 +123,7 @@ def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
     updates = pd.read_parquet(run.folder / "search.parquet")
     queries = pd.read_parquet(run.folder / "search_queries.parquet")
     assert len(queries) == updates["n_queries"].sum()
-    assert run.document["summary"]["n_queries"] == 108
+    assert run.document["summary"]["n_queries"] >= 108  # more where those would not last 20 SLAs
 
 
 SEARCH = [

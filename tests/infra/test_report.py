@@ -87,7 +87,7 @@ def test_the_search_figure_shows_every_update_and_the_sla():
     assert set(drawn) == set(range(1, 8))
     assert any(set(line.get_ydata()) == {25.0} for line in tail.lines)
     assert {text.get_text() for text in rate.texts} == {"512", "256", "128"}
-    assert len(rate.get_legend().get_texts()) == 2
+    assert len(rate.get_legend().get_texts()) == 2 + 3  # phases, verdicts
 
 
 @pytest.mark.parametrize("mode", ["auto", "none"])

@@ -127,7 +127,7 @@ def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
 
 
 SEARCH = [
-    "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60", "--nepochs", "20", "--rate_width", "0.2",
+    "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60", "--nepochs", "20", "--rate_width", "0.6",
 ]  # fmt: skip
 
 

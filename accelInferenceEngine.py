@@ -59,8 +59,8 @@ class CudaEngine:
 
         self._torch, self._device = torch, torch.device(device)
         self._on_gpu = self._device.type == "cuda"
-        workload = prepare(config, Progress("none"))
-        self._model, self._inputs = workload.model.to(self._device), workload.inputs
+        workload = prepare(config, Progress("none"), self._device)
+        self._model, self._inputs = workload.model, workload.inputs
         largest = self._inputs.batch(0, 0, self._inputs.max_items)
         self._merge_bytes = config.engines.accel_merge_mib * 2**20
         self._largest_bytes = largest.nbytes

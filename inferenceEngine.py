@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from infra.config import RunConfig
+from infra.memory import keep_freed_memory
 from infra.messages import WireTask
 from infra.progress import Progress
 from models import build
@@ -24,12 +25,12 @@ class Workload:
     inputs: InputPool
 
 
-def prepare(config: RunConfig, progress: Progress) -> Workload:
-    """Build tables and inputs (seconds). Uses no torch threads: they would not survive the fork."""
+def prepare(config: RunConfig, progress: Progress, device: torch.device | None = None) -> Workload:
+    """Build tables and inputs (seconds), for the CPU unless told. Uses no torch threads: no fork survives them."""
     torch.set_num_threads(1)
     seed = config.inputs.numpy_rand_seed
     with progress.step(f"building {config.model.name}'s tables") as on_progress:
-        model = build(config.model, seed, on_progress)
+        model = build(config.model, seed, on_progress, device or torch.device("cpu"))
     with progress.step("drawing inputs") as on_progress:
         inputs = InputPool(
             config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed, on_progress
@@ -42,6 +43,7 @@ class CpuEngine:
 
     def __init__(self, workload: Workload, n_threads: int, largest_task: int) -> None:
         torch.set_num_threads(n_threads)
+        keep_freed_memory()
         self._model, self._inputs = workload.model, workload.inputs
         self._largest_task = min(largest_task, workload.inputs.max_items)
 

@@ -173,7 +173,7 @@ def standalone_rows(device: Device, config: RunConfig, on_fraction: OnFraction) 
     where = torch_device(device)
     torch.set_num_threads(1)
     seed, rows = config.inputs.numpy_rand_seed, []
-    model = build(config.model, seed).to(where)
+    model = build(config.model, seed, device=where)
     inputs = InputPool(config.model, config.inputs.num_batches, BATCHES[-1], seed)
     for i, batch in enumerate(BATCHES):
         on_fraction(i / len(BATCHES), f"{config.model.name}, batch {batch}")
@@ -199,7 +199,7 @@ def profile_model(device: Device, config: RunConfig, n_neighbours: int, on_fract
     """Measure one model and write the device's profile of it; returns the file."""
     where, seed = torch_device(device), config.inputs.numpy_rand_seed
     torch.set_num_threads(1)
-    model = build(config.model, seed)
+    model = build(config.model, seed, device=where)
     inputs = InputPool(config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed)
     path, key = device.characterization(config.model), {"key": profile_key(config.model, inputs.max_items)}
     names = {"device": device.name, "model": config.model.name}

@@ -39,6 +39,8 @@ class ModelConfig:
     num_indices_per_lookup_fixed: bool = flag(False, "every bag has exactly that many ids, else 1 to that many")
     table_scale: float = flag(1.0, "fraction of each table's rows to keep (never fewer than a bag's ids)", high=1.0)
     embedding_operator: str = flag("fused", "one look-up over all tables, or one a table", ("fused", "per_table"))
+    fused: str = flag("on", "off: operator by operator and table by table, as the release runs", ("on", "off"))
+    dtype: str = flag("float32", "of large MLPs on the CPU; tables and scores stay float32", ("float32", "bfloat16"))
 
     def __post_init__(self) -> None:
         check_fields(self)

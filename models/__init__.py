@@ -24,9 +24,18 @@ MODELS: dict[str, type[RecModel]] = {
 }
 
 
-def build(config: ModelConfig, seed: int, on_progress: OnProgress | None = None) -> RecModel:
-    """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of the tables built."""
+def build(
+    config: ModelConfig, seed: int, on_progress: OnProgress | None = None, device: torch.device | None = None
+) -> RecModel:
+    """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of the tables built.
+
+    `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that can go anywhere.
+    """
     with torch.inference_mode(False), torch.no_grad():
         model = MODELS[config.model_type](config)
         model.initialise(seed, on_progress)
+        if device is not None and device.type == "cpu":
+            model.pack()
+        elif device is not None:
+            model.to(device)
     return model.eval()

@@ -19,7 +19,8 @@ class RecModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, config.embedding_operator)
+        operator = "per_table" if config.fused == "off" else config.embedding_operator
+        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, operator)
 
     def forward(self, batch: Batch) -> Tensor:
         """Score every item of the batch."""
@@ -38,6 +39,21 @@ class RecModel(nn.Module):
             if layer is not self and draw is not None:
                 draw(rng)
         fill_uniform(self.tables.weight_RD, self.tables.table_rows, seed, on_progress)
+
+    def pack(self) -> None:
+        """Lay tables and layers out for one core of this CPU, large MLPs in the configuration's `dtype`.
+
+        The scores stay what they were, but for rounding. Afterwards the model cannot move to another device. With
+        `fused` off nothing changes.
+        """
+        # A PyTorch built without oneDNN is slower, not wrong.
+        if self.config.fused == "off" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            return
+        dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        for layer in [*self.modules()]:
+            pack = getattr(layer, "pack", None)
+            if layer is not self and pack is not None:
+                pack(dtype)
 
     def load_reference(self, arrays: dict[str, Array]) -> None:
         """Take tables and weights under the released net's blob names ('param.<blob>'); raises KeyError, ValueError."""

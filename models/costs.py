@@ -212,12 +212,13 @@ def _dien(config: ModelConfig) -> Net:
         for n_in in (width, hidden)
         for part in (
             Gemm(n_in, hidden, rows=n_steps, launches=1, part=RECURRENT),
-            # The first step has no product: its state is 0. It adds the bias, takes tanh; the states are stacked.
-            Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1) + 3, part=RECURRENT),
+            # The first step has no product: its state is 0. It adds the bias, takes tanh.
+            Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1) + 2, part=RECURRENT),
         )
     ]
     dropped = Gemm(hidden, hidden, rows=n_steps, launches=3, part=RECURRENT)  # computed and not used, as released
-    return Net((*layers, dropped, *_mlp(widths)), config.top_widths[-1], 1)  # 1: the behaviours laid out anew
+    # others: the behaviours laid out anew, the first layer's states stacked
+    return Net((*layers, dropped, *_mlp(widths)), config.top_widths[-1], 2)
 
 
 _NETS = {"dlrm": _dlrm, "wnd": _wnd, "mtwnd": _mtwnd, "ncf": _ncf, "din": _din, "dien": _dien}

@@ -10,6 +10,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,10 @@ from torch import Tensor, nn
 from infra.config import ModelConfig
 from models.base import RecModel, draw_parameter
 from models.batch import Batch
-from models.layers import FC, Concat, Softmax, dice_mlp, mlp
+from models.dien_kernel import add_softmax, recurrence
+from models.layers import FC, Concat, Softmax, Stack, dice_mlp, mlp
+
+_CACHED_ITEMS = 64  # packed, the steps go in parts whose states stay in the core's own cache
 
 
 class PlainRNN(nn.Module):
@@ -30,8 +35,30 @@ class PlainRNN(nn.Module):
         self.from_input = FC(f"{blob}.i2h", n_in, n_hidden)
         self.from_hidden = FC(f"{blob}.gates_t", n_hidden, n_hidden)
 
-    def forward(self, x_SBI: Tensor) -> Tensor:
-        """All hidden states, (S, B, H)."""
+        self._recur: Callable[..., None] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the steps go through the compiled kernel."""
+        return self._recur is not None
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """The steps go through the compiled kernel (float32)."""
+        del dtype
+        self._recur = recurrence(len(self.from_input.bias_O))
+        self._weights = (
+            self.from_input.weight_OI.T.contiguous().numpy(),
+            (self.from_input.bias_O + self.from_hidden.bias_O).numpy(),
+            self.from_hidden.weight_OI.T.contiguous().numpy(),
+        )
+
+    def forward(self, x_SBI: Tensor, *, only_last: bool = False) -> Tensor:
+        """All hidden states, (S, B, H), or the last one, (B, H)."""
+        n_steps, n_items, _ = x_SBI.shape
+        if self._recur is not None:
+            states_SBH = x_SBI.new_empty(1 if only_last else n_steps, n_items, len(self._weights[1]))
+            self._recur(x_SBI.contiguous().numpy(), *self._weights, states_SBH.numpy())
+            return states_SBH[-1] if only_last else states_SBH
         from_input_SBH = self.from_input(x_SBI)
         bias_H, weight_HH = self.from_hidden.bias_O, self.from_hidden.weight_OI.T
         hidden_BH = torch.tanh(from_input_SBH[0] + bias_H)
@@ -39,7 +66,7 @@ class PlainRNN(nn.Module):
         for step_BH in from_input_SBH[1:]:
             hidden_BH = torch.addmm(bias_H, hidden_BH, weight_HH).add_(step_BH).tanh_()
             states.append(hidden_BH)
-        return torch.stack(states)
+        return hidden_BH if only_last else torch.stack(states)
 
 
 class ReleasedEvolution(nn.Module):
@@ -49,16 +76,26 @@ class ReleasedEvolution(nn.Module):
     def __init__(self, width: int, n_hidden: int) -> None:
         super().__init__()
         self.rnn_0, self.rnn_1 = PlainRNN("rnn_0", width, n_hidden), PlainRNN("rnn_1", n_hidden, n_hidden)
-        self.blob_0, self.softmax = FC("DIEN_blob_0", n_hidden, n_hidden), Softmax()
+        self.blob_0, self.softmax = Stack(FC("DIEN_blob_0", n_hidden, n_hidden)), Softmax()
 
     def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:  # noqa: ARG002 (the release does not use it)
         """(B, H): the last state of the second layer."""
         n_items, n_steps, width = behaviours_BSD.shape
         # As released: (B, S * D) read as (S, B, D), so for B > 1 the samples mix.
         x_SBD = behaviours_BSD.reshape(n_steps, n_items, width)
+        if n_items > _CACHED_ITEMS and self.rnn_0.is_packed:
+            return torch.cat([self._steps(part_SBD) for part_SBD in torch.split(x_SBD, _CACHED_ITEMS, dim=1)])
+        return self._steps(x_SBD)
+
+    def _steps(self, x_SBD: Tensor) -> Tensor:
         states_SBH = self.rnn_0(x_SBD)
-        _ = self.blob_0(states_SBH) + self.softmax(states_SBH)
-        last_BH: Tensor = self.rnn_1(states_SBH)[-1]
+        states_RH = states_SBH.flatten(0, 1)
+        dropped_RH = self.blob_0(states_RH)
+        if self.rnn_0.is_packed:
+            add_softmax()(states_RH.numpy(), dropped_RH.numpy())
+        else:
+            dropped_RH += self.softmax(states_RH)
+        last_BH: Tensor = self.rnn_1(states_SBH, only_last=True)
         return last_BH
 
 

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,7 +20,22 @@ from torch import Tensor, nn
 from infra.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.layers import FC, Array, Concat, Dice, GroupedFC, Relu, Softmax, Sum, dice_mlp, load, mlp, normal
+from models.din_kernel import attention
+from models.layers import (
+    FC,
+    Array,
+    Concat,
+    Dice,
+    GroupedFC,
+    PackedFC,
+    Relu,
+    Softmax,
+    Sum,
+    dice_mlp,
+    load,
+    mlp,
+    normal,
+)
 
 
 class FirstAttentionFC(nn.Module):
@@ -86,9 +102,33 @@ class ReleasedAttention(nn.Module):
             ]
         )
         self.sum = Sum(dim=0)
+        self._attend: Callable[..., None] | None = None
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Units with one hidden number each, as released, go through the compiled kernel (float32)."""
+        del dtype
+        n_units, width, n_hidden = self.first.behaviour_NDH.shape
+        if n_hidden > 1 or len(self.rest) > 1:
+            return
+        of_ad, (last,) = FC("", width, n_units), self.rest
+        assert isinstance(last, GroupedFC)
+        of_ad.weight_OI.copy_(self.first.ad_ND_H)
+        of_ad.bias_O.copy_(self.first.bias_NH.view(-1))
+        self._of_ad, self._attend = PackedFC(of_ad), attention(width)
+        self._own, self._weight, self._bias = (
+            weight_ND.reshape(n_units, width).numpy()
+            for weight_ND in (self.first.behaviour_NDH, last.weight_GIO, last.bias_G1O)
+        )
 
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, D)."""
+        if self._attend is not None:
+            interest_BD = ad_BD.new_empty(ad_BD.shape)
+            of_ad_BN = self._of_ad(ad_BD)
+            self._attend(
+                behaviours_BND.numpy(), of_ad_BN.numpy(), self._own, self._weight, self._bias, interest_BD.numpy()
+            )
+            return interest_BD
         x_NBH = self.relu(self.first(behaviours_BND, ad_BD)).transpose(0, 1)
         for layer in self.rest:
             x_NBH = self.relu(layer(x_NBH))

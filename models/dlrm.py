@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infra.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.layers import Concat, Sigmoid, mlp
+from models.layers import Concat, JoinedInput, Sigmoid, mlp
 
 
 class DotInteraction(nn.Module):
@@ -27,12 +27,13 @@ class DotInteraction(nn.Module):
 
     def __init__(self, n_vectors: int, itself: bool) -> None:
         super().__init__()
+        self.n_vectors = n_vectors
         rows, columns = torch.tril_indices(n_vectors, n_vectors, offset=0 if itself else -1)
         self.register_buffer("pairs_P", rows * n_vectors + columns, persistent=False)
 
-    def forward(self, dense_BD: Tensor, rows_BTD: Tensor) -> Tensor:
-        """(B, P)."""
-        vectors_BND = torch.cat((dense_BD.unsqueeze(1), rows_BTD), dim=1)
+    def forward(self, vectors_BI: Tensor) -> Tensor:
+        """(B, N * D) -> (B, P)."""
+        vectors_BND = vectors_BI.view(len(vectors_BI), self.n_vectors, -1)
         products_BNN = torch.bmm(vectors_BND, vectors_BND.transpose(1, 2))
         return products_BNN.flatten(1).index_select(1, self.pairs_P)
 
@@ -44,7 +45,7 @@ class DLRM(RecModel):
         super().__init__(config)
         n_tables, width = len(config.table_rows), config.arch_sparse_feature_size
         self.bot = mlp("bot", config.bot_widths)
-        self.concat = Concat()
+        self.joined, self.concat = JoinedInput(self.tables), Concat()
         self.interaction: DotInteraction | None = None
         if config.arch_interaction_op == "dot":
             n_vectors = n_tables + 1
@@ -58,9 +59,10 @@ class DLRM(RecModel):
     def forward(self, batch: Batch) -> Tensor:
         """Click probability, (B, 1) with the released widths."""
         dense_BD = self.bot(batch.dense_BF)
-        rows_BTD = self.tables(batch)
-        crossed = rows_BTD if self.interaction is None else self.interaction(dense_BD, rows_BTD)
-        scores: Tensor = self.top(self.concat(dense_BD, crossed))
+        vectors_BI = self.joined(dense_BD, batch)
+        if self.interaction is not None:
+            vectors_BI = self.concat(dense_BD, self.interaction(vectors_BI))
+        scores: Tensor = self.top(vectors_BI)
         return scores
 
 

@@ -80,7 +80,7 @@ def run(config: RunConfig) -> None:
     torch.set_num_threads(config.engines.n_threads)
     with Progress(config.output.progress) as progress:
         with progress.step(f"building {config.model.name}'s tables") as on_progress:
-            model = build(config.model, config.inputs.numpy_rand_seed, on_progress).to(device)
+            model = build(config.model, config.inputs.numpy_rand_seed, on_progress, device)
         with progress.step("drawing inputs") as on_progress:
             inputs = InputPool(
                 config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size,

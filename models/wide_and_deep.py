@@ -15,7 +15,7 @@ from torch import Tensor
 from infra.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.layers import Concat, Sigmoid, mlp
+from models.layers import JoinedInput, Sigmoid, mlp
 
 
 class WideAndDeep(RecModel):
@@ -24,13 +24,12 @@ class WideAndDeep(RecModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         n_in = config.dense_width + len(config.table_rows) * config.arch_sparse_feature_size
-        self.concat = Concat()
+        self.joined = JoinedInput(self.tables)
         self.top = mlp("top", (n_in, *config.top_widths), last=Sigmoid())
 
     def forward(self, batch: Batch) -> Tensor:
         """Click probability, (B, 1) with the released widths."""
-        rows_BTD = self.tables(batch)
-        scores: Tensor = self.top(self.concat(batch.dense_BF, rows_BTD))
+        scores: Tensor = self.top(self.joined(batch.dense_BF, batch))
         return scores
 
 

@@ -20,7 +20,10 @@ LAYERS = [  # a name may import only from lines above it, or its own package
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # CudaEngine is the model on another device: it builds what the CPU engine builds.
 ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
-TORCH = {"models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py"}
+TORCH = {
+    "models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py",
+    "experiments/model_speed",
+}  # fmt: skip
 FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0].removesuffix(".py") in RANK]
 SIBLINGS = {"process", "simulated", "ray_cluster"}
 

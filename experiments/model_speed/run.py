@@ -1,57 +1,166 @@
 #!/usr/bin/env python3
-"""Time per model and batch at full table sizes, one thread, beside the released harness's times (another run).
+"""Time per model and batch at full table sizes, one thread, in turn with its peers and beside the limit of this core.
 
-python experiments/model_speed/run.py [FOLDER]     writes model_speed.csv; some minutes
+python experiments/model_speed/run.py [--models rm1,wnd] [--folder FOLDER] [--no_compile]
+writes model_speed.csv (one row a contender, batch and round) and model_speed.png; some 20 minutes with torch.compile
 released_times.csv: the released Caffe2 harness (torch 1.x, MKL, one thread, best net type) on a machine of the same
-kind; its DIN has ONE behaviour table where ours has the 250 of its configuration.
+kind in another run; its DIN has ONE behaviour table where ours has the 250 of its configuration.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import argparse
+import copy
+import gc
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
+import torch
 
 from accelerator.devices import model_configs
-from accelerator.profiler import measure_cpu_core
+from experiments.model_speed import limit, peers, plot
+from inferenceEngine import CpuEngine, Workload
 from infra.cli import parse
+from infra.messages import WireTask
 from models import build
+from models.base import RecModel
 from models.inputs.synthetic import InputPool
 
-BATCHES = (1, 16, 64, 256)
+BATCHES = (1, 4, 16, 64, 256, 1024)
+N_INPUTS, MAX_ITEMS, MAX_SLICES = 8, 1024, 48
+ROUNDS, ROUND_S, MAX_CALLS = 7, 0.06, 40
+TOLERANCE = 1e-4  # relative, of a peer's scores
+
+Call = Callable[[int], Any]  # number of a slice -> whatever; fresh inputs from call to call
 
 
-def measure(name: str, file: Path) -> list[dict[str, float | str]]:
-    """One model: median ms of slicing and forward, fresh items for every call."""
-    config = parse(["--config_file", str(file), "--num_batches", "8"])
-    begun = time.perf_counter()
-    model = build(config.model, seed=1)
-    build_s = time.perf_counter() - begun
-    inputs = InputPool(config.model, 8, 1024, seed=1)
-    profile = measure_cpu_core(model, inputs, BATCHES)
-    return [{"model": name, "batch_size": n, "ms": ms, "build_s": build_s} for n, ms in profile.batch_ms.items()]
+class Bench:
+    """One model, its peers, and slices of inputs that come round again only after all others."""
+
+    def __init__(self, name: str, file: Path) -> None:
+        config = parse(["--config_file", str(file), "--num_batches", str(N_INPUTS)])
+        self.name = name
+        self.portable = build(config.model, seed=1)
+        self.inputs = InputPool(config.model, N_INPUTS, MAX_ITEMS, seed=1)
+        self.plain = peers.PlainPort(self.portable)
+        self.fbgemm: peers.FbgemmPort | None = None
+        try:
+            self.fbgemm = peers.FbgemmPort(self.portable)
+        except (ImportError, OSError) as error:
+            print(f"{name}: fbgemm skipped: {error}", file=sys.stderr)
+        self.model: RecModel = self.portable
+        tables = self.model.tables.weight_RD
+        self.half: RecModel = copy.deepcopy(self.model, {id(tables): tables})  # the same tables
+        self.half.config = replace(config.model, dtype="bfloat16")
+        self.model.pack()
+        self.half.pack()
+        self.engine = CpuEngine(Workload(self.model, self.inputs), 1, MAX_ITEMS)
+
+    def slices(self, n_items: int) -> list[tuple[int, int]]:
+        """(input, first item), spread over all inputs."""
+        per_input = max(MAX_ITEMS // n_items, 1)
+        every = [(i, k * n_items) for k in range(per_input) for i in range(N_INPUTS)]
+        return every[:: max(len(every) // MAX_SLICES, 1)][:MAX_SLICES]
+
+    def contenders(self, n_items: int, *, compiled: bool) -> dict[str, Call]:
+        """Everything that is timed at this batch size."""
+        slices = self.slices(n_items)
+        batches = [self.inputs.batch(i, first, n_items) for i, first in slices]
+        jagged = [peers.by_table(self.model, batch) for batch in batches]
+        dense = [batch.dense_BF for batch in batches]
+        tasks = [WireTask(1, 0, i, first, n_items) for i, first in slices]
+        n = len(slices)
+        calls: dict[str, Call] = {
+            "ours": lambda i: self.engine.score(tasks[i % n]),
+            "plain": lambda i: self.plain(dense[i % n], jagged[i % n]),
+            "bfloat16": lambda i: self.half(self.inputs.batch(*slices[i % n], n_items)),
+            "ours look-up": lambda i: self.model.tables(self.inputs.batch(*slices[i % n], n_items)),
+            "plain look-up": lambda i: [
+                bag(*own) for bag, own in zip(self.plain.bags, jagged[i % n], strict=True)],
+        }  # fmt: skip
+        if self.fbgemm is not None:
+            fbgemm, joined = self.fbgemm, [peers.as_one(own) for own in jagged]
+            calls["fbgemm"] = lambda i: fbgemm(dense[i % n], *joined[i % n])
+        if compiled:
+            torch._dynamo.reset()  # noqa: SLF001
+            faster = torch.compile(self.plain, dynamic=False)
+            calls["compiled"] = lambda i: faster(dense[i % n], jagged[i % n])
+        expected = self.model(batches[0])
+        self.errors = {
+            name: ((calls[name](0) - expected).abs().max() / expected.abs().max()).item()
+            for name in calls.keys() - {"ours", "ours look-up", "plain look-up"}
+        }
+        for name, error in self.errors.items():
+            if error > TOLERANCE and name != "bfloat16":
+                raise AssertionError(f"{self.name}, batch {n_items}: {name} differs by {error:.2g}")
+        return calls
+
+
+def measure(bench: Bench, n_items: int, *, compiled: bool) -> list[dict[str, object]]:
+    """Median seconds of each contender in each of ROUNDS rounds, in turn."""
+    calls = bench.contenders(n_items, compiled=compiled)
+    turns = dict.fromkeys(calls, 0)
+    rows = []
+    for round_id in range(-1, ROUNDS):
+        for name, call in calls.items():
+            once_s = limit.median_s(call, 3)
+            n_calls = int(min(max(ROUND_S / once_s, 3), MAX_CALLS))
+            first = turns[name]
+            seconds = limit.median_s(lambda i, call=call, first=first: call(first + i), n_calls)  # type: ignore[misc]
+            turns[name] += n_calls
+            if round_id >= 0:
+                rows.append({
+                    "model": bench.name, "batch": n_items, "contender": name, "round": round_id, "ms": seconds * 1e3,
+                    "error": bench.errors.get(name),
+                })  # fmt: skip
+    return rows
+
+
+def measure_model(name: str, file: Path, gemm_rate: float, *, compiled: bool) -> list[dict[str, object]]:
+    """All batches of one model."""
+    bench = Bench(name, file)
+    bound = limit.measure_limit(bench.model, bench.inputs, gemm_rate)
+    rows: list[dict[str, object]] = []
+    for n_items in BATCHES:
+        begun = time.monotonic()
+        rows += measure(bench, n_items, compiled=compiled)
+        bound_ms = bound.seconds(bench.model, n_items) * 1e3
+        rows.append({"model": name, "batch": n_items, "contender": "limit", "round": 0, "ms": bound_ms})
+        print(f"{name}, batch {n_items}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    return rows
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    folder = Path(argv[0]) if argv else Path.cwd()
-    rows = [row for name, file in model_configs().items() for row in measure(name, file)]
-    released = pd.read_csv(Path(__file__).parent / "released_times.csv", comment="#")
-    table = pd.DataFrame(rows).merge(released, on=["model", "batch_size"], how="left")
-    table["released_over_ours"] = table["total_ms"] / table["ms"]
-    table = table[["model", "batch_size", "ms", "run_ms", "total_ms", "released_over_ours", "build_s", "init_s"]]
-    table.columns = pd.Index(
-        ["model", "batch", "ours ms", "released run ms", "released total ms", "ratio", "build s", "released init s"]
-    )
-    table.to_csv(folder / "model_speed.csv", index=False, float_format="%.4g")
-    print(table.round(3).to_string(index=False))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(model_configs()))
+    parser.add_argument("--folder", type=Path, default=Path.cwd())
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out (saves most of the time)")
+    args = parser.parse_args(argv)
+    files = model_configs()
+    if unknown := set(args.models.split(",")) - set(files):
+        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}")
+    torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    with torch.inference_mode():
+        gemm_rate = limit.gemm_flops_per_s()
+        for name in args.models.split(","):
+            rows += measure_model(name, files[name], gemm_rate, compiled=not args.no_compile)
+            gc.collect()
+            pd.DataFrame(rows).to_csv(args.folder / "model_speed.csv", index=False, float_format="%.5g")
+    print(f"GEMM rate of this core: {gemm_rate / 1e9:.0f} GFLOP/s (float32)")
+    table = plot.summary(pd.DataFrame(rows))
+    print(table.to_string(index=False))
+    plot.draw(table).savefig(args.folder / "model_speed.png")
     return 0
 
 

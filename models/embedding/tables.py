@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from infra.rng import stream
 from models.batch import Batch, first_rows
+from models.embedding.kernels import pooling
 from models.embedding.operators import OPERATORS
 
 _HUGE_PAGE_BYTES = 2 << 20
@@ -79,11 +80,29 @@ class EmbeddingTables(nn.Module):
         if self.first_rows[-1] >= 2**31:
             raise ValueError(f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most 2^31 - 1")
         self.register_buffer("weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False)
-        self._look_up = OPERATORS[operator]
+        self.shape_TD = (len(self.table_rows), width)
+        self._operator = operator
+        self._pool: Callable[..., None] | None = None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(B, T, D)."""
-        return self._look_up(self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
+    @property
+    def is_packed(self) -> bool:
+        """Whether the look-up is the compiled one, which can write into a part of a wider buffer."""
+        return self._pool is not None
+
+    def pack(self, dtype: torch.dtype) -> None:
+        """Look up with the compiled kernel; the rows stay float32, whatever the layers' `dtype`."""
+        del dtype
+        if self._operator == "fused":
+            self._pool, self._weight = pooling(self.shape_TD[1]), self.weight_RD.numpy()
+
+    def forward(self, batch: Batch, out_BTD: Tensor | None = None) -> Tensor:
+        """(B, T, D); `out_BTD` takes it where the tables are packed."""
+        if self._pool is None:
+            return OPERATORS[self._operator](self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
+        if out_BTD is None:
+            out_BTD = self.weight_RD.new_empty(batch.n_items, *self.shape_TD)
+        self._pool(self._weight, batch.ids_L.numpy(), batch.offsets.numpy(), out_BTD.numpy())
+        return out_BTD
 
     def table(self, t: int) -> Tensor:
         """The rows of table t (a view)."""

@@ -46,10 +46,13 @@ def reference_batch(model, arrays, n_items):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("operator", ["fused", "per_table"])
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
-def test_the_net_computes_what_the_released_net_computes(name, operator):
+def test_the_net_computes_what_the_released_net_computes(name, operator, packed):
     model, arrays, arguments = reference_model(name, operator)
+    if packed:
+        model.pack()
     for n_items in (*arguments["prefix_batches"], arguments["batch"]):
         scores = model(reference_batch(model, arrays, n_items))
         scores = scores if scores.dim() == 3 else scores.unsqueeze(0)

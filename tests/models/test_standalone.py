@@ -40,12 +40,18 @@ def test_a_model_file_runs_directly_and_prints_the_six_lines(file, tmp_path):
         assert numbers[4] == pytest.approx(numbers[0] + numbers[2], rel=1e-4)
 
 
-def test_profiling_names_the_operators_of_the_release(tmp_path):
+RELEASED_OPERATORS = {"FC", "SparseLengthsSum", "Concat", "Relu", "RecurrentNetwork", "Softmax", "Other"}
+
+
+@pytest.mark.parametrize(
+    ("fused", "operators"), [("off", RELEASED_OPERATORS), ("on", RELEASED_OPERATORS - {"Relu", "Softmax"})]
+)
+def test_profiling_names_the_operators_of_the_release(tmp_path, fused, operators):
     done = run_script("models/dien.py", "--config_file", str(ROOT / "models/configs/dien.json"), *SMALL,
-                      "--enable_profiling", cwd=tmp_path)  # fmt: skip
+                      "--enable_profiling", "--fused", fused, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: float(line.split()[2].rstrip("%")) for line in done.stdout.splitlines()[1:-6]}
-    assert {"FC", "SparseLengthsSum", "Concat", "Relu", "RecurrentNetwork", "Softmax", "Other"} == set(rows)
+    assert operators == set(rows)
     assert sum(rows.values()) == pytest.approx(100, abs=1)
 
 

@@ -196,16 +196,22 @@ class Pacer:
     """Walks a schedule: which queries are due, and how long until the next. It owns no clock."""
 
     def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
+        columns = (schedule.arrival_ns.tolist(), schedule.n_items.tolist(), schedule.input_id.tolist())
+        self._queries = [Query(i, *own) for i, own in enumerate(zip(*columns, strict=True))]
         self._next = 0
 
     def due(self, now_ns: int) -> Iterator[Query]:
         """The queries whose arrival has come, in order; each is given once."""
-        while self._next < len(self._schedule) and self._schedule.arrival_ns[self._next] <= now_ns:
+        while self._next < len(self._queries) and self._queries[self._next].arrival_ns <= now_ns:
             self._next += 1
-            yield self._schedule.query(self._next - 1)
+            yield self._queries[self._next - 1]
+
+    def coming(self, k: int) -> Query | None:
+        """The query that comes after k others; None beyond the last."""
+        at = self._next + k
+        return self._queries[at] if at < len(self._queries) else None
 
     @property
     def next_ns(self) -> int | None:
         """The next arrival, or None after the last."""
-        return int(self._schedule.arrival_ns[self._next]) if self._next < len(self._schedule) else None
+        return self._queries[self._next].arrival_ns if self._next < len(self._queries) else None

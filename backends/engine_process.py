@@ -24,6 +24,7 @@ from infra.messages import DONE, ERROR, MESSAGE_BYTES, READY, WireReply, WireTas
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
+_POLL_NS = 500_000
 IDLE = 0
 
 
@@ -141,23 +142,44 @@ def run_engine(
     gc.freeze()
     engine = spec.factory(index)
     engine.warm_up()
+    receive = _polled(tasks) if spec.yields else tasks.recv
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         replies.send(WireReply(0, slot, READY, 0, 0).pack())
-        _serve(engine, slot, tasks, replies, slots)
+        _serve(engine, slot, tasks, receive, replies, slots)
 
 
-def _serve(engine: Engine, slot: int, tasks: socket.socket, replies: socket.socket, slots: Slots) -> None:
-    while message := tasks.recv(MESSAGE_BYTES):
-        taken = [WireTask.unpack(message)]
-        slots[slot] = taken[0].ticket
-        if isinstance(engine, MergingEngine):
-            taken += _more_to_merge(engine, taken, tasks)
+def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
+    """recv that looks for a message for a while before it sleeps.
+
+    To wake a sleeping engine takes 20 to 200 us of a query's latency, and of the driver's time. An engine that yields
+    polls at no one's cost.
+    """
+
+    def receive(size: int) -> bytes:
+        end_ns = monotonic_ns() + _POLL_NS
+        while monotonic_ns() < end_ns:
+            with contextlib.suppress(BlockingIOError):
+                return tasks.recv(size, socket.MSG_DONTWAIT)
+        return tasks.recv(size)
+
+    return receive
+
+
+def _serve(
+    engine: Engine, slot: int, tasks: socket.socket, receive: Callable[[int], bytes], replies: socket.socket,
+    slots: Slots,
+) -> None:  # fmt: skip
+    merging = engine if isinstance(engine, MergingEngine) else None  # asked once: it takes 10 us
+    while message := receive(MESSAGE_BYTES):
+        first = WireTask.unpack(message)
+        slots[slot] = first.ticket
+        taken = [first] if merging is None else [first, *_more_to_merge(merging, first, tasks)]
         start_ns, error = monotonic_ns(), ""
         try:
-            if isinstance(engine, MergingEngine) and len(taken) > 1:
-                engine.score_merged(taken)
+            if merging is not None and len(taken) > 1:
+                merging.score_merged(taken)
             else:
-                engine.score(taken[0])
+                engine.score(first)
         except Exception as problem:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
             error = f"{type(problem).__name__}: {problem}"
         end_ns = monotonic_ns()
@@ -166,11 +188,11 @@ def _serve(engine: Engine, slot: int, tasks: socket.socket, replies: socket.sock
         slots[slot] = IDLE
 
 
-def _more_to_merge(engine: MergingEngine, first: list[WireTask], tasks: socket.socket) -> list[WireTask]:
+def _more_to_merge(engine: MergingEngine, first: WireTask, tasks: socket.socket) -> list[WireTask]:
     """Tasks that wait and fit a batch with the first; a dead engine's are redone as if it had not taken them."""
     more: list[WireTask] = []
     with contextlib.suppress(BlockingIOError):
-        while engine.takes_more([*first, *more]):
+        while engine.takes_more([first, *more]):
             message = tasks.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
             if not message:
                 break

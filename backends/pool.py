@@ -12,14 +12,14 @@ from backends.engine_process import PoolSpec
 from infra.messages import MESSAGE_BYTES, Task, WireTask
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ticket:
     """One attempt at a task."""
 
     task: Task
     wire: bytes
     input_id: int
-    enqueued_ns: int
+    enqueued_ns: int = 0
 
 
 class Pool:

@@ -35,18 +35,20 @@ from infra.messages import (
     Answer,
     Enqueue,
     Fail,
+    Query,
     Task,
     TaskDone,
     TaskFailed,
     WireReply,
-    WireTask,
+    pack_task,
 )
 from infra.rows import Rows
 from loadGenerator import Schedule
 from scheduler import Stage
 
-SPIN_NS = 100_000  # the last stretch before an arrival is spun, not slept
-REPLIES_A_TURN = 16  # then the loop looks for due arrivals again
+TURN_NS = 30_000  # with an arrival as near as that, nothing else is begun
+PREPARED = 16  # queries whose tasks are packed before they are due
+REPLIES_A_TURN = 4  # then the loop looks for due arrivals again
 MAX_START_FAILURES = 3
 KILL_PATIENCE_S = 20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
 _POLL_S = 0.2
@@ -92,8 +94,8 @@ class ProcessSession:
         self._slots = Slots(sum(spec.n_engines for spec in self._specs))
         self._replies, self._reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._replies.setblocking(False)
-        self._epoll = select.epoll()
-        self._epoll.register(self._replies, select.EPOLLIN)
+        self._deaths = select.epoll()  # readable when an engine process has ended
+        self._readers: list[Any] = [self._replies, self._deaths]
         try:
             for pool in self._pools.values():
                 for index in range(pool.spec.n_engines):
@@ -173,7 +175,7 @@ class ProcessSession:
             else:
                 engine.process.close()
         self._engines.clear()
-        self._epoll.close()
+        self._deaths.close()
         self._slots.close()
 
     # -- engines ---------------------------------------------------------------------------------------------------
@@ -192,20 +194,22 @@ class ProcessSession:
         process.start()
         engine = _Process(pool, index, slot, process, monotonic_ns())
         self._engines[slot : slot + 1] = [engine]
-        self._epoll.register(process.sentinel, select.EPOLLIN)
+        self._deaths.register(process.sentinel, select.EPOLLIN)
 
     def _wait_ready(self) -> None:
         with self._signals_noted():
             while not all(engine.ready for engine in self._engines):
                 if self.interrupted:
                     raise KeyboardInterrupt
-                select.select([self._epoll], [], [], _POLL_S)
+                select.select(self._readers, [], [], _POLL_S)
                 self._read_replies(None)
                 self._notice_deaths(None)
                 self._check_stalled()
 
     def _notice_deaths(self, run: Run | None) -> None:
-        ready = {fd for fd, _ in self._epoll.poll(0)}
+        ready = {fd for fd, _ in self._deaths.poll(0)}
+        if not ready:
+            return
         for engine in [e for e in self._engines if e.process.sentinel in ready]:
             self._read_replies(run, limit=None)  # its last words count
             self._bury(engine, run)
@@ -213,7 +217,7 @@ class ProcessSession:
     def _bury(self, engine: _Process, run: Run | None) -> None:
         """Redo what a dead engine held, and put another in its place."""
         pool = engine.pool
-        self._epoll.unregister(engine.process.sentinel)
+        self._deaths.unregister(engine.process.sentinel)
         engine.process.join()
         code, pid = engine.process.exitcode or 0, engine.process.pid
         error = f"{engine.process.name} was killed by {signal.Signals(-code).name}" if code < 0 else (
@@ -261,25 +265,56 @@ class ProcessSession:
     # -- the event loop --------------------------------------------------------------------------------------------
 
     def _turn(self, run: Run) -> None:
-        for query in run.pacer.due(run.now_ns()):
-            run.recorder.sent(query, run.now_ns())
-            self._carry_out(run, run.dispatcher.on_query(query), query.input_id)
-        for pool in self._pools.values():
-            pool.flush(self._tickets)
         next_ns = run.pacer.next_ns
         to_next_ns = next_ns - run.now_ns() if next_ns is not None else NS_PER_S
-        if run.finished or (to_next_ns <= SPIN_NS and run.spin_until(next_ns)):
-            return
-        writers = [pool.driver_end for pool in self._pools.values() if pool.backlog]
-        timeout_s = min(max(to_next_ns - SPIN_NS, 0) / NS_PER_S, _POLL_S)
-        readable, _, _ = select.select([self._epoll], writers, [], timeout_s)
-        if readable:
-            n_replies = self._read_replies(run)
-            if n_replies < REPLIES_A_TURN:
-                self._notice_deaths(run)
+        if to_next_ns <= 0:
+            self._send_due(run)
+        elif to_next_ns <= run.spin_ns and not any(pool.backlog for pool in self._pools.values()):
+            self._spin(run, run.start_ns + (next_ns or 0))
+        else:
+            self._sleep(run, to_next_ns - run.spin_ns)
         if run.tick():
+            self._notice_deaths(run)
             self._check_stalled()
             run.look()
+
+    def _send_due(self, run: Run) -> None:
+        for query in run.pacer.due(run.now_ns()):
+            if not run.prepared:
+                self._prepare(run, query)
+            now_ns = run.now_ns()
+            run.recorder.sent(query, now_ns)
+            for number in run.prepared.popleft():
+                self._send(number, now_ns)
+
+    def _prepare(self, run: Run, query: Query) -> None:
+        """Decide where a coming query goes and pack its tasks: when it is due, nothing is left but to send them."""
+        commands = run.dispatcher.on_query(query)
+        run.prepared.append([self._new_ticket(command.task, query.input_id) for command in commands])
+
+    def _spin(self, run: Run, next_ns: int) -> None:
+        """Until an arrival that is near; where there is time, queries to come are prepared and replies are read."""
+        while (left_ns := next_ns - monotonic_ns()) > 0:
+            if left_ns < TURN_NS:
+                continue
+            if len(run.prepared) < PREPARED and (query := run.pacer.coming(len(run.prepared))) is not None:
+                self._prepare(run, query)
+            elif self._read_replies(run, 1) and run.finished:
+                return
+
+    def _sleep(self, run: Run, for_ns: int) -> None:
+        """Until something happens, or shortly before the next arrival."""
+        writers = [pool.driver_end for pool in self._pools.values() if pool.backlog]
+        timeout_s, begun_ns = min(max(for_ns / NS_PER_S, 0), _POLL_S), monotonic_ns()
+        readable, writable, _ = select.select(self._readers, writers, [], timeout_s)
+        if not (readable or writable) and timeout_s > 0:
+            run.overslept(monotonic_ns() - begun_ns - int(timeout_s * NS_PER_S))
+        if self._replies in readable:
+            self._read_replies(run)
+        if self._deaths in readable:
+            self._notice_deaths(run)
+        for pool in self._pools.values() if writable else ():
+            pool.flush(self._tickets)
 
     def _read_replies(self, run: Run | None, limit: int | None = REPLIES_A_TURN) -> int:
         n = 0
@@ -307,18 +342,25 @@ class ProcessSession:
         run.done(event, ticket.enqueued_ns)
         self._carry_out(run, run.dispatcher.on_done(event))
 
-    def _carry_out(self, run: Run, commands: Commands, input_id: int | None = None) -> None:
+    def _carry_out(self, run: Run, commands: Commands) -> None:
         for command in commands:
             if isinstance(command, Enqueue):
-                task = command.task
-                source = run.schedule.query(task.query_id).input_id if input_id is None else input_id
-                self._pools[task.pool].backlog.append(self._new_ticket(task, source, run.now_ns()))
+                input_id = run.schedule.query(command.task.query_id).input_id
+                self._send(self._new_ticket(command.task, input_id), run.now_ns())
             else:
                 run.ended(command)
 
-    def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int) -> int:
+    def _send(self, number: int, now_ns: int) -> None:
+        """Append a ticket to its pool's FIFO."""
+        ticket = self._tickets[number]
+        ticket.enqueued_ns = now_ns
+        pool = self._pools[ticket.task.pool]
+        pool.backlog.append(number)
+        pool.flush(self._tickets)
+
+    def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int = 0) -> int:
         self._n_tickets += 1
-        wire = WireTask(self._n_tickets, task.stage, input_id, task.first_item, task.n_items).pack()
+        wire = pack_task(self._n_tickets, task.stage, input_id, task.first_item, task.n_items)
         self._tickets[self._n_tickets] = Ticket(task, wire, input_id, enqueued_ns)
         return self._n_tickets
 

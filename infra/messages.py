@@ -1,4 +1,6 @@
-"""The frozen records that travel: between the dispatcher and a backend, and between processes.
+"""The records that travel: between the dispatcher and a backend, and between processes.
+
+Named tuples, not frozen dataclasses: a run makes ten of them a task, and they are made in a third of the time.
 
 Times are int nanoseconds since the run's start, except on the wire, where they are the machine's monotonic clock
 (the same for every process on it).
@@ -7,14 +9,13 @@ Times are int nanoseconds since the run's start, except on the wire, where they 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 CPU = "cpu"
 ACCEL = "accel"
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """One user's request: rank `n_items` candidates, the first of input `input_id`."""
 
     query_id: int
@@ -23,8 +24,7 @@ class Query:
     input_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in one batch."""
 
     query_id: int
@@ -35,8 +35,7 @@ class Task:
     pool: str  # CPU or ACCEL
 
 
-@dataclass(frozen=True, slots=True)
-class TaskDone:
+class TaskDone(NamedTuple):
     """Event: `engine` (index within the task's pool) scored the task."""
 
     task: Task
@@ -45,8 +44,7 @@ class TaskDone:
     end_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class TaskFailed:
+class TaskFailed(NamedTuple):
     """Event: the task did not end; its engine died or raised."""
 
     task: Task
@@ -54,15 +52,13 @@ class TaskFailed:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueue:
+class Enqueue(NamedTuple):
     """Command: append the task to its pool's FIFO."""
 
     task: Task
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Command: the query is complete."""
 
     query: Query
@@ -74,8 +70,7 @@ class Answer:
         return self.done_ns - self.query.arrival_ns
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Command: the query is given up, visibly."""
 
     query: Query
@@ -89,8 +84,10 @@ READY, DONE, ERROR = 0, 1, 2
 MESSAGE_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class WireTask:
+pack_task = _TASK.pack  # the fields of a WireTask
+
+
+class WireTask(NamedTuple):
     """Driver to engine. `ticket` is the driver's number for this attempt (from 1)."""
 
     ticket: int
@@ -101,7 +98,7 @@ class WireTask:
 
     def pack(self) -> bytes:
         """24 bytes."""
-        return _TASK.pack(self.ticket, self.stage, self.input_id, self.first_item, self.n_items)
+        return pack_task(*self)
 
     @staticmethod
     def unpack(message: bytes) -> WireTask:
@@ -109,8 +106,7 @@ class WireTask:
         return WireTask(*_TASK.unpack(message))
 
 
-@dataclass(frozen=True, slots=True)
-class WireReply:
+class WireReply(NamedTuple):
     """Engine to driver: READY once after warm-up (ticket 0), then DONE or ERROR for each ticket."""
 
     ticket: int

@@ -257,15 +257,17 @@ class Stack(nn.Module):
 class SmallStack(nn.Module):
     """A stack whose weights fit the core's own cache, as one compiled call; float32.
 
-    Faster than MKL and oneDNN at every batch measured (experiments/LOG.md); bfloat16 gains on it from 65 items on.
+    Faster than MKL and oneDNN at every batch measured (experiments/LOG.md); bfloat16 gains on it from some
+    100,000 weights and 65 items on.
     """
 
     operator = "FC"
-    MOST_WEIGHTS = 320_000
+    MOST_WEIGHTS, FEWEST_FOR_BFLOAT16 = 320_000, 100_000
 
     def __init__(self, layers: Sequence[FC], packed: Sequence[PackedFC]) -> None:
         super().__init__()
-        self.most_items = math.inf if packed[0].dtype == torch.float32 else 64
+        large = sum(layer.weight_OI.numel() for layer in layers) >= self.FEWEST_FOR_BFLOAT16
+        self.most_items = 64 if large and packed[0].dtype == torch.bfloat16 else math.inf
         weights = [(layer.weight_OI.numpy(), layer.bias_O.numpy()) for layer in layers]
         self._panels = panels(weights)
         self._widths = np.array([weights[0][0].shape[1], *(len(bias_O) for _, bias_O in weights)])

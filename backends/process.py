@@ -49,6 +49,7 @@ from scheduler import Stage
 TURN_NS = 30_000  # with an arrival as near as that, nothing else is begun
 PREPARED = 16  # queries whose tasks are packed before they are due
 REPLIES_A_TURN = 4  # then the loop looks for due arrivals again
+MOST_UNREAD_NS, REPLIES_BEHIND = 1_000_000, 64  # also while arrivals leave no time between them
 MAX_START_FAILURES = 3
 KILL_PATIENCE_S = 20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
 _POLL_S = 0.2
@@ -269,6 +270,8 @@ class ProcessSession:
         to_next_ns = next_ns - run.now_ns() if next_ns is not None else NS_PER_S
         if to_next_ns <= 0:
             self._send_due(run)
+            if run.now_ns() - run.read_ns > MOST_UNREAD_NS:  # no time between arrivals: the run is behind
+                self._read_replies(run, REPLIES_BEHIND)
         elif to_next_ns <= run.spin_ns and not any(pool.backlog for pool in self._pools.values()):
             self._spin(run, run.start_ns + (next_ns or 0))
         else:
@@ -318,6 +321,8 @@ class ProcessSession:
 
     def _read_replies(self, run: Run | None, limit: int | None = REPLIES_A_TURN) -> int:
         n = 0
+        if run is not None:
+            run.read_ns = run.now_ns()
         with contextlib.suppress(BlockingIOError):
             while limit is None or n < limit:
                 self._on_reply(WireReply.unpack(self._replies.recv(MESSAGE_BYTES)), run)

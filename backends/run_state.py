@@ -46,6 +46,7 @@ class Run:
         self._ticked_ns = 0
         self._enough = False
         self.spin_ns = FIRST_SPIN_NS  # the last stretch before an arrival is spun, not slept
+        self.read_ns = 0  # when replies were last read
         self.prepared: deque[list[int]] = deque()  # tickets of the queries that come next
         self.start_ns = monotonic_ns() + LEAD_NS
 

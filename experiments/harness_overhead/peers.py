@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -68,17 +70,12 @@ def through_queues(n_engines: int, schedule: Schedule) -> dict[str, npt.NDArray[
 @contextmanager
 def null_pool(n_engines: int) -> Iterator[tuple[Pool, Any]]:
     """The product's own engine processes and sockets, without its driver: (pool, reply socket)."""
-    import socket  # noqa: PLC0415
-
     spec = PoolSpec(CPU, n_engines, lambda _: NullEngine(), yields=True)
     pool, slots = Pool(spec), Slots(n_engines)
     replies, reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     context, ends = multiprocessing.get_context("fork"), (pool.engine_end, reply_end)
-    inherited = (pool.driver_end, replies)
-    engines = [
-        context.Process(target=run_engine, args=(i, i, spec, ends, slots, multiprocessing.current_process().pid, inherited))
-        for i in range(n_engines)
-    ]  # fmt: skip
+    shared = (spec, ends, slots, os.getpid(), (pool.driver_end, replies))
+    engines = [context.Process(target=run_engine, args=(i, i, *shared)) for i in range(n_engines)]
     for engine in engines:
         engine.start()
     for _ in engines:

@@ -1,0 +1,93 @@
+"""The benches' peers compute what the models compute, and their tables say what the rows say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import poisson_schedule
+
+from accelerator.devices import model_configs
+from experiments.harness_overhead import loadgen
+from experiments.harness_overhead import peers as harness_peers
+from experiments.model_speed import limit, peers, plot
+from infra.cli import parse
+from models import build
+from models.inputs.synthetic import InputPool
+
+
+def config_of(name, *more):
+    words = ["--table_scale", "0.0001", "--num_batches", "1", "--max_mini_batch_size", "32", *more]
+    return parse(["--config_file", str(model_configs()[name]), *words]).model
+
+
+@pytest.mark.parametrize("jagged", [False, True])
+@pytest.mark.parametrize("name", sorted(model_configs()))
+def test_the_plain_port_gives_the_scores_of_the_packed_model(name, jagged):
+    config = config_of(name, "--num_indices_per_lookup_fixed", str(not jagged))
+    with torch.inference_mode():
+        model = build(config, seed=4)
+        plain = peers.PlainPort(model)
+        model.pack()
+        batch = InputPool(config, 1, 32, seed=2).batch(0, 3, 20)
+        expected = model(batch)
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(plain(batch.dense_BF, peers.by_table(model, batch)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_limit_is_the_slowest_of_its_three_parts():
+    config = config_of("rm1")
+    model = build(config, seed=1)
+    cost_at = limit.costs(config, 10)
+    products = limit.Limit(1e3, 1e18, 0).seconds(model, 10)
+    rows = limit.Limit(1e18, 1e3, 0).seconds(model, 10)
+    assert products == pytest.approx(cost_at.flops / 1e3)
+    assert rows == pytest.approx(cost_at.gather_bytes / 1e3)
+    assert limit.Limit(1e18, 1e18, 7.5).seconds(model, 10) == 7.5
+
+
+def test_the_table_of_ratios_pairs_the_rounds():
+    times = {"ours": (1, 2, 4), "plain": (2, 6, 8), "ours look-up": (1, 1, 1), "plain look-up": (5, 6, 7)}
+    rows = [
+        {"model": "rm1", "batch": 64, "contender": name, "round": i, "ms": ms}
+        for name, own in times.items() for i, ms in enumerate(own)
+    ]  # fmt: skip
+    rows += [
+        {"model": "rm1", "batch": 64, "contender": "bfloat16", "round": i, "ms": 0.5, "error": 0.01} for i in range(3)
+    ]
+    rows.append({"model": "rm1", "batch": 64, "contender": "limit", "round": 0, "ms": 1.5})
+    (line,) = plot.summary(pd.DataFrame(rows)).to_dict("records")
+    assert line["plain/ours"] == "2.00 [2.00, 3.00]"
+    assert line["compiled/ours"] == "-"
+    assert line["look-up, plain/ours"] == "6.00 [5.00, 7.00]"
+    assert line["released/ours"] == f"{3.6809 / 2:.2f}"
+    assert line["limit share"] == "75%"
+    assert line["bfloat16 error"] == "1.0e-02"
+
+
+def test_the_queue_peer_answers_every_task():
+    found = harness_peers.through_queues(1, poisson_schedule(500, 40))
+    assert (found["added_us"] > 0).all()
+    assert (found["late_us"] >= 0).all()
+    assert found["cpu_us"] > 0
+
+
+def test_the_null_pool_answers_over_the_products_own_sockets():
+    with harness_peers.null_pool(2) as (pool, replies):
+        for number in (1, 2, 3):
+            pool.driver_end.send(harness_peers.pack_task(number, 0, 0, 0, 16))
+        replies.settimeout(20)
+        answers = [harness_peers.WireReply.unpack(replies.recv(4096)) for _ in range(3)]
+    assert {reply.ticket for reply in answers} == {1, 2, 3}
+    assert all(reply.end_ns >= reply.start_ns > 0 for reply in answers)
+
+
+def test_loadgens_percentiles_are_read_from_its_summary():
+    text = "QPS : 3\n50.00 percentile latency (ns)   : 168091\n99.90 percentile latency (ns)   : 312852\nother : 1\n"
+    assert loadgen._percentiles(text).tolist() == [168091, 312852]
+
+
+def test_loadgen_drives_the_null_engines():
+    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is optional: build/bench_requirements.txt")
+    found = harness_peers.through_loadgen(1, 200, 60)
+    assert len(found["sent_ns"]) >= 60
+    assert (np.diff(found["latency_us"]) >= 0).all()

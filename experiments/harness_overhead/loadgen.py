@@ -1,4 +1,4 @@
-"""MLPerf's LoadGen in its Server scenario, as a peer: it sends, somebody else answers. Raises ImportError without it."""
+"""MLPerf's LoadGen in its Server scenario, as a peer: it sends, somebody else answers. It is an optional package."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class Stack(nn.Module):
         for layer in self:
             if isinstance(layer, FC):
                 layers.append(PackedFC(layer, dtype=dtype))
-            elif type(layer) in _FUSED and isinstance(layers[-1], PackedFC):
+            elif type(layer) in _FUSED and isinstance(layers[-1], PackedFC) and layers[-1].activation == "none":
                 layers[-1] = PackedFC(layers[-1], _FUSED[type(layer)], dtype)
             else:
                 layers.append(layer)

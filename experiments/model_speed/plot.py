@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 PEERS = ("plain", "compiled", "fbgemm")
+_STYLES = {"plain": "C0o-", "compiled": "C1o-", "fbgemm": "C2o-", "released": "C3s--"}
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -49,21 +50,23 @@ def draw(table: pd.DataFrame) -> Figure:
     """Speed of ours over each peer, and the share of the limit, by batch; one panel a model."""
     models = list(dict.fromkeys(table["model"]))
     figure, axes = plt.subplots(2, -(-len(models) // 2), figsize=(3.1 * -(-len(models) // 2), 6), sharex=True,
-                                sharey=True, squeeze=False, layout="constrained")  # fmt: skip
+                                squeeze=False, layout="constrained")  # fmt: skip
+    lines = {}
     for axis, model in zip(axes.flat, models, strict=False):
         own = table[table["model"] == model]
-        for column, style in [*((f"{peer}/ours", "o-") for peer in PEERS), ("released/ours", "s--")]:
-            values = own[column].str.split(" ").str[0].replace("-", np.nan).astype(float)
-            if values.notna().any():
-                axis.plot(own["batch"], values, style, markersize=4, label=column.replace("/ours", ""))
+        for peer, style in _STYLES.items():
+            values = own[f"{peer}/ours"].str.split(" ").str[0].replace("-", np.nan).astype(float)
+            known = values.notna().to_numpy()
+            if known.any():
+                (lines[peer],) = axis.plot(own["batch"][known], values[known], style, markersize=4)
         share = own["limit share"].str.rstrip("%").astype(float) / 100
-        axis.plot(own["batch"], share, "k:", label="limit")
+        (lines["limit of the core"],) = axis.plot(own["batch"], share, "k:")
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set(title=model, xscale="log", yscale="log")
         axis.set_xticks(own["batch"], [str(n) for n in own["batch"]])
     for axis in axes.flat[len(models) :]:
         axis.set_axis_off()
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.legend(lines.values(), lines.keys(), frameon=False, ncols=len(lines), loc="outside upper center")
     figure.supxlabel("batch (items)")
     figure.supylabel("time over ours (above 1: ours is faster)")
     return figure

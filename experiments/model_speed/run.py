@@ -128,18 +128,23 @@ def measure(bench: Bench, n_items: int, *, compiled: bool) -> list[dict[str, obj
     return rows
 
 
-def measure_model(name: str, file: Path, gemm_rate: float, *, compiled: bool) -> list[dict[str, object]]:
-    """All batches of one model."""
+def measure_model(name: str, file: Path, *, compiled: bool) -> list[dict[str, object]]:
+    """All batches of one model; the limit is the best of those measured around each."""
     bench = Bench(name, file)
-    bound = limit.measure_limit(bench.model, bench.inputs, gemm_rate)
     rows: list[dict[str, object]] = []
+    limits = [limit.measure_limit(bench.model, bench.inputs)]
     for n_items in BATCHES:
         begun = time.monotonic()
         rows += measure(bench, n_items, compiled=compiled)
-        bound_ms = bound.seconds(bench.model, n_items) * 1e3
-        rows.append({"model": name, "batch": n_items, "contender": "limit", "round": 0, "ms": bound_ms})
+        limits.append(limit.measure_limit(bench.model, bench.inputs))
         print(f"{name}, batch {n_items}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    return rows
+    bound = limit.best(limits)
+    print(f"{name}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at {bound.gather_bytes_per_s / 1e9:.1f} GB/s, "
+          f"weights in {bound.weights_s * 1e3:.2g} ms", file=sys.stderr)  # fmt: skip
+    return rows + [
+        {"model": name, "batch": n, "contender": "limit", "round": 0, "ms": bound.seconds(bench.model, n) * 1e3}
+        for n in BATCHES
+    ]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -155,12 +160,10 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     with torch.inference_mode():
-        gemm_rate = limit.gemm_flops_per_s()
         for name in args.models.split(","):
-            rows += measure_model(name, files[name], gemm_rate, compiled=not args.no_compile)
+            rows += measure_model(name, files[name], compiled=not args.no_compile)
             gc.collect()
             pd.DataFrame(rows).to_csv(args.folder / "model_speed.csv", index=False, float_format="%.5g")
-    print(f"GEMM rate of this core: {gemm_rate / 1e9:.0f} GFLOP/s (float32)")
     table = plot.summary(pd.DataFrame(rows))
     print(table.to_string(index=False))
     plot.draw(table).savefig(args.folder / "model_speed.png")

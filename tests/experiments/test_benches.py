@@ -45,6 +45,21 @@ def test_the_limit_is_the_slowest_of_its_three_parts():
     assert limit.Limit(1e18, 1e18, 7.5).seconds(model, 10) == 7.5
 
 
+def test_the_best_of_several_limits_is_the_best_of_each_rate():
+    assert limit.best([limit.Limit(1, 20, 0.3), limit.Limit(2, 10, 0.4)]) == limit.Limit(2, 20, 0.3)
+
+
+@pytest.mark.parametrize("name", ["rm1", "ncf"])
+def test_measured_limits_are_rates_of_this_core(name):
+    config = config_of(name)
+    with torch.inference_mode():
+        model = build(config, seed=1, device=torch.device("cpu"))
+        found = limit.measure_limit(model, InputPool(config, 1, 32, seed=1))
+    assert 1e8 < found.gemm_flops_per_s < 1e14
+    assert 1e6 < found.gather_bytes_per_s < 1e13
+    assert 0 < found.weights_s < 1
+
+
 def test_the_table_of_ratios_pairs_the_rounds():
     times = {"ours": (1, 2, 4), "plain": (2, 6, 8), "ours look-up": (1, 1, 1), "plain look-up": (5, 6, 7)}
     rows = [

@@ -63,6 +63,8 @@ def draw(table: pd.DataFrame) -> Figure:
         (lines["limit of the core"],) = axis.plot(own["batch"], share, "k:")
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set(title=model, xscale="log", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:.2g}")
         axis.set_xticks(own["batch"], [str(n) for n in own["batch"]])
     for axis in axes.flat[len(models) :]:
         axis.set_axis_off()

@@ -22,24 +22,24 @@ _REPEATS = 9
 _PURE_BAG_IDS = 80  # long bags: nothing but rows is read
 
 
-def least_s(call: Callable[[int], object], repeats: int = _REPEATS) -> float:
-    """Least seconds of call(i): what is possible is what was seen once."""
+def times_s(call: Callable[[int], object], repeats: int = _REPEATS) -> list[float]:
+    """Seconds of call(0), call(1), ..."""
     times = []
     for i in range(repeats):
         start = time.perf_counter()
         call(i)
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
+
+
+def least_s(call: Callable[[int], object], repeats: int = _REPEATS) -> float:
+    """Least seconds of call(i): what is possible is what was seen once."""
+    return min(times_s(call, repeats))
 
 
 def median_s(call: Callable[[int], object], repeats: int = _REPEATS) -> float:
     """Median seconds of call(i)."""
-    times = []
-    for i in range(repeats):
-        start = time.perf_counter()
-        call(i)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times_s(call, repeats))
 
 
 def gemm_flops_per_s(width: int = 1024) -> float:

@@ -88,6 +88,17 @@ def test_a_stack_too_large_for_the_cache_goes_through_onednn():
     torch.testing.assert_close(large(x[:1]), expected[:1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("widths", "dtype", "most"), [
+    ((128, 256, 256, 64), torch.float32, float("inf")),
+    ((128, 256, 256, 64), torch.bfloat16, 64),  # beyond, bfloat16 is the faster
+    ((128, 64, 32), torch.bfloat16, float("inf")),
+])  # fmt: skip
+def test_a_small_stack_leaves_only_large_bfloat16_batches_to_onednn(widths, dtype, most):
+    stack = mlp("a", widths)
+    stack.pack(dtype)
+    assert stack.small.most_items == most
+
+
 @pytest.mark.parametrize(("width", "n_items"), [(8, 3), (12, 1), (32, 4)])
 def test_attention_units_are_summed(width, n_items):
     n_units = 7

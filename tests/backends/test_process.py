@@ -323,3 +323,30 @@ def test_no_engine_is_scheduled_before_the_driver():
         cpu, accel = session.pids
         assert os.sched_getscheduler(cpu) == os.SCHED_IDLE
         assert os.sched_getscheduler(accel) == os.SCHED_OTHER
+
+
+def test_a_task_is_enqueued_when_its_query_is_sent():
+    with ProcessSession([PoolSpec(CPU, 1, NullFactory())]) as session:
+        rows = session.run(poisson_schedule(400, 40, n_items=5), [Stage(Policy(2))])
+    sent_ns = rows.queries.set_index("query_id")["sent_ns"].astype(np.int64)
+    assert len(rows.tasks) == 120
+    assert (rows.tasks["enqueued_ns"] == rows.tasks["query_id"].map(sent_ns)).all()
+    assert (rows.tasks["start_ns"] >= rows.tasks["enqueued_ns"]).all()
+
+
+def test_replies_are_read_while_arrivals_leave_no_time_between_them():
+    gap_ns, n = 10_000, 5_000
+    schedule = Schedule(gap_ns * np.arange(1, n + 1), np.ones(n, np.int32), np.zeros(n, np.int32))
+    with ProcessSession([PoolSpec(CPU, 1, NullFactory())]) as session:
+        read, answered_before_the_last_was_sent = session._read_replies, []
+
+        def noted(run, *limit):
+            found = read(run, *limit)
+            if run is not None and run.pacer.next_ns is not None:
+                answered_before_the_last_was_sent.append(found)
+            return found
+
+        session._read_replies = noted
+        rows = session.run(schedule, [Stage(Policy(1))])
+    assert rows.queries["done_ns"].notna().all()
+    assert sum(answered_before_the_last_was_sent) > 0

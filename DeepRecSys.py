@@ -12,19 +12,17 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerator.devices import accelerator_root, latency_profile, load_device, published_speedups
-from accelerator.latency import Profile, ProfiledDevice
-from accelInferenceEngine import CudaFactory, ModelledFactory
-from backends.engine_process import PoolSpec
+from rich.console import Console
+
+from accelerator.devices import accelerator_root, load_device, published_speedups
+from accelerator.service import replayed_run, service_of
+from backends.opening import OpenSession, n_engines, open_session
 from backends.power import ServerPower, check_power, server_power
 from backends.probe import capacity_qps
-from backends.process import ProcessSession
 from backends.search_log import SearchLog, table
 from backends.session import SessionError
 from backends.tuner import Found, Phase, Tuner
@@ -32,12 +30,11 @@ from infra import figures, report, results
 from infra.cli import parse
 from infra.config import ConfigError, RunConfig, from_settings
 from infra.memory import check_memory
-from infra.messages import ACCEL, CPU
 from infra.progress import Progress
-from infra.provenance import provenance, usable_cores
+from infra.provenance import provenance
 from infra.rows import Rows
 from infra.stats import Summary, summarize
-from loadGenerator import check_files, draw_schedule
+from loadGenerator import Schedule, check_files, draw_schedule, schedule_of
 from scheduler import Policy, Stage
 
 Report = Callable[[], None]  # prints; called when the progress bars are gone
@@ -46,25 +43,14 @@ INTERRUPTED = 130
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class OpenSession:
-    """Warm engines, and what the report says of them."""
-
-    session: ProcessSession
-    n_engines: int
-    device: dict[str, Any] | None  # the accelerator's provenance
-
-
-def n_engines(config: RunConfig) -> int:
-    """CPU engines; 0 means one per core that this process may use."""
-    return config.engines.inference_engines or len(usable_cores())
-
-
 def check(config: RunConfig) -> None:
     """Everything that can be wrong with the input and is not the settings' own; before anything is started."""
     check_files(config)
-    check_memory(config, n_engines(config))
     check_power(config)
+    if config.engines.backend == "simulated":
+        service_of(config)
+        return
+    check_memory(config, n_engines(config))
     names = config.engines.accel_devices
     if config.engines.model_accel and "cuda" in names:
         if len(names) > 1:
@@ -81,59 +67,6 @@ def check(config: RunConfig) -> None:
                 published_speedups(device, config.model.name)
 
 
-@contextmanager
-def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
-    """Build the tables, measure what a device model needs, start the engines."""
-    from inferenceEngine import CpuEngine, Workload, prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
-
-    workload: Workload = prepare(config, progress)
-    largest = max([config.engines.sub_task_batch_size, *map(int, config.tune.batch_configs.split("-"))])
-    n_threads = config.engines.n_threads
-
-    def cpu_engine(_: int) -> CpuEngine:
-        return CpuEngine(workload, n_threads, largest)
-
-    cores = usable_cores() if config.engines.pin_cores else ()
-    specs = [PoolSpec(CPU, n_engines(config), cpu_engine, cores=cores, yields=True)]
-    device: dict[str, Any] | None = None
-    if config.engines.model_accel:
-        spec, device = _accelerator(config, workload, progress)
-        specs.append(spec)
-    with ProcessSession(specs, ready_timeout_s=config.engines.engine_timeout) as session:
-        yield OpenSession(session, n_engines(config), device)
-
-
-def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[PoolSpec, dict[str, Any]]:
-    """One engine for each device named, and the devices' provenance."""
-    if config.engines.accel_devices == ("cuda",):
-        return PoolSpec(ACCEL, 1, CudaFactory(config), start_method="spawn"), {"device": "cuda"}
-    from accelerator.profiler import measure_cpu_core  # noqa: PLC0415 (needs PyTorch)
-
-    def measure() -> Profile:
-        with progress.step("measuring this machine's CPU time by batch size"):
-            return measure_cpu_core(workload.model, workload.inputs)
-
-    root, max_items = accelerator_root(config.engines.accel_root_dir), config.inputs.max_mini_batch_size
-    devices = [load_device(root, name) for name in config.engines.accel_devices]
-    profiles = [latency_profile(device, config.model, max_items, measure) for device in devices]
-    for profile in profiles:
-        if "warning" in profile.provenance:
-            log.warning("%s: %s", profile.provenance["device"], profile.provenance["warning"])
-    modelled = tuple(
-        ProfiledDevice(device.name, {config.model.name: profile})
-        for device, profile in zip(devices, profiles, strict=True)
-    )
-    watts: list[float | None] = [device.tdp_w for device in devices]
-    facts = {
-        "device": ", ".join(device.name for device in devices),
-        "source": "; ".join(str(device.settings.get("source")) for device in devices),
-        "tdp_w": None if None in watts else sum(w for w in watts if w is not None),
-        "profile": [dict(profile.provenance) for profile in profiles],
-        "batch_ms": [{str(n): ms for n, ms in profile.batch_ms.items()} for profile in profiles],
-    }
-    return PoolSpec(ACCEL, len(devices), ModelledFactory(modelled, config.model.name)), facts
-
-
 def fixed_policy(config: RunConfig) -> Policy:
     """The policy of a measuring run."""
     offload = config.engines.accel_request_size_thres if config.engines.model_accel else None
@@ -143,11 +76,19 @@ def fixed_policy(config: RunConfig) -> Policy:
 def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple[Rows, Summary]:
     """One run at a fixed policy."""
     rate_qps = config.load.rate_qps
+    if config.simulation.service_law == "replay":
+        return _measured(config, opened, progress, schedule_of(replayed_run(config).rows().queries))
     if config.load.offered_load is not None:
         with progress.step("measuring the capacity"):
-            rate_qps = config.load.offered_load * capacity_qps(opened.session, config, fixed_policy(config))
+            rate_qps = config.load.offered_load * capacity_qps(
+                opened.session, config, fixed_policy(config), opened.n_engines
+            )
     schedule = draw_schedule(config, config.n_queries, config.n_warmup, rate_qps)
-    title = f"{config.model.name}: {len(schedule)} queries at {rate_qps:.4g} QPS"
+    return _measured(config, opened, progress, schedule)
+
+
+def _measured(config: RunConfig, opened: OpenSession, progress: Progress, schedule: Schedule) -> tuple[Rows, Summary]:
+    title = f"{config.model.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
     with progress.step(title) as on_fraction:
         rows = opened.session.run(
             schedule, [Stage(fixed_policy(config))], lambda n_done: on_fraction(n_done / len(schedule))
@@ -173,10 +114,21 @@ def _report_measure(
 ) -> None:
     policy, out = fixed_policy(config), report.console()
     offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
-    engines = f"{opened.n_engines} CPU engine(s), tasks of at most {policy.batch_items} items{offload}"
+    engines = f"{opened.n_engines} {kind(opened)} engine(s), tasks of at most {policy.batch_items} items{offload}"
     out.print(report.measurement(f"{config.model.name}, {engines}", summary, memory))
+    _print_service(opened, out)
     out.print(f"Results: {folder}", soft_wrap=True)
     print("\n".join(report.closing_lines(summary)))
+
+
+def kind(opened: OpenSession) -> str:
+    """What the report calls the engines."""
+    return "simulated CPU" if opened.service else "CPU"
+
+
+def _print_service(opened: OpenSession, out: Console) -> None:
+    if opened.service:
+        out.print(f"Virtual time; service times: {opened.service['source']}", soft_wrap=True)
 
 
 def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None) -> Report:
@@ -191,7 +143,7 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
     table(found.trials).to_parquet(folder / "search.parquet", index=False)
     saved = [{**line, "summary": line["summary"] and line["summary"].as_json()} for line in lines]
     document = {
-        "summary": None, "tuning": saved, "memory": opened.session.memory(),
+        "summary": None, "tuning": saved, "forecast": found.notes, "memory": opened.session.memory(),
         "power": None if watts is None else watts.as_json(),
     }  # fmt: skip
     if best is None or best.rows is None or best.summary is None:
@@ -204,23 +156,24 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
     if found.trials:
         walk = figures.search_walk(table(found.trials), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
-    return lambda: _report_tune(config, opened, lines, best, watts, folder)
+    return lambda: _report_tune(config, opened, lines, found.notes, best, watts, folder)
 
 
 def _report_tune(
-    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], best: Phase | None, watts: ServerPower | None,
-    folder: Path,
+    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], notes: list[str], best: Phase | None,
+    watts: ServerPower | None, folder: Path,
 ) -> None:  # fmt: skip
     tune, out = config.tune, report.console()
     title = (
-        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} CPU engines, "
-        f"scheduler {tune.scheduler}: highest rate, confirmed with a fresh seed"
+        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} "
+        f"{kind(opened)} engines, scheduler {tune.scheduler}: highest rate, confirmed with a fresh seed"
     )
     out.print(report.search(title, lines, tune.sla_percentile))
-    for sentence in report.search_notes(lines, tune.confidence):
+    for sentence in [*report.search_notes(lines, tune.confidence), *notes]:
         out.print(sentence, soft_wrap=True)
     if watts is not None:
         out.print(f"Power: {watts}", soft_wrap=True)
+    _print_service(opened, out)
     out.print(f"Results: {folder}", soft_wrap=True)
     if opened.session.interrupted:
         out.print(f"INVALID: the search was interrupted; --resume {folder.name} goes on with it", soft_wrap=True)
@@ -262,6 +215,7 @@ def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> 
         **extra,
         "n_engines": opened.n_engines,
         "accelerator": opened.device,
+        "service": opened.service or None,
         "engine_deaths": opened.session.deaths,
     }
 

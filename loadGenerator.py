@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import stats
 
 from infra.clock import NS_PER_MS, NS_PER_S
@@ -52,6 +53,11 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    @property
+    def rate_qps(self) -> float:
+        """Arrivals per second, from the run's start to the last."""
+        return len(self) * NS_PER_S / max(int(self.arrival_ns[-1]), 1) if len(self) else 0.0
 
     def query(self, i: int) -> Query:
         """The i-th query; its id is i."""
@@ -131,6 +137,12 @@ def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: fl
     sizes = draw_sizes(load, config.inputs.max_mini_batch_size, n_queries, stream(seed, "sizes", run_index))
     input_ids = draw_input_ids(config.inputs, n_queries, stream(seed, "inputs of queries", run_index))
     return Schedule(arrival_ns, sizes, input_ids, n_warmup)
+
+
+def schedule_of(queries: pd.DataFrame) -> Schedule:
+    """The load of a saved run (`queries.parquet`)."""
+    n_items, input_id = (queries[name].to_numpy(np.int32) for name in ("n_items", "input_id"))
+    return Schedule(queries["arrival_ns"].to_numpy(np.int64), n_items, input_id, int(queries["is_warmup"].sum()))
 
 
 class CommonLoad:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
@@ -46,6 +46,8 @@ def split(n_items: int, policy: Policy) -> list[tuple[str, int, int]]:
     if policy.offload_items is not None and n_items >= policy.offload_items:
         return [(ACCEL, 0, n_items)]
     batch = policy.batch_items
+    if n_items <= batch:
+        return [(CPU, 0, n_items)]
     return [(CPU, first, min(batch, n_items - first)) for first in range(0, n_items, batch)]
 
 
@@ -57,7 +59,7 @@ class _Open:
     stage: int
     parts: set[int]
     end_ns: int = 0  # of the latest part: two engines' answers can arrive in the other order
-    failures: dict[int, int] = field(default_factory=dict)
+    failures: dict[int, int] | None = None  # by part
 
 
 class Dispatcher:
@@ -98,19 +100,22 @@ class Dispatcher:
         state = self._open.get(task.query_id)
         if state is None or state.stage != task.stage or task.part not in state.parts:
             return []
-        failures = state.failures.get(task.part, 0) + 1
-        state.failures[task.part] = failures
+        if state.failures is None:
+            state.failures = {}
+        failures = state.failures[task.part] = state.failures.get(task.part, 0) + 1
         if failures < MAX_ATTEMPTS:
             return [Enqueue(task)]
         del self._open[task.query_id]
         return [Fail(state.query, f"task {task.part} failed {failures} times, last: {event.error}")]
 
     def _enter(self, query: Query, stage: int, n_items: int) -> list[Enqueue]:
-        parts = split(n_items, self._stages[stage].policy)
-        self._open[query.query_id] = _Open(query, stage, set(range(len(parts))))
-        return [
-            Enqueue(Task(query.query_id, stage, part, first, n, pool)) for part, (pool, first, n) in enumerate(parts)
+        query_id = query.query_id
+        tasks = [
+            Enqueue(Task(query_id, stage, part, first, n, pool))
+            for part, (pool, first, n) in enumerate(split(n_items, self._stages[stage].policy))
         ]
+        self._open[query_id] = _Open(query, stage, set(range(len(tasks))))
+        return tasks
 
 
 def static_policy(max_items: int, n_engines: int) -> Policy:
@@ -190,7 +195,7 @@ class Goal:
 Script = Generator[Trial, Outcome, None]
 
 
-class _Scripted:
+class Scripted:
     """A search written as a generator: it yields what to try and is sent what that showed."""
 
     def __init__(self, goal: Goal, n_policies: int) -> None:
@@ -235,7 +240,7 @@ class _Scripted:
         self.limits.append(Limit(policy, bisection.estimate, bisection.carried_qps))
 
 
-class Exhaustive(_Scripted):
+class Exhaustive(Scripted):
     """The oracle: the limit of every policy, each on its own. With one policy: that policy's limit."""
 
     def __init__(self, policies: Sequence[Policy], goal: Goal) -> None:
@@ -247,7 +252,7 @@ class Exhaustive(_Scripted):
             yield from self._find_limit(policy, self._goal.start_qps)
 
 
-class HillClimb(_Scripted):
+class HillClimb(Scripted):
     """Climbs one knob after the other until a whole round changes nothing; each with scouts over its whole range first.
 
     A neighbour is asked one question: does it carry more than the best so far, by half of the width asked for? Only
@@ -332,7 +337,7 @@ def _ladder(values: Sequence[int | None]) -> list[int | None]:
     return [*numbers, None] if None in values else [*numbers]
 
 
-class ReleasedClimb(_Scripted):
+class ReleasedClimb(Scripted):
     """The release's hill climbing: policies in the given order, until the first that carries less than the best.
 
     Every trial is an update of `n_queries`; each policy's walk over `grid_qps` starts where the one before it ended.

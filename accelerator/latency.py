@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from infra.clock import NS_PER_MS
 
+SPREAD = 20  # factors
+_SPREAD_COLUMNS = [f"s{i}" for i in range(1, SPREAD + 1)]
 log = logging.getLogger(__name__)
 
 
@@ -29,12 +31,17 @@ class LatencyModel(Protocol):
 class Profile:
     """Time by batch size for one model: {items: ms}, and where it comes from.
 
-    `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was measured.
+    `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was measured. `spread`:
+    {items: the mean of each twentieth of the times over `ms`}, so equally likely factors with the right mean.
+    `wake_us`, `gap_us`: what the harness adds before a task on an idle and on a busy engine (accelerator.service).
     """
 
     batch_ms: Mapping[int, float]
     provenance: Mapping[str, str] = field(default_factory=dict)
     busy_ms: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    spread: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    wake_us: float = 0.0
+    gap_us: float = 0.0
 
     def __post_init__(self) -> None:
         for times in (self.batch_ms, *self.busy_ms.values()):
@@ -42,6 +49,10 @@ class Profile:
                 raise ValueError("a profile needs batch sizes of at least 1 item and times above 0 ms")
         if any(n_busy < 1 for n_busy in self.busy_ms):
             raise ValueError("a profile's neighbours are counted from 1")
+        if any(len(row) != SPREAD or not min(row) > 0 for row in self.spread.values()):
+            raise ValueError(f"a profile's spread has {SPREAD} factors above 0 for each batch")
+        if not (self.wake_us >= 0 and self.gap_us >= 0):
+            raise ValueError("a profile's wake_us and gap_us are at least 0")
 
     def ms(self, n_items: int, n_busy: int = 0) -> float:
         """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured, flat beyond.
@@ -66,6 +77,13 @@ def _interpolated_ms(batch_ms: Mapping[int, float], n_items: int) -> float:
         return batch_ms[last] + (n_items - last) * max(ms_per_item, 0.0)
     logs = np.interp(math.log2(n_items), np.log2(sizes), [math.log(batch_ms[n]) for n in sizes])
     return math.exp(float(logs))
+
+
+def spread_of(times: npt.NDArray[np.float64], typical: float) -> tuple[float, ...]:
+    """The mean of each twentieth of the sorted times, over the typical time."""
+    ranks = np.linspace(0, 1, SPREAD * 50, endpoint=False) + 0.01 / SPREAD
+    twentieths = np.quantile(times, ranks).reshape(SPREAD, -1).mean(axis=1)
+    return tuple(float(x) for x in twentieths * (times.mean() / twentieths.mean()) / typical)
 
 
 def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
@@ -96,15 +114,23 @@ class ProfiledDevice:
 
 
 def read_profile(path: Path) -> Profile:
-    """A characterization file: `# key: value` lines of provenance, then batch,ms[,n_busy] rows; raises ValueError."""
+    """A characterization file: `# key: value` lines of provenance, then batch,ms[,n_busy][,s1,...,s20] rows.
+
+    The spread stands beside the times without neighbours. Raises ValueError.
+    """
     text = path.read_text().splitlines()
     provenance = dict(line[1:].strip().split(": ", 1) for line in text if line.startswith("#") and ": " in line)
     rows = csv.DictReader(line for line in text if line.strip() and not line.startswith("#"))
     levels: dict[int, dict[int, float]] = {0: {}}
+    spread: dict[int, tuple[float, ...]] = {}
     try:
         for row in rows:
-            levels.setdefault(int(row.get("n_busy") or 0), {})[int(row["batch"])] = float(row["ms"])
-        return Profile(levels.pop(0), provenance, levels)
+            n_busy, batch = int(row.get("n_busy") or 0), int(row["batch"])
+            levels.setdefault(n_busy, {})[batch] = float(row["ms"])
+            if n_busy == 0 and row.get("s1"):
+                spread[batch] = tuple(float(row[name]) for name in _SPREAD_COLUMNS)
+        overhead = {name: float(provenance.pop(name, 0.0)) for name in ("wake_us", "gap_us")}
+        return Profile(levels.pop(0), provenance, levels, spread, **overhead)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy") from error
 
@@ -113,8 +139,13 @@ def write_profile(path: Path, profile: Profile) -> None:
     """The inverse of `read_profile`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {key}: {value}" for key, value in profile.provenance.items()]
-    lines.append("batch,ms,n_busy" if profile.busy_ms else "batch,ms")
+    lines += [f"# {name}: {getattr(profile, name):.4g}" for name in ("wake_us", "gap_us") if getattr(profile, name)]
+    columns = ["batch", "ms", *(["n_busy"] if profile.busy_ms else []), *(_SPREAD_COLUMNS if profile.spread else [])]
+    lines.append(",".join(columns))
     for n_busy, times in sorted({0: profile.batch_ms, **profile.busy_ms}.items()):
-        busy = f",{n_busy}" if profile.busy_ms else ""
-        lines += [f"{n},{times[n]:.6g}{busy}" for n in sorted(times)]
+        for n in sorted(times):
+            row = [f"{n},{times[n]:.6g}", *([str(n_busy)] if profile.busy_ms else [])]
+            if profile.spread:
+                row += [f"{x:.4g}" for x in profile.spread[n]] if n_busy == 0 else [""] * SPREAD
+            lines.append(",".join(row))
     path.write_text("\n".join(lines) + "\n")

@@ -1,109 +1,165 @@
 """The common case compiled: one stage, FIFO pools, split and join, offload. Same decisions as the Dispatcher.
 
-A later arrival never changes what an earlier query meets (first in, first out), so a schedule can be served in pieces:
-the state is when each engine becomes free.
+A later arrival never changes what an earlier query meets (first in, first out), so a task's start and end are known
+when it is enqueued, and a schedule can be served in pieces: the state is when each engine becomes free.
+
+Counting references to arrays costs five times the work itself: what is compiled here counts none (`_nrt=False`,
+so it makes no array and no view) and is one function after inlining.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from accelerator.service import MOST_PARTS, Times, drawn_index
+
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-PARTS_APART = 64  # tasks of neighbouring queries read different stretches of the noise
-MOST_PARTS = 1 << 20  # of a query
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+LAST = np.iinfo(np.int64).max
+compiled: Callable[[_Function], _Function] = numba.njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
-class ServiceTable:
-    """Service times in ns by number of items, index 0 unused.
+class Engines:
+    """The state of the engines of all pools, pool after pool; each pool is a heap: who is idle first is on top.
 
-    `cpu_ns` [busy neighbours, items]: a row for 0, 1, ... other busy CPU engines, the last for all beyond.
-    `accel_ns` [accelerator, items]: a row each. `noise`: factors that tasks draw in a fixed order by query and part,
-    the same for every policy and rate (common random numbers); empty: none.
+    Among engines that end at once the one that began first is first; before their first task, the one named first.
+    `free_ns`, `latest` (number of the engine's latest task), `index` (which engine of its pool) int64[engines];
+    `bounds` int64[pools + 1].
     """
 
-    cpu_ns: Int64Array
-    accel_ns: Int64Array = field(default_factory=lambda: np.zeros((0, 1), np.int64))
-    noise: FloatArray = field(default_factory=lambda: np.zeros(0))
+    free_ns: Int64Array
+    latest: Int64Array
+    index: Int64Array
+    bounds: Int64Array
 
-    def __post_init__(self) -> None:
-        if self.cpu_ns.ndim != 2 or self.accel_ns.ndim != 2 or not len(self.cpu_ns):
-            raise ValueError("a service table needs cpu_ns [busy neighbours, items] and accel_ns [accelerator, items]")
-        if (self.cpu_ns[:, 1:] <= 0).any() or (self.accel_ns[:, 1:] <= 0).any() or (self.noise <= 0).any():
-            raise ValueError("service times and noise must be above 0")
-
-    @property
-    def max_items(self) -> int:
-        """Largest task with a time."""
-        widths = [self.cpu_ns.shape[1] - 1, *([self.accel_ns.shape[1] - 1] if len(self.accel_ns) else [])]
-        return int(min(widths))
-
-    def task_ns(self, query_id: int, part: int, n_items: int, accelerator: int | None, n_busy: int) -> int:
-        """Time of one task on a CPU engine beside `n_busy` others, or on an accelerator."""
-        if accelerator is None:
-            took = int(self.cpu_ns[min(n_busy, len(self.cpu_ns) - 1), n_items])
-        else:
-            took = int(self.accel_ns[accelerator, n_items])
-        if not len(self.noise):
-            return took
-        factor = float(self.noise[(query_id * PARTS_APART + part) % len(self.noise)])
-        return max(1, int(took * factor))
+    @staticmethod
+    def idle(pools: Sequence[int]) -> Engines:
+        """So many idle engines in each pool."""
+        bounds = np.concatenate([[0], np.cumsum(pools)]).astype(np.int64)
+        index = np.concatenate([np.arange(n) for n in pools]).astype(np.int64)
+        return Engines(np.zeros(len(index), np.int64), index - len(index), index, bounds)
 
 
-@numba.njit(cache=True)
-def serve(
-    arrival_ns: Int64Array, n_items: Int64Array, first: int, batch_items: int, offload_items: int,
-    cpu_ns: Int64Array, accel_ns: Int64Array, noise: FloatArray, cpu_free: Int64Array, accel_free: Int64Array,
-    cpu_latest: Int64Array, accel_latest: Int64Array,
-    busy_ns: Int64Array, first_start_ns: Int64Array, done_ns: Int64Array, tasks: Int64Array,
+@numba.njit(inline="always")
+def replace_top(
+    free_ns: Int64Array, latest: Int64Array, index: Int64Array, low: int, n: int, end_ns: int, task: int
+) -> None:
+    """The engine on top of the heap at [low, low + n) has begun task number `task` and is free at `end_ns`."""
+    at, who = 0, index[low]
+    while True:
+        child = 2 * at + 1
+        if child >= n:
+            break
+        left, right = low + child, low + child + 1
+        if child + 1 < n:
+            first = free_ns[right] < free_ns[left]
+            if free_ns[right] == free_ns[left]:
+                first = latest[right] < latest[left]
+            child += first
+            left += first
+        if free_ns[left] > end_ns or (free_ns[left] == end_ns and latest[left] > task):
+            break
+        here = low + at
+        free_ns[here], latest[here], index[here] = free_ns[left], latest[left], index[left]
+        at = child
+    here = low + at
+    free_ns[here], latest[here], index[here] = end_ns, task, who
+
+
+@numba.njit(inline="always")
+def took_ns(
+    cpu_ns: Int64Array, accel_ns: Int64Array, factors: FloatArray, cpu_row: Int64Array, accel_row: Int64Array,
+    seed: int, query_id: int, part: int, n_items: int, on_accel: bool, engine: int, n_busy: int,
 ) -> int:  # fmt: skip
-    """Serve queries first, first + 1, ...; returns the number of tasks.
+    """Of the task on the engine `engine` of its pool, beside `n_busy` others."""
+    if on_accel:
+        took, row = accel_ns[engine, n_items], accel_row[n_items]
+    else:
+        took, row = cpu_ns[min(n_busy, len(cpu_ns) - 1), n_items], cpu_row[n_items]
+    if row >= 0:
+        at = drawn_index(query_id, 0, part, seed, factors.shape[1])
+        took = max(np.int64(1), np.int64(took * factors[row, at]))
+    return took  # type: ignore[no-any-return]
 
-    `offload_items` 0: none. In place: `cpu_free`, `accel_free` (when each engine is free), `cpu_latest`,
-    `accel_latest` (number of its latest task: among engines that end at once the one that began first is first),
-    `busy_ns` [cpu, accel],
-    `first_start_ns`, `done_ns` [query], `tasks` [task, (query, part, is_accel, engine, items, start, end)] unless it
-    has no rows.
+
+@numba.njit(inline="always")
+def n_later(free_ns: Int64Array, low: int, n: int, time_ns: int) -> int:
+    """Engines of a pool, the one on top left out, that are busy at `time_ns`."""
+    busy = 0
+    for k in range(low + 1, low + n):
+        busy += free_ns[k] > time_ns
+    return busy
+
+
+@numba.njit(inline="always")
+def serve_query(
+    query_id: int, now_ns: int, n_items: int, batch_items: int, on_accel: bool, overhead: tuple[int, int], seed: int,
+    cpu_ns: Int64Array, accel_ns: Int64Array, factors: FloatArray, cpu_row: Int64Array, accel_row: Int64Array,
+    first: Int64Array, recorded_ns: Int64Array, delays_ns: Int64Array, free_ns: Int64Array, latest: Int64Array,
+    index: Int64Array, low: int, n: int, tasks: Int64Array, n_tasks: int,
+) -> tuple[np.int64, np.int64, np.int64, int]:  # fmt: skip
+    """Serve a query on the pool at [low, low + n); returns (first start, end, busy ns, number of tasks so far).
+
+    A row of `tasks`, unless it has none: query, part, is_accel, engine, items, start, end.
     """
+    interferes = not on_accel and len(cpu_ns) > 1
+    first_start, done, busy, left, part = np.int64(LAST), np.int64(0), np.int64(0), n_items, 0
+    while left > 0:
+        size = left if on_accel else min(batch_items, left)
+        start = max(now_ns, free_ns[low])
+        if len(recorded_ns):
+            start += delays_ns[first[query_id] + part]
+            took = recorded_ns[first[query_id] + part]
+        else:
+            start += overhead[1] if free_ns[low] > now_ns else overhead[0]
+            n_busy = n_later(free_ns, low, n, start) if interferes else 0
+            took = took_ns(
+                cpu_ns, accel_ns, factors, cpu_row, accel_row, seed, query_id, part, size, on_accel, index[low], n_busy
+            )
+        end = start + took
+        busy += took
+        first_start, done = min(first_start, np.int64(start)), max(done, end)
+        if len(tasks):
+            tasks[n_tasks, 0], tasks[n_tasks, 1], tasks[n_tasks, 2] = query_id, part, on_accel
+            tasks[n_tasks, 3], tasks[n_tasks, 4] = index[low], size
+            tasks[n_tasks, 5], tasks[n_tasks, 6] = start, end
+        replace_top(free_ns, latest, index, low, n, end, (query_id + 1) * MOST_PARTS + part)
+        n_tasks += 1
+        part += 1
+        left -= size
+    return first_start, done, busy, n_tasks
+
+
+@compiled
+def serve(
+    arrival_ns: Int64Array, n_items: Int64Array, first: int, batch_items: int, offload_items: int, times: Times,
+    free_ns: Int64Array, latest: Int64Array, index: Int64Array, bounds: Int64Array, busy_ns: Int64Array,
+    first_start_ns: Int64Array, done_ns: Int64Array, tasks: Int64Array,
+) -> int:  # fmt: skip
+    """Serve queries first, first + 1, ... on pools 0 (CPU) and 1 (accelerators); returns the number of tasks.
+
+    `offload_items` 0: none. In place: the engines, `busy_ns` [cpu, accel], `first_start_ns` and `done_ns` [query],
+    `tasks` as `serve_query` has them.
+    """
+    cpu_ns, accel_ns, factors, cpu_row, accel_row, first_task, recorded_ns, delays_ns = times[:8]
+    cpu_overhead, accel_overhead, seed = times[8:]
     n_tasks = 0
     for i in range(len(arrival_ns)):
-        now, left, part = arrival_ns[i], n_items[i], 0
-        offloaded = offload_items > 0 and left >= offload_items
-        free, latest = (accel_free, accel_latest) if offloaded else (cpu_free, cpu_latest)
-        first_start_ns[i], done_ns[i] = np.iinfo(np.int64).max, 0
-        while left > 0:
-            size = left if offloaded else min(batch_items, left)
-            engine, n_busy = 0, 0
-            for k in range(1, len(free)):
-                if free[k] < free[engine] or (free[k] == free[engine] and latest[k] < latest[engine]):
-                    engine = k
-            start = max(now, free[engine])
-            if offloaded:
-                took = accel_ns[engine, size]
-            else:
-                if len(cpu_ns) > 1:
-                    for k in range(len(free)):
-                        n_busy += free[k] > start
-                took = cpu_ns[min(n_busy, len(cpu_ns) - 1), size]
-            if len(noise):
-                took = max(np.int64(1), np.int64(took * noise[((first + i) * PARTS_APART + part) % len(noise)]))
-            end = start + took
-            free[engine] = end
-            latest[engine] = (first + i + 1) * MOST_PARTS + part
-            busy_ns[1 if offloaded else 0] += took
-            first_start_ns[i] = min(first_start_ns[i], start)
-            done_ns[i] = max(done_ns[i], end)
-            if len(tasks):
-                tasks[n_tasks, 0], tasks[n_tasks, 1], tasks[n_tasks, 2] = first + i, part, offloaded
-                tasks[n_tasks, 3], tasks[n_tasks, 4] = engine, size
-                tasks[n_tasks, 5], tasks[n_tasks, 6] = start, end
-            n_tasks += 1
-            part += 1
-            left -= size
+        on_accel = offload_items > 0 and n_items[i] >= offload_items
+        pool = 1 if on_accel else 0
+        low = bounds[pool]
+        first_start_ns[i], done_ns[i], busy, n_tasks = serve_query(
+            first + i, arrival_ns[i], n_items[i], batch_items, on_accel, accel_overhead if on_accel else cpu_overhead,
+            seed, cpu_ns, accel_ns, factors, cpu_row, accel_row, first_task, recorded_ns, delays_ns, free_ns, latest,
+            index, low, bounds[pool + 1] - low, tasks, n_tasks,
+        )  # fmt: skip
+        busy_ns[pool] += busy
     return n_tasks

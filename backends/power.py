@@ -38,6 +38,8 @@ def check_power(config: RunConfig) -> None:
     """Raise ConfigError if QPS per watt is asked for and the CPUs' power cannot be known."""
     if config.tune.objective != "qps_per_watt" or config.tune.cpu_watts is not None:
         return
+    if config.engines.backend == "simulated":
+        raise ConfigError("cpu_watts", "is not set, and virtual time draws no power; give the CPUs' TDP")
     if rapl_watts(lambda: None) is None:
         raise ConfigError("cpu_watts", "is not set, and no energy counter (RAPL) can be read here; give the CPUs' TDP")
 
@@ -62,7 +64,8 @@ def server_power(
         capacity_qps(session, config, Policy(policy.batch_items))
 
     stated = config.tune.cpu_watts
-    measured = rapl_watts(full_load)
+    virtual = config.engines.backend == "simulated"
+    measured = None if virtual else rapl_watts(full_load)
     cpu = Power(stated, "--cpu_watts") if stated is not None else Power(measured or 0.0, "RAPL under full load")
     if device is None:
         return ServerPower(cpu, None)

@@ -20,7 +20,7 @@ from loadGenerator import CommonLoad, Schedule, burst
 from scheduler import Outcome, Policy, Stage, Trial
 
 FloatArray = npt.NDArray[np.float64]
-CAPACITY_QUERIES = 64
+CAPACITY_QUERIES_AN_ENGINE = 32
 TRIAL_SLAS = 20  # a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
 MS_PER_S = 1e3
 FIXED_WARMUP_SHARE = 0.25  # of a trial with a fixed number of queries, beside those that count
@@ -109,15 +109,16 @@ def max_rate_qps(
     return bisection.estimate
 
 
-def capacity_qps(session: Session, config: RunConfig, policy: Policy) -> float:
+def capacity_qps(session: Session, config: RunConfig, policy: Policy, n_engines: int = 2) -> float:
     """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt, SessionError."""
-    rows = session.run(burst(config, CAPACITY_QUERIES, run_index=1), [Stage(policy)])
+    n = CAPACITY_QUERIES_AN_ENGINE * max(2, n_engines)
+    rows = session.run(burst(config, n, run_index=1), [Stage(policy)])
     if session.interrupted:
         raise KeyboardInterrupt
     if rows.queries["done_ns"].isna().any():
         raise SessionError("the capacity could not be measured: queries were lost")
     span_ns = float(rows.queries["done_ns"].max() - rows.queries["first_start_ns"].min())
-    return CAPACITY_QUERIES * NS_PER_S / span_ns
+    return n * NS_PER_S / span_ns
 
 
 def latencies_ms(rows: Rows) -> FloatArray:

@@ -25,9 +25,10 @@ import psutil
 
 from backends.engine_process import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.pool import Pool, Ticket
-from backends.run_state import Run, no_garbage_collection
+from backends.run_state import Run
 from backends.session import InOrder, SessionError, Watch
 from infra.clock import NS_PER_S, monotonic_ns
+from infra.memory import no_garbage_collection
 from infra.messages import (
     ERROR,
     MESSAGE_BYTES,

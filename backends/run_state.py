@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from backends.session import InOrder
 from infra.clock import NS_PER_S, monotonic_ns
@@ -17,17 +15,6 @@ from scheduler import Dispatcher, Stage
 FIRST_SPIN_NS, LEAST_SPIN_NS, MOST_SPIN_NS = 150_000, 30_000, 400_000
 SPIN_STEP_NS, SPIN_MARGIN_NS = 2_000, 20_000
 LEAD_NS = 2_000_000  # from building the loop to the run's start
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """A full collection takes tens of ms, and the generator would be late by as much; a run makes no cycles."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Run:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from accelerator.latency import read_profile, write_profile
+from backends.calibration import Calibration
 from backends.probe import Probed
 from scheduler import Outcome, Trial
 
@@ -35,6 +37,19 @@ class SearchLog:
             line = {"value": name, "number": measure()}
             self._write(line)
         return float(line["number"])
+
+    def profiles(self, measure: Callable[[], Calibration]) -> Calibration:
+        """The service times that the search rests on: as an earlier search wrote them, else measured and written."""
+        if self._folder is None:
+            return measure()
+        cpu = self._folder / "service_cpu.csv"
+        if not cpu.is_file():
+            measured = measure()
+            for i, profile in enumerate(measured.accels):
+                write_profile(self._folder / f"service_accel{i}.csv", profile)
+            write_profile(cpu, measured.cpu)
+        accels = sorted(self._folder.glob("service_accel*.csv"))
+        return Calibration(read_profile(cpu), tuple(map(read_profile, accels)))
 
     def recorded(self, phase: str, trial: Trial) -> dict[str, Any] | None:
         """The line of this trial if an earlier search made it."""

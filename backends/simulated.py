@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from heapq import heappop, heappush
-from itertools import count
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from backends.fifo_kernel import Int64Array, ServiceTable, serve
+from accelerator.service import ServiceTable, drawn_index
+from backends.fifo_kernel import Engines, Int64Array, serve
 from backends.session import InOrder, Watch, busiest
 from infra.clock import NS_PER_MS
+from infra.memory import no_garbage_collection
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone
 from infra.rows import TASK_COLUMNS, Recorder, Rows, query_table
 from loadGenerator import Schedule
 from scheduler import Dispatcher, Policy, Stage
 
 ServiceTime = Callable[[Task], int]  # ns
-PIECE = 2048  # queries served between two looks of a watch, at least
+_TookNs = Callable[[Task, int, int, list[int]], int]  # task, engine, start, end of each engine's latest task
+PIECE = 2048  # queries served between two looks of a watch, or two reports of progress, at least
 
 
 class SimulatedSession:
     """`engines` = {pool: number of engines}; `service` gives each task's time, from a table much faster.
 
     `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over thousands of runs does
-    not need them.
+    not need them. Ctrl-C ends a run with the rows so far.
     """
+
+    deaths = 0
 
     def __init__(
         self, engines: Mapping[str, int], service: ServiceTime | ServiceTable, *, keep_tasks: bool = True
     ) -> None:
         self._engines, self._service, self._keep_tasks = dict(engines), service, keep_tasks
         self.interrupted = False
-        if isinstance(service, ServiceTable) and engines.get(ACCEL, 0) > len(service.accel_ns):
-            raise ValueError(f"{engines[ACCEL]} accelerators, but times for {len(service.accel_ns)}")
+        known = isinstance(service, ServiceTable) and service.recording is None
+        if known and engines.get(ACCEL, 0) > len(service.accel_ns):  # type: ignore[union-attr]
+            raise ValueError(f"{engines[ACCEL]} accelerators, but times for {len(service.accel_ns)}")  # type: ignore[union-attr]
+
+    def memory(self) -> dict[str, Any]:
+        """Engines of virtual time have none."""
+        return {}
 
     def run(
         self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None,
@@ -43,109 +54,183 @@ class SimulatedSession:
     ) -> Rows:  # fmt: skip
         """Walk the schedule in virtual time: idle engines pull from their pool's FIFO."""
         if isinstance(self._service, ServiceTable) and len(stages) == 1 and stages[0].keep_items is None:
-            rows = self._run_compiled(schedule, stages[0].policy, self._service, watch)
-        else:
-            rows = _EventLoop(schedule, stages, self._engines, self._service, watch).run()
-        if on_progress is not None:
-            on_progress(int(rows.queries["done_ns"].notna().sum()))
-        return rows
+            return self._run_compiled(schedule, stages[0].policy, self._service, on_progress, watch)
+        loop = _EventLoop(schedule, stages, self._engines, self._service, watch)
+        try:
+            with no_garbage_collection():
+                for n_answered in loop.steps():
+                    if on_progress is not None:
+                        on_progress(n_answered)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return loop.rows()
 
-    def _run_compiled(self, schedule: Schedule, policy: Policy, table: ServiceTable, watch: Watch | None) -> Rows:
-        sizes = schedule.n_items.astype(np.int64)
-        if len(sizes) and int(sizes.max()) > table.max_items:
-            raise ValueError(f"a query has {sizes.max()} items, but the service times end at {table.max_items}")
-        n, served = len(schedule), 0
+    def _run_compiled(
+        self, schedule: Schedule, policy: Policy, table: ServiceTable, on_progress: Callable[[int], None] | None,
+        watch: Watch | None,
+    ) -> Rows:  # fmt: skip
+        sizes, n, served = schedule.n_items.astype(np.int64), len(schedule), 0
         offload = policy.offload_items or 0
+        self._check(sizes, table, offload)
+        times = table.times()
         first_start, done = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        cpu_free, accel_free = (np.zeros(self._engines.get(pool, 0), np.int64) for pool in (CPU, ACCEL))
-        if offload and not len(accel_free):
-            raise ValueError(f"the policy offloads from {offload} items on, but there is no accelerator")
-        busy, cpu_latest, accel_latest = np.zeros(2, np.int64), np.zeros_like(cpu_free), np.zeros_like(accel_free)
+        engines = Engines.idle([self._engines.get(pool, 0) for pool in (CPU, ACCEL)])
+        busy = np.zeros(2, np.int64)
         pieces: list[Int64Array] = []
-        while served < n:
-            piece = slice(served, n if watch is None else min(n, served + max(PIECE, served // 4)))
-            parts = np.where((sizes[piece] >= offload) & (offload > 0), 1, -(-sizes[piece] // policy.batch_items))
-            tasks = np.zeros((int(parts.sum()) if self._keep_tasks else 0, 7), np.int64)
-            serve(
-                schedule.arrival_ns[piece], sizes[piece], served, policy.batch_items, offload, table.cpu_ns,
-                table.accel_ns, table.noise, cpu_free, accel_free, cpu_latest, accel_latest, busy, first_start[piece],
-                done[piece], tasks,
-            )  # fmt: skip
-            pieces.append(tasks)
-            served = piece.stop
-            if watch is not None:
-                latency_ms = (done[piece] - schedule.arrival_ns[piece]) / NS_PER_MS
-                now_ns = int(max(cpu_free.max(initial=0), accel_free.max(initial=0)))
-                busy_frac = busiest({CPU: int(busy[0]), ACCEL: int(busy[1])}, self._engines, now_ns)
-                if watch.observe(latency_ms, busy_frac):
-                    break
+        try:
+            while served < n:
+                whole = watch is None and on_progress is None
+                piece = slice(served, n if whole else min(n, served + max(PIECE, served // 4)))
+                parts = np.where((sizes[piece] >= offload) & (offload > 0), 1, -(-sizes[piece] // policy.batch_items))
+                tasks = np.empty((int(parts.sum()) if self._keep_tasks else 0, 7), np.int64)
+                serve(
+                    schedule.arrival_ns[piece], sizes[piece], served, policy.batch_items, offload, times,
+                    engines.free_ns, engines.latest, engines.index, engines.bounds, busy, first_start[piece],
+                    done[piece], tasks,
+                )  # fmt: skip
+                pieces.append(tasks)
+                served = piece.stop
+                if on_progress is not None:
+                    on_progress(served)
+                if watch is not None:
+                    latency_ms = (done[piece] - schedule.arrival_ns[piece]) / NS_PER_MS
+                    now_ns = int(engines.free_ns.max(initial=0))
+                    if watch.observe(latency_ms, busiest({CPU: busy[0], ACCEL: busy[1]}, self._engines, now_ns)):
+                        break
+        except KeyboardInterrupt:
+            self.interrupted = True
         rows = _task_table(np.concatenate(pieces) if pieces else np.zeros((0, 7), np.int64), schedule)
         return Rows(_query_rows(schedule, served, policy, first_start, done), rows)
 
+    def _check(self, sizes: Int64Array, table: ServiceTable, offload_items: int) -> None:
+        if offload_items and not self._engines.get(ACCEL, 0):
+            raise ValueError(f"the policy offloads from {offload_items} items on, but there is no accelerator")
+        if table.recording is not None:
+            if len(sizes) >= len(table.recording.first):
+                raise ValueError(f"{len(sizes)} queries, but recorded times of {len(table.recording.first) - 1}")
+        elif len(sizes) and int(sizes.max()) > table.max_items:
+            raise ValueError(f"a query has {sizes.max()} items, but the service times end at {table.max_items}")
+
 
 class _EventLoop:
-    """A heap of arrivals and ends of tasks around the Dispatcher."""
+    """The schedule and a heap of the tasks' ends, around the Dispatcher."""
 
     def __init__(
         self, schedule: Schedule, stages: Sequence[Stage], engines: Mapping[str, int],
         service: ServiceTime | ServiceTable, watch: Watch | None,
     ) -> None:  # fmt: skip
-        self._service = service
+        self._schedule = schedule
+        self._took_ns, self._delay_ns = _service(service)
         self._dispatcher, self._recorder = Dispatcher(stages), Recorder(schedule.n_warmup)
         self._in_order = InOrder(schedule, engines, watch) if watch is not None else None
         self._idle = {pool: deque(range(n)) for pool, n in engines.items()}
         self._end_ns = {pool: [0] * n for pool, n in engines.items()}  # of each engine's latest task
         self._waiting: dict[str, deque[tuple[Task, int]]] = {pool: deque() for pool in engines}
-        self._order = count()
-        self._events: list[tuple[int, int, Query | tuple[TaskDone, int]]] = []
-        for i in range(len(schedule)):
-            heappush(self._events, (int(schedule.arrival_ns[i]), next(self._order), schedule.query(i)))
+        self._ends: list[tuple[int, int, TaskDone, int]] = []  # end, order of beginning, event, enqueued
+        self._n_begun = self._n_answered = 0
 
-    def run(self) -> Rows:
-        while self._events:
-            now_ns, _, event = heappop(self._events)
-            self._carry_out(self._happen(event, now_ns), now_ns)
-            if self._in_order is not None and self._in_order.show(now_ns):
-                break
-            self._start_tasks(now_ns)
+    def rows(self) -> Rows:
+        """What has happened so far."""
         return self._recorder.rows()
 
-    def _happen(self, event: Query | tuple[TaskDone, int], now_ns: int) -> Sequence[Enqueue | Answer | Fail]:
-        if isinstance(event, Query):
-            self._recorder.sent(event, now_ns)
-            return self._dispatcher.on_query(event)
-        done, enqueued_ns = event
-        self._idle[done.task.pool].append(done.engine)
-        self._recorder.done(done, enqueued_ns)
-        if self._in_order is not None:
-            self._in_order.done(done)
-        return self._dispatcher.on_done(done)
+    def steps(self) -> Iterator[int]:
+        """Run; gives the number of queries answered so far from time to time."""
+        columns = (
+            self._schedule.arrival_ns.tolist(),
+            self._schedule.n_items.tolist(),
+            self._schedule.input_id.tolist(),
+        )
+        for query in map(Query, range(len(self._schedule)), *columns):
+            if self._until(query.arrival_ns):
+                return
+            self._recorder.sent(query, query.arrival_ns)
+            if self._carry_out(self._dispatcher.on_query(query), query.arrival_ns):
+                return
+            if query.query_id % PIECE == 0:
+                yield self._n_answered
+        self._until(None)
+        yield self._n_answered
 
-    def _carry_out(self, commands: Sequence[Enqueue | Answer | Fail], now_ns: int) -> None:
+    def _until(self, limit_ns: int | None) -> bool:
+        """All ends before `limit_ns` (an arrival goes before an end at the same time); True if the watch is done."""
+        ends, recorder, dispatcher = self._ends, self._recorder, self._dispatcher
+        while ends and (limit_ns is None or ends[0][0] < limit_ns):
+            now_ns, _, done, enqueued_ns = heappop(ends)
+            pool = done.task.pool
+            recorder.done(done, enqueued_ns)
+            if self._in_order is not None:
+                self._in_order.done(done)
+            waiting = self._waiting[pool]
+            # What the end leads to is enqueued behind what waits, and goes to other pools too.
+            if waiting:
+                self._begin(*waiting.popleft(), done.engine, now_ns)
+            else:
+                self._idle[pool].append(done.engine)
+            commands = dispatcher.on_done(done)
+            if commands and self._carry_out(commands, now_ns):
+                return True
+        return False
+
+    def _carry_out(self, commands: Sequence[Enqueue | Answer | Fail], now_ns: int) -> bool:
+        answered = False
         for command in commands:
-            if isinstance(command, Enqueue):
-                self._waiting[command.task.pool].append((command.task, now_ns))
-            elif isinstance(command, Answer):
+            if type(command) is Enqueue:
+                task = command.task
+                idle = self._idle[task.pool]
+                if idle:
+                    self._begin(task, now_ns, idle.popleft(), now_ns)
+                else:
+                    self._waiting[task.pool].append((task, now_ns))
+            elif type(command) is Answer:
                 self._recorder.answered(command)
+                self._n_answered += 1
+                answered = True
                 if self._in_order is not None:
                     self._in_order.ended(command)
+        return answered and self._in_order is not None and self._in_order.show(now_ns)
 
-    def _start_tasks(self, now_ns: int) -> None:
-        for pool, tasks in self._waiting.items():
-            idle = self._idle[pool]
-            while tasks and idle:
-                task, enqueued_ns = tasks.popleft()
-                engine = idle.popleft()
-                end_ns = self._end_ns[pool][engine] = now_ns + self._service_ns(task, engine, now_ns)
-                done = TaskDone(task, engine, now_ns, end_ns)
-                heappush(self._events, (end_ns, next(self._order), (done, enqueued_ns)))
+    def _begin(self, task: Task, enqueued_ns: int, engine: int, now_ns: int) -> None:
+        end_ns = self._end_ns[task.pool]
+        start_ns = now_ns + self._delay_ns(task, end_ns[engine] > enqueued_ns)
+        end_ns[engine] = done_ns = start_ns + self._took_ns(task, engine, start_ns, end_ns)
+        self._n_begun += 1
+        heappush(self._ends, (done_ns, self._n_begun, TaskDone(task, engine, start_ns, done_ns), enqueued_ns))
 
-    def _service_ns(self, task: Task, engine: int, now_ns: int) -> int:
-        service = self._service
-        if not isinstance(service, ServiceTable):
-            return service(task)
-        n_busy = sum(end_ns > now_ns for end_ns in self._end_ns[task.pool])
-        return service.task_ns(task.query_id, task.part, task.n_items, engine if task.pool == ACCEL else None, n_busy)
+
+def _service(service: ServiceTime | ServiceTable) -> tuple[_TookNs, Callable[[Task, bool], int]]:
+    """What a task takes, and what passes before it begins on an engine that was idle or (True) busy.
+
+    From the table as Python numbers: elements of arrays cost ten times as much.
+    """
+    if not isinstance(service, ServiceTable):
+        return lambda task, *_: service(task), lambda *_: 0
+    if service.recording is not None:
+        first, ns, delays_ns = (x.tolist() for x in astuple(service.recording))
+        return (
+            lambda task, *_: ns[first[task.query_id] + task.part],
+            lambda task, _: delays_ns[first[task.query_id] + task.part],
+        )
+    cpu_ns, accel_ns, factors = service.cpu_ns.tolist(), service.accel_ns.tolist(), service.factors.tolist()
+    n_factors, last = service.factors.shape[1], len(cpu_ns) - 1
+    overhead = {pool: astuple(service.overhead(pool)) for pool in (CPU, ACCEL)}
+    rows = {
+        pool: None if row is None or (row < 0).all() else row.tolist()
+        for pool, row in ((CPU, service.cpu_row), (ACCEL, service.accel_row))
+    }
+
+    def took_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
+        if task.pool == ACCEL:
+            took = accel_ns[engine][task.n_items]
+        else:
+            n_busy = min(last, sum(end > start_ns for end in end_ns)) if last else 0
+            took = cpu_ns[n_busy][task.n_items]
+        row = rows[task.pool]
+        if row is None or row[task.n_items] < 0:
+            return int(took)
+        at = drawn_index(task.query_id, task.stage, task.part, service.seed, n_factors)
+        return max(1, int(took * factors[row[task.n_items]][at]))
+
+    return took_ns, lambda task, was_busy: overhead[task.pool][was_busy]
 
 
 def _query_rows(schedule: Schedule, n: int, policy: Policy, first_start: Int64Array, done: Int64Array) -> pd.DataFrame:
@@ -162,6 +247,6 @@ def _task_table(tasks: Int64Array, schedule: Schedule) -> pd.DataFrame:
     """Columns as infra.rows has them, in order of their end."""
     tasks = tasks[np.argsort(tasks[:, 6], kind="stable")]
     query_id, part, is_accel, engine, n_items, start, end = tasks.T
-    pool = np.where(is_accel == 1, ACCEL, CPU).astype(object)
+    pool = np.array([CPU, ACCEL], object)[is_accel]
     columns = [query_id, np.zeros_like(part), part, pool, engine, n_items, schedule.arrival_ns[query_id], start, end]
     return pd.DataFrame(dict(zip(TASK_COLUMNS, columns, strict=True)))

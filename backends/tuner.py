@@ -7,10 +7,13 @@ its log is its state: to go on after a kill, the log is observed again and the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from backends.calibration import calibrate
+from backends.guided import Guided, foretell
 from backends.probe import Sla, capacity_qps, probe, queries_to_show_overload
 from backends.search_log import SearchLog, outcome_of
 from backends.session import Session
@@ -36,7 +39,13 @@ from scheduler import (
 
 START_LOAD = 0.5  # of the capacity: where the first limit is looked for
 MAX_CONFIRMATIONS = 8
-_TYPICAL_TRIALS = {"released": 12, "hill": 2, "exhaustive": 7, "static": 7}  # a policy; for the estimate only
+_TYPICAL_TRIALS = {
+    "released": 12,
+    "hill": 2,
+    "guided": 0.1,
+    "exhaustive": 7,
+    "static": 7,
+}  # a policy; for the estimate only
 _LOAD, _OWN_LOAD, _CONFIRMATION = 2, 1_000, 1_000_000  # run indices: common to the trials, of each, of each run
 
 
@@ -71,6 +80,7 @@ class Found:
 
     phases: list[Phase] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for the report
 
 
 class Tuner:
@@ -92,11 +102,16 @@ class Tuner:
         self.found = Found()
 
     def run(self) -> Found:
-        """Static baseline, then the per-core batch, then the offload threshold."""
+        """Static baseline, then the per-core batch, then the offload threshold; guided: both knobs together."""
         tune, inputs = self._config.tune, self._config.inputs
         static = static_policy(inputs.max_mini_batch_size, self._n_engines)
-        start_qps = self._log.once("start_qps", lambda: START_LOAD * capacity_qps(self._session, self._config, static))
+        start_qps = START_LOAD * self._log.once(
+            "capacity_qps", lambda: capacity_qps(self._session, self._config, static, self._n_engines)
+        )
         goal = Goal(start_qps, tune.rate_width, self._watts or (lambda _: 1.0))
+        if tune.scheduler == "guided":
+            self._guided(static, goal)
+            return self.found
         best = self._phase("static", self._plain_search([static], goal))
         if tune.scheduler == "static" or best is None:
             return self.found
@@ -112,6 +127,45 @@ class Tuner:
         if tune.tune_accel_qps and not self._session.interrupted:
             self._phase("tuned CPU + accelerator", self._offload_search(batches, goal, best))
         return self.found
+
+    def _guided(self, static: Policy, goal: Goal) -> None:
+        """Measure service times, search the grid in virtual time, ask reality about the baseline and the best."""
+        tune, engines = self._config.tune, self._config.engines
+        batches, offload = [engines.sub_task_batch_size], list[int | None]([None])
+        if tune.tune_batch_qps:
+            batches = self._distinct_batches(_numbers(tune.batch_configs))
+        if tune.tune_accel_qps:
+            offload += distinct_thresholds(_numbers(tune.accel_configs), *self._load.size_range)
+        policies = [Policy(batch, threshold) for batch in batches for threshold in offload]
+        try:
+            foretold, shown = self._foretell([static, *policies], goal)
+        except KeyboardInterrupt:
+            return
+        knobs: dict[str, Sequence[int | None]] = {"batch_items": batches, "offload_items": offload}
+        phases = {"static": [static], "tuned CPU + accelerator" if tune.tune_accel_qps else "tuned CPU": policies}
+        for name, own in phases.items():
+            best_first = [limit for limit in foretold if limit.policy in own]
+            own_knobs = knobs if name != "static" else {"batch_items": [static.batch_items]}
+            search = Guided(best_first, goal, partial(_hill, own_knobs, goal))
+            if self._phase(name, search) is None:
+                return
+            best = best_first[0]
+            self.found.notes.append(
+                f"{name}: {best.policy} was foretold to carry {best.qps.value:.4g} QPS, {shown}; {search.verdict}"
+            )
+
+    def _foretell(self, policies: Sequence[Policy], goal: Goal) -> tuple[list[Limit], str]:
+        """What virtual time says of them, the best first, and by which service times."""
+        inputs, engines = self._config.inputs, self._config.engines
+        n_accel = len(engines.accel_devices) if self._config.tune.tune_accel_qps else 0
+        with self._progress.step("measuring service times") as on_fraction:
+            measured = self._log.profiles(
+                lambda: calibrate(self._session, self._config, self._n_engines, n_accel, on_fraction)
+            )
+        table = measured.table(inputs.max_mini_batch_size, inputs.numpy_rand_seed)
+        with self._progress.step(f"{len(policies)} policies in virtual time") as on_fraction:
+            limits = foretell(table, self._n_engines, n_accel, self._load, self._sla, policies, goal, on_fraction)
+        return limits, str(measured)
 
     # -- which search --------------------------------------------------------------------------------------------
 
@@ -158,7 +212,7 @@ class Tuner:
     def _phase(self, name: str, search: Search) -> Limit | None:
         """Search, confirm, note; returns the best policy's limit, None if interrupted before there was one."""
         tune, own = self._config.tune, list[dict[str, Any]]()
-        n_phases = 1 if tune.scheduler == "static" else 1 + tune.tune_batch_qps + tune.tune_accel_qps
+        n_phases = {"static": 1, "guided": 2}.get(tune.scheduler, 1 + tune.tune_batch_qps + tune.tune_accel_qps)
         with self._progress.step(f"[{len(self.found.phases) + 1}/{n_phases}] {name}:") as on_fraction:
             while (trial := search.propose()) is not None:
                 _tell(on_fraction, search, trial, len(own), _TYPICAL_TRIALS[tune.scheduler])
@@ -213,6 +267,12 @@ class Tuner:
         return rows, summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes)
 
 
+def _hill(
+    knobs: Mapping[str, Sequence[int | None]], goal: Goal, start: Policy, known: Limit | None
+) -> HillClimb:  # fmt: skip
+    return HillClimb(knobs, start, goal, known)
+
+
 def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
     """One of the batches that no query of the load fills, and all that some query does."""
     splitting = [n for n in batches if n < largest_query]
@@ -229,9 +289,9 @@ def _numbers(dashed: str) -> list[int]:
     return [int(part) for part in dashed.split("-")]
 
 
-def _tell(on_fraction: OnFraction, search: Search, trial: Trial, n_trials: int, typical: int) -> None:
+def _tell(on_fraction: OnFraction, search: Search, trial: Trial, n_trials: int, typical: float) -> None:
     """A search ends when it ends: the fraction nears 1 with the trials that such a search takes."""
-    expected = typical * search.n_policies
+    expected = max(3.0, typical * search.n_policies)
     offload = "" if trial.policy.offload_items is None else f", threshold {trial.policy.offload_items}"
     on_fraction(
         1 - math.exp(-2 * n_trials / expected),

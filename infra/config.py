@@ -184,7 +184,10 @@ class EngineConfig:
     """Engines."""
 
     queue: bool = flag(False, "at-scale mode (load generator and engines); without it: a standalone run of one model")
-    backend: str = flag("process", "where engines live: processes on this machine", ("process",))
+    backend: str = flag(
+        "process", "where engines live: processes on this machine, or service times in virtual time",
+        ("process", "simulated"),
+    )  # fmt: skip
     inference_engines: int = flag(1, "CPU engine processes; 0 or auto = one per core", low=0)
     sub_task_batch_size: int = flag(16, "per-core batch: items of the largest CPU task", low=1)
     fc_workers: int = flag(1, "threads of an engine (the larger of this and sls_workers)", low=1)
@@ -215,6 +218,27 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class SimulationConfig:
+    """Virtual time (backend simulated)."""
+
+    service_law: str = flag(
+        "profile", "service times: a measured profile, a real run's own, or a law for checks against theory",
+        ("profile", "replay", "exponential", "deterministic", "lognormal"),
+    )  # fmt: skip
+    service_profile: str = flag(
+        "amd_epyc_zen4", "profile: folder under accel_root_dir, or a CSV of profiler.py; replay: folder of a run"
+    )
+    service_mean_ms: float = flag(1.0, "laws: mean time of a task, whatever its size")
+    service_cv: float = flag(1.0, "lognormal: coefficient of variation")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("service_mean_ms", "service_cv"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"is {getattr(self, name):g}; expected more than 0")
+
+
+@dataclass(frozen=True)
 class TuneConfig:
     """Scheduler (DeepRecSched)."""
 
@@ -223,8 +247,9 @@ class TuneConfig:
     tune_batch_qps: bool = flag(False, "tune the per-core batch for the highest rate under the SLA")
     tune_accel_qps: bool = flag(False, "then tune the offload threshold (needs model_accel)")
     scheduler: str = flag(
-        "hill", "how policies are searched: static = baseline only, exhaustive = the oracle, released = as the release",
-        ("hill", "released", "static", "exhaustive"),
+        "hill", "how policies are searched: guided = in virtual time, then confirmed in at most 3 trials; static = "
+        "baseline only, exhaustive = the oracle, released = as the release",
+        ("hill", "guided", "released", "static", "exhaustive"),
     )  # fmt: skip
     objective: str = flag("qps", "what is highest under the SLA", ("qps", "qps_per_watt"))
     cpu_watts: float | None = flag(None, "power of all CPU engines together in W, where no counter can be read")
@@ -310,6 +335,7 @@ class RunConfig:
     inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
     load: LoadConfig = dataclasses.field(default_factory=LoadConfig)
     engines: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
     tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
     output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
     release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
@@ -322,6 +348,7 @@ class RunConfig:
         tuning = self.tune.tune_batch_qps or self.tune.tune_accel_qps
         if self.load.arrival_process == "file" and (tuning or self.load.offered_load is not None):
             raise ConfigError("arrival_process", "is file, which fixes the rate; tuning and offered_load choose it")
+        self._check_backend(tuning)
         if not self.engines.queue:
             for name in ("tune_batch_qps", "tune_accel_qps"):
                 if getattr(self.tune, name):
@@ -330,6 +357,22 @@ class RunConfig:
             raise ConfigError(
                 "warmup_queries", f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all"
             )
+
+    def _check_backend(self, tuning: bool) -> None:
+        if self.engines.backend != "simulated":
+            if self.simulation != SimulationConfig():
+                changed = [f.name for f in dataclasses.fields(SimulationConfig)
+                           if getattr(self.simulation, f.name) != f.default]  # fmt: skip
+                raise ConfigError(changed[0], "is read in virtual time only; add backend simulated")
+            return
+        if not (self.engines.queue or self.output.resume):
+            raise ConfigError("backend", "is simulated, which knows the at-scale mode only; add queue")
+        if self.simulation.service_law == "replay" and tuning:
+            raise ConfigError(
+                "service_law", "is replay, which repeats one run's tasks; tuning needs a profile or a law"
+            )
+        if self.engines.model_accel and "cuda" in self.engines.accel_devices:
+            raise ConfigError("accel_device", "is cuda, which has no virtual time; name a device folder with a profile")
 
     @property
     def n_queries(self) -> int:
@@ -354,6 +397,7 @@ PARTS: dict[str, type] = {
     "inputs": InputConfig,
     "load": LoadConfig,
     "engines": EngineConfig,
+    "simulation": SimulationConfig,
     "tune": TuneConfig,
     "output": OutputConfig,
     "release_only": ReleaseOnlyConfig,

@@ -63,12 +63,13 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
         f"{number(summary.lateness_p50_ms, 3)} ms",
         f"median; p99 {number(summary.lateness_p99_ms, 3)} ms",
     )
-    private = memory.get("engine_private_mib", [])
-    table.add_row(
-        "memory",
-        f"{memory.get('driver_rss_mib', 0):,.0f} MiB",
-        f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB at most",
-    )
+    if memory:  # virtual time has none
+        private = memory.get("engine_private_mib", [])
+        table.add_row(
+            "memory",
+            f"{memory.get('driver_rss_mib', 0):,.0f} MiB",
+            f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB at most",
+        )
     table.add_row(
         "verdict", "VALID" if summary.valid else "INVALID", "; ".join(summary.invalid_reasons) or "can be trusted"
     )

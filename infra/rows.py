@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from infra.messages import Answer, Fail, Query, TaskDone
+from infra.messages import ACCEL, CPU, Answer, Fail, Query, TaskDone
 
 TASK_COLUMNS = ["query_id", "stage", "part", "pool", "engine", "n_items", "enqueued_ns", "start_ns", "end_ns"]
 QUERY_COLUMNS = ["input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns"]
@@ -34,7 +34,7 @@ class Recorder:
 
     n_warmup: int
     _queries: dict[int, list[int]] = field(default_factory=dict)
-    _tasks: list[tuple[int, int, int, str, int, int, int, int, int]] = field(default_factory=list)
+    _tasks: list[tuple[int, ...]] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
 
     def sent(self, query: Query, now_ns: int) -> None:
@@ -47,8 +47,8 @@ class Recorder:
         """A task ended."""
         task = event.task
         self._tasks.append((
-            task.query_id, task.stage, task.part, task.pool, event.engine, task.n_items, enqueued_ns, event.start_ns,
-            event.end_ns,
+            task.query_id, task.stage, task.part, task.pool == ACCEL, event.engine, task.n_items, enqueued_ns,
+            event.start_ns, event.end_ns,
         ))  # fmt: skip
         row = self._queries[task.query_id]
         row[2] += 1
@@ -71,7 +71,10 @@ class Recorder:
         ids = sorted(self._queries)
         table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(len(ids), len(QUERY_COLUMNS))
         queries = query_table(np.array(ids, dtype=np.int64), table, self.n_warmup)
-        return Rows(queries, pd.DataFrame(self._tasks, columns=TASK_COLUMNS), tuple(self._notes))
+        done = np.array(self._tasks, dtype=np.int64).reshape(len(self._tasks), len(TASK_COLUMNS))
+        tasks = pd.DataFrame(done, columns=TASK_COLUMNS)
+        tasks["pool"] = np.array([CPU, ACCEL], object)[done[:, TASK_COLUMNS.index("pool")]]
+        return Rows(queries, tasks, tuple(self._notes))
 
 
 def query_table(ids: npt.NDArray[np.int64], table: npt.NDArray[np.int64], n_warmup: int) -> pd.DataFrame:

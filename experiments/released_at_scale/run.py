@@ -19,8 +19,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from backends.opening import open_session
 from backends.probe import capacity_qps
-from DeepRecSys import fixed_policy, measure, open_session
+from DeepRecSys import fixed_policy, measure
 from infra.cli import parse
 from infra.progress import Progress
 

@@ -28,7 +28,7 @@ import pandas as pd
 
 from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
 from accelerator.latency import Profile, service_times_ns
-from backends.fifo_kernel import ServiceTable
+from accelerator.service import ServiceTable
 from backends.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.simulated import SimulatedSession
 from infra.cli import parse

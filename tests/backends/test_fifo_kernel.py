@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.fifo_kernel import ServiceTable
+from accelerator.service import Overhead, Recording, ServiceTable
 from backends.simulated import SimulatedSession, _EventLoop
 from infra.messages import ACCEL, CPU
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy, Stage, split
 
 ITEMS = 40
 
@@ -19,29 +19,43 @@ ITEMS = 40
 def worlds(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n, n_cpu, n_accel = draw(st.integers(1, 80)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
-    gaps = rng.integers(1, draw(st.sampled_from([3, 3_000, 300_000])), n)
+    gaps = rng.integers(0, draw(st.sampled_from([3, 3_000, 300_000])), n)
     schedule = Schedule(
-        np.cumsum(gaps * 1009), rng.integers(1, ITEMS + 1, n).astype(np.int32), np.zeros(n, np.int32), n // 10
+        np.cumsum(gaps * draw(st.sampled_from([1, 1009]))),
+        rng.integers(1, ITEMS + 1, n).astype(np.int32),
+        np.zeros(n, np.int32),
+        n // 10,
     )
-    # odd factors: ends that coincide to the ns are left out, where which engine is idle first is a matter of taste
-    cpu_ns = rng.integers(1, 50_000, (draw(st.integers(1, n_cpu)), ITEMS + 1)) * 97 + 1
-    accel_ns = rng.integers(1, 50_000, (n_accel, ITEMS + 1)) * 89 + 1
-    noise = rng.lognormal(0, 0.3, draw(st.sampled_from([0, 1000])))
+    scale = draw(st.sampled_from([1, 97, 1_000_003]))  # 1: ends coincide to the ns
+    cpu_ns = rng.integers(1, 50, (draw(st.integers(1, n_cpu)), ITEMS + 1)) * scale
+    accel_ns = rng.integers(1, 50, (n_accel, ITEMS + 1)) * scale
     policy = Policy(draw(st.integers(1, ITEMS)), draw(st.none() | st.integers(1, ITEMS + 5)))
-    return {CPU: n_cpu, ACCEL: n_accel}, ServiceTable(cpu_ns, accel_ns, noise), schedule, policy
+    overheads = [Overhead(*(int(x) for x in rng.integers(0, 20 * scale, 2))) for _ in range(2)]
+    if draw(st.booleans()):
+        n_tasks = [len(split(int(size), policy)) for size in schedule.n_items]
+        first = np.concatenate([[0], np.cumsum(n_tasks)])
+        recording = Recording(first, *(rng.integers(k, 90, first[-1]) * scale for k in (1, 0)))
+        table = ServiceTable(cpu_ns, accel_ns, recording=recording)
+    else:
+        factors = rng.lognormal(0, 0.3, (3, draw(st.sampled_from([1, 20, 1000]))))
+        rows = [rng.integers(-1, 3, ITEMS + 1) for _ in range(2)]
+        table = ServiceTable(cpu_ns, accel_ns, factors, *rows, *overheads, seed=draw(st.integers(0, 2**31)))
+    return {CPU: n_cpu, ACCEL: n_accel}, table, schedule, policy
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(worlds())
 def test_the_kernel_gives_the_rows_of_the_event_loop_to_the_nanosecond(world):
     engines, table, schedule, policy = world
     quick = SimulatedSession(engines, table).run(schedule, [Stage(policy)])
-
-    slow = _EventLoop(schedule, [Stage(policy)], engines, table, None).run()
+    loop = _EventLoop(schedule, [Stage(policy)], engines, table, None)
+    *_, n_answered = loop.steps()
+    assert n_answered == len(schedule)
+    slow = loop.rows()
     pd.testing.assert_frame_equal(quick.queries, slow.queries)
     key = ["query_id", "part"]
     ours, theirs = (rows.tasks.sort_values(key).reset_index(drop=True) for rows in (quick, slow))
-    pd.testing.assert_frame_equal(ours, theirs, check_dtype=False)
+    pd.testing.assert_frame_equal(ours, theirs)
 
 
 class Stop:

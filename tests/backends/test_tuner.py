@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from accelerator.service import ServiceTable, law_factors
 from backends.engine_process import NullEngine, PoolSpec
-from backends.fifo_kernel import ServiceTable
 from backends.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.process import ProcessSession
 from backends.search_log import LOG_NAME, QUERIES_NAME, SearchLog
@@ -35,8 +35,9 @@ def simulated(engines=1, cpu_ms=1.0, accel_ms=0.4, noise=True):
     items = np.arange(9)
     cpu_ns = np.maximum(items * cpu_ms / 8 * 1e6, 1).astype(np.int64)[None]
     accel_ns = np.full((1, 9), int(accel_ms * 1e6))
-    factors = np.random.default_rng(5).exponential(1.0, 1_000_003) if noise else np.zeros(0)
-    return SimulatedSession({CPU: engines, ACCEL: 1}, ServiceTable(cpu_ns, accel_ns, factors))
+    row = np.zeros(9, np.int64) if noise else None
+    table = ServiceTable(cpu_ns, accel_ns, law_factors("exponential"), row, row)
+    return SimulatedSession({CPU: engines, ACCEL: 1}, table)
 
 
 def tune(*words, session=None, engines=1, log=None, watts=None):

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from accelerator.devices import accelerator_root, load_device, published_speedups
-from accelerator.service import replayed_run, service_of
+from accelerator.service import replayed_rows, service_of
 from backends.opening import OpenSession, n_engines, open_session
 from backends.power import ServerPower, check_power, server_power
 from backends.probe import capacity_qps
@@ -77,7 +77,7 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
     """One run at a fixed policy."""
     rate_qps = config.load.rate_qps
     if config.simulation.service_law == "replay":
-        return _measured(config, opened, progress, schedule_of(replayed_run(config).rows().queries))
+        return _measured(config, opened, progress, schedule_of(replayed_rows(config).queries))
     if config.load.offered_load is not None:
         with progress.step("measuring the capacity"):
             rate_qps = config.load.offered_load * capacity_qps(

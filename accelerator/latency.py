@@ -16,6 +16,7 @@ import numpy.typing as npt
 from infra.clock import NS_PER_MS
 
 SPREAD = 20  # factors
+OVERHEADS = ("wake_us", "gap_us", "arrival_us")
 _SPREAD_COLUMNS = [f"s{i}" for i in range(1, SPREAD + 1)]
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class Profile:
 
     `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was measured. `spread`:
     {items: the mean of each twentieth of the times over `ms`}, so equally likely factors with the right mean.
-    `wake_us`, `gap_us`: what the harness adds before a task on an idle and on a busy engine (accelerator.service).
+    `wake_us`, `gap_us`: what the harness adds before a task on an idle and on a busy engine, `arrival_us`: what each
+    query that arrives while a task runs takes from it, as the driver runs on the engines' cores (accelerator.service).
     """
 
     batch_ms: Mapping[int, float]
@@ -42,6 +44,7 @@ class Profile:
     spread: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     wake_us: float = 0.0
     gap_us: float = 0.0
+    arrival_us: float = 0.0
 
     def __post_init__(self) -> None:
         for times in (self.batch_ms, *self.busy_ms.values()):
@@ -51,8 +54,8 @@ class Profile:
             raise ValueError("a profile's neighbours are counted from 1")
         if any(len(row) != SPREAD or not min(row) > 0 for row in self.spread.values()):
             raise ValueError(f"a profile's spread has {SPREAD} factors above 0 for each batch")
-        if not (self.wake_us >= 0 and self.gap_us >= 0):
-            raise ValueError("a profile's wake_us and gap_us are at least 0")
+        if not all(getattr(self, name) >= 0 for name in OVERHEADS):
+            raise ValueError(f"a profile's {', '.join(OVERHEADS)} are at least 0")
 
     def ms(self, n_items: int, n_busy: int = 0) -> float:
         """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured, flat beyond.
@@ -129,7 +132,7 @@ def read_profile(path: Path) -> Profile:
             levels.setdefault(n_busy, {})[batch] = float(row["ms"])
             if n_busy == 0 and row.get("s1"):
                 spread[batch] = tuple(float(row[name]) for name in _SPREAD_COLUMNS)
-        overhead = {name: float(provenance.pop(name, 0.0)) for name in ("wake_us", "gap_us")}
+        overhead = {name: float(provenance.pop(name, 0.0)) for name in OVERHEADS}
         return Profile(levels.pop(0), provenance, levels, spread, **overhead)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy") from error
@@ -139,13 +142,13 @@ def write_profile(path: Path, profile: Profile) -> None:
     """The inverse of `read_profile`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {key}: {value}" for key, value in profile.provenance.items()]
-    lines += [f"# {name}: {getattr(profile, name):.4g}" for name in ("wake_us", "gap_us") if getattr(profile, name)]
+    lines += [f"# {name}: {getattr(profile, name):.4g}" for name in OVERHEADS if getattr(profile, name)]
     columns = ["batch", "ms", *(["n_busy"] if profile.busy_ms else []), *(_SPREAD_COLUMNS if profile.spread else [])]
     lines.append(",".join(columns))
     for n_busy, times in sorted({0: profile.batch_ms, **profile.busy_ms}.items()):
         for n in sorted(times):
             row = [f"{n},{times[n]:.6g}", *([str(n_busy)] if profile.busy_ms else [])]
             if profile.spread:
-                row += [f"{x:.4g}" for x in profile.spread[n]] if n_busy == 0 else [""] * SPREAD
+                row += [f"{x:.4g}" for x in profile.spread[n]] if n_busy == 0 and n in profile.spread else [""] * SPREAD
             lines.append(",".join(row))
     path.write_text("\n".join(lines) + "\n")

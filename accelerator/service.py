@@ -21,7 +21,7 @@ from accelerator.latency import Profile, read_profile, service_times_ns
 from infra.clock import NS_PER_MS
 from infra.config import ConfigError, RunConfig
 from infra.messages import ACCEL, CPU
-from infra.results import SavedRun, read
+from infra.results import read
 from infra.rows import Rows
 
 Int64Array = npt.NDArray[np.int64]
@@ -46,6 +46,7 @@ class Times(NamedTuple):
     delays_ns: Int64Array
     cpu_overhead: tuple[int, int]
     accel_overhead: tuple[int, int]
+    stolen_ns: int
     seed: int
 
 
@@ -77,7 +78,8 @@ class ServiceTable:
     `cpu_ns` [busy neighbours, items]: a row for 0, 1, ... other busy CPU engines, the last for all beyond.
     `accel_ns` [accelerator, items]: a row each. `factors` [row, k]: a task's time is multiplied by one of the k factors
     in the row that `cpu_row` or `accel_row` [items] names (-1: none), drawn by query, stage, part and `seed`, so it is
-    the same for every policy and rate (common random numbers). `recording`: the times themselves, in place of all that.
+    the same for every policy and rate (common random numbers). `stolen_ns`: a CPU task takes so much longer for each
+    query that arrives while it runs. `recording`: the times themselves, in place of all that.
     """
 
     cpu_ns: Int64Array
@@ -87,6 +89,7 @@ class ServiceTable:
     accel_row: Int64Array | None = None
     cpu_overhead: Overhead = Overhead()
     accel_overhead: Overhead = Overhead()
+    stolen_ns: int = 0
     seed: int = 0
     recording: Recording | None = None
 
@@ -112,7 +115,7 @@ class ServiceTable:
             np.ascontiguousarray(self.cpu_ns), np.ascontiguousarray(self.accel_ns), np.ascontiguousarray(self.factors),
             none if self.cpu_row is None else self.cpu_row, none if self.accel_row is None else self.accel_row,
             recording.first, recording.ns, recording.delays_ns, (self.cpu_overhead.wake_ns, self.cpu_overhead.gap_ns),
-            (self.accel_overhead.wake_ns, self.accel_overhead.gap_ns), self.seed,
+            (self.accel_overhead.wake_ns, self.accel_overhead.gap_ns), self.stolen_ns, self.seed,
         )  # fmt: skip
 
     def overhead(self, pool: str) -> Overhead:
@@ -172,7 +175,7 @@ def table_of_profiles(cpu: Profile, accels: Sequence[Profile], max_items: int, s
     return ServiceTable(
         cpu_ns, np.array(accel_ns, np.int64).reshape(len(accels), max_items + 1),
         np.array(factors) if factors else np.ones((0, 1)), rows[0], rows[1] if accels else None,
-        _overhead(cpu), _overhead(accels[0]) if accels else Overhead(), seed,
+        _overhead(cpu), _overhead(accels[0]) if accels else Overhead(), round(cpu.arrival_us * _NS_PER_US), seed,
     )  # fmt: skip
 
 
@@ -182,7 +185,7 @@ def service_of(config: RunConfig) -> tuple[ServiceTable, dict[str, Any]]:
     seed, max_items = config.inputs.numpy_rand_seed, config.inputs.max_mini_batch_size
     law = simulation.service_law
     if law == "replay":
-        table = ServiceTable(np.ones((1, 2), np.int64), recording=recording_of(replayed_run(config).rows()))
+        table = ServiceTable(np.ones((1, 2), np.int64), recording=recording_of(replayed_rows(config)))
         return table, {"law": law, "source": f"the tasks of {Path(simulation.service_profile).name}"}
     if law != "profile":
         mean_ms, cv = simulation.service_mean_ms, simulation.service_cv
@@ -219,14 +222,18 @@ def service_profile(config: RunConfig) -> Profile:
         raise ConfigError("service_profile", str(error)) from error
 
 
-def replayed_run(config: RunConfig) -> SavedRun:
+def replayed_rows(config: RunConfig) -> Rows:
     """The run whose schedule and tasks are replayed; raises ConfigError."""
     folder = Path(config.simulation.service_profile)
-    if not ((folder / "tasks.parquet").is_file() and (folder / "run.json").is_file()):
+    try:
+        rows = read(folder).rows()
+        recording_of(rows)
+    except (OSError, ValueError, KeyError) as error:
+        said = " ".join(str(error).split())
         raise ConfigError(
-            "service_profile", f"is {str(folder)!r}; service_law replay expects the folder of a saved run"
-        )
-    return read(folder)
+            "service_profile", f"is {str(folder)!r}; service_law replay expects the folder of a saved run: {said}"
+        ) from error
+    return rows
 
 
 def _overhead(profile: Profile) -> Overhead:

@@ -6,9 +6,10 @@ time to wake an engine and the gap between two tasks come from the same rows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,9 @@ from loadGenerator import Schedule, draw_input_ids
 from scheduler import Policy, Stage
 
 BUDGET_S = 4.0
+LOADED = 0.5  # of the capacity
+MOST_STOLEN_MS = 0.3
+SPREAD_CLASSES = 4  # of sizes
 TOGETHER = 4  # tasks of one size for each engine
 LEAST_ROUNDS, MOST_ROUNDS = 2, 400
 NS_PER_US = 1e3
@@ -45,7 +49,8 @@ class Calibration:
         largest = max(self.cpu.batch_ms)
         return (
             f"by service times measured here ({largest} items: CPU {self.cpu.batch_ms[largest]:.3g} ms{accels}; "
-            f"waking an engine {self.cpu.wake_us:.0f} us, between two tasks {self.cpu.gap_us:.0f} us)"
+            f"waking an engine {self.cpu.wake_us:.0f} us, between two tasks {self.cpu.gap_us:.0f} us, taken by an "
+            f"arrival {self.cpu.arrival_us:.0f} us)"
         )
 
     def table(self, max_items: int, seed: int) -> ServiceTable:
@@ -55,10 +60,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sample:
-    """Tasks measured once: CPU engines all busy, CPU engines one by one, accelerators all busy; see `_run`."""
+    """Tasks measured once (see `_run`): CPU engines all busy, one by one, under Poisson load; accelerators all busy."""
 
     busy: pd.DataFrame
     alone: pd.DataFrame
+    loaded: pd.DataFrame
     accel: pd.DataFrame | None = None
 
 
@@ -73,23 +79,27 @@ def sample(
     session: Session, config: RunConfig, n_cpu: int, n_accel: int = 0, budget_s: float = BUDGET_S,
     on_fraction: OnFraction | None = None,
 ) -> Sample:  # fmt: skip
-    """Tasks of all sizes on both pools, `budget_s` for each of the three ways."""
+    """Tasks of all sizes on both pools, `budget_s` for each of the four ways."""
     tell = on_fraction or (lambda _: None)
-    steps, max_items = 2 + (n_accel > 0), config.inputs.max_mini_batch_size
+    steps, max_items = 3 + (n_accel > 0), config.inputs.max_mini_batch_size
     sizes = sizes_to_measure(max_items)
     busy = _burst(session, config, sizes, Policy(max_items), n_cpu, budget_s)
     tell(1 / steps)
     alone = _one_by_one(session, config, sizes, Policy(max_items), busy, budget_s)
     tell(2 / steps)
+    loaded = _loaded(session, config, sizes, busy, n_cpu, budget_s)
+    tell(3 / steps)
     if not n_accel:
-        return Sample(busy, alone)
-    return Sample(busy, alone, _burst(session, config, sizes, Policy(max_items, 1), n_accel, budget_s / 2))
+        return Sample(busy, alone, loaded)
+    return Sample(busy, alone, loaded, _burst(session, config, sizes, Policy(max_items, 1), n_accel, budget_s / 2))
 
 
 def calibration_of(samples: Sequence[Sample], n_cpu: int) -> Calibration:
     """The profiles of some samples together."""
-    busy, alone = (pd.concat([getattr(s, name) for s in samples]) for name in ("busy", "alone"))
-    cpu = _profile(busy, alone, n_cpu)
+    busy, alone, loaded = (
+        pd.concat([getattr(s, name) for s in samples], ignore_index=True) for name in ("busy", "alone", "loaded")
+    )  # fmt: skip
+    cpu = _under_load(_profile(busy, alone, n_cpu), loaded)
     accels = [s.accel for s in samples if s.accel is not None]
     return Calibration(cpu, tuple(_profile(own, own, 1) for _, own in pd.concat(accels).groupby("engine"))
                        if accels else ())  # fmt: skip
@@ -134,6 +144,49 @@ def _one_by_one(
     return _run(session, config, order, arrivals, policy)
 
 
+def _loaded(
+    session: Session, config: RunConfig, sizes: list[int], busy: pd.DataFrame, n_engines: int, budget_s: float
+) -> pd.DataFrame:
+    """Poisson arrivals at half of the capacity: the driver at work beside the engines, as in a run."""
+    mean_ns = float(busy.groupby("n_items")["ms"].median().reindex(sizes).mean()) * NS_PER_MS
+    gap_ns = mean_ns / n_engines / LOADED
+    rng = stream(config.inputs.numpy_rand_seed, "calibration, loaded")
+    rounds = int(np.clip(budget_s * NS_PER_S / gap_ns / len(sizes), LEAST_ROUNDS, MOST_ROUNDS))
+    order = rng.permutation(np.repeat(sizes, rounds))
+    arrivals = np.cumsum(rng.exponential(gap_ns, len(order))).astype(np.int64)
+    tasks = _run(session, config, order, arrivals, Policy(max(sizes))).sort_values("start_ns")
+    start, end = (tasks[name].to_numpy() for name in ("start_ns", "end_ns"))
+    latest, n_busy = np.zeros(n_engines, np.int64), np.zeros(len(tasks), np.int64)
+    for i, engine in enumerate(tasks["engine"]):
+        latest[engine] = 0
+        n_busy[i] = (latest > start[i]).sum()
+        latest[engine] = end[i]
+    met = np.searchsorted(arrivals, end) - np.searchsorted(arrivals, start, side="right")
+    return tasks.assign(n_busy=n_busy, met=met)
+
+
+def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
+    """The profile as it holds under load: what each arrival takes, the level of the times, and their spread."""
+    expected = np.array([profile.ms(n, k) for n, k in zip(loaded["n_items"], loaded["n_busy"], strict=True)])
+    took, met = loaded["ms"].to_numpy(), loaded["met"].to_numpy(float)
+    level, arrival_ms = 1.0, 0.0
+    for _ in range(5):  # the level is that of tasks without what arrivals take, and the other way round
+        level = float(np.median((took - arrival_ms * met) / expected))
+        excess = took - level * expected
+        usual = excess < np.quantile(excess, 0.99)  # a stall of the machine is none of the arrivals' doing
+        weight = met[usual] / expected[usual]
+        slope = float((weight * excess[usual]).sum() / max((weight * met[usual]).sum(), 1e-9))
+        arrival_ms = min(max(slope, 0.0), MOST_STOLEN_MS)
+    factors = np.maximum((took - arrival_ms * met) / expected, 0.05 * level)
+    order = np.argsort(loaded["n_items"].to_numpy(), kind="stable")
+    spread = {}
+    for part in np.array_split(order, SPREAD_CLASSES):
+        sizes = loaded["n_items"].to_numpy()[part]
+        middle = min(profile.batch_ms, key=lambda n: abs(math.log(n) - np.log(sizes).mean()))
+        spread[middle] = spread_of(factors[part], 1.0)
+    return replace(profile, spread=spread, arrival_us=arrival_ms * 1e3)
+
+
 def _run(
     session: Session, config: RunConfig, sizes: npt.NDArray[np.int64], arrival_ns: npt.NDArray[np.int64] | None,
     policy: Policy,
@@ -153,14 +206,14 @@ def _run(
 
 
 def _profile(busy: pd.DataFrame, alone: pd.DataFrame, n_engines: int) -> Profile:
-    """Medians by size; the spread of each size is that beside busy neighbours, where engines spend a loaded run."""
+    """Medians by size."""
     levels = [_times_ms(own) for own in ([alone, busy] if n_engines > 1 else [alone])]
     medians = [{n: float(np.median(times)) for n, times in level.items()} for level in levels]
     return Profile(
         medians[0],
         {"source": "measured on the engines of this run", "date": time.strftime("%Y-%m-%d")},
         {n_engines - 1: medians[1]} if n_engines > 1 else {},
-        {n: spread_of(times, medians[-1][n]) for n, times in levels[-1].items()},
+        {} if n_engines > 1 else {n: spread_of(times, medians[0][n]) for n, times in levels[0].items()},
         float(alone["wake_ns"].mean()) / NS_PER_US, float(busy["gap_ns"].mean()) / NS_PER_US,
     )  # fmt: skip
 

@@ -100,11 +100,27 @@ def n_later(free_ns: Int64Array, low: int, n: int, time_ns: int) -> int:
 
 
 @numba.njit(inline="always")
+def n_between(arrival_ns: Int64Array, begin: int, after_ns: int, until_ns: int) -> int:
+    """Arrivals from `begin` on later than `after_ns` and not later than `until_ns`."""
+    low, high = begin, len(arrival_ns)
+    while low < high:
+        middle = (low + high) >> 1
+        if arrival_ns[middle] <= after_ns:
+            low = middle + 1
+        else:
+            high = middle
+    high = low
+    while high < len(arrival_ns) and arrival_ns[high] <= until_ns:
+        high += 1
+    return high - low
+
+
+@numba.njit(inline="always")
 def serve_query(
     query_id: int, now_ns: int, n_items: int, batch_items: int, on_accel: bool, overhead: tuple[int, int], seed: int,
     cpu_ns: Int64Array, accel_ns: Int64Array, factors: FloatArray, cpu_row: Int64Array, accel_row: Int64Array,
-    first: Int64Array, recorded_ns: Int64Array, delays_ns: Int64Array, free_ns: Int64Array, latest: Int64Array,
-    index: Int64Array, low: int, n: int, tasks: Int64Array, n_tasks: int,
+    first: Int64Array, recorded_ns: Int64Array, delays_ns: Int64Array, stolen_ns: int, arrival_ns: Int64Array,
+    free_ns: Int64Array, latest: Int64Array, index: Int64Array, low: int, n: int, tasks: Int64Array, n_tasks: int,
 ) -> tuple[np.int64, np.int64, np.int64, int]:  # fmt: skip
     """Serve a query on the pool at [low, low + n); returns (first start, end, busy ns, number of tasks so far).
 
@@ -124,6 +140,8 @@ def serve_query(
             took = took_ns(
                 cpu_ns, accel_ns, factors, cpu_row, accel_row, seed, query_id, part, size, on_accel, index[low], n_busy
             )
+            if stolen_ns > 0 and not on_accel:
+                took += stolen_ns * n_between(arrival_ns, query_id, start, start + took)
         end = start + took
         busy += took
         first_start, done = min(first_start, np.int64(start)), max(done, end)
@@ -140,26 +158,26 @@ def serve_query(
 
 @compiled
 def serve(
-    arrival_ns: Int64Array, n_items: Int64Array, first: int, batch_items: int, offload_items: int, times: Times,
-    free_ns: Int64Array, latest: Int64Array, index: Int64Array, bounds: Int64Array, busy_ns: Int64Array,
+    arrival_ns: Int64Array, n_items: Int64Array, first: int, end: int, batch_items: int, offload_items: int,
+    times: Times, free_ns: Int64Array, latest: Int64Array, index: Int64Array, bounds: Int64Array, busy_ns: Int64Array,
     first_start_ns: Int64Array, done_ns: Int64Array, tasks: Int64Array,
 ) -> int:  # fmt: skip
-    """Serve queries first, first + 1, ... on pools 0 (CPU) and 1 (accelerators); returns the number of tasks.
+    """Serve queries first, ..., end - 1 of a run on pools 0 (CPU) and 1 (accelerators); returns the number of tasks.
 
     `offload_items` 0: none. In place: the engines, `busy_ns` [cpu, accel], `first_start_ns` and `done_ns` [query],
     `tasks` as `serve_query` has them.
     """
     cpu_ns, accel_ns, factors, cpu_row, accel_row, first_task, recorded_ns, delays_ns = times[:8]
-    cpu_overhead, accel_overhead, seed = times[8:]
+    cpu_overhead, accel_overhead, stolen_ns, seed = times[8:]
     n_tasks = 0
-    for i in range(len(arrival_ns)):
+    for i in range(first, end):
         on_accel = offload_items > 0 and n_items[i] >= offload_items
         pool = 1 if on_accel else 0
         low = bounds[pool]
         first_start_ns[i], done_ns[i], busy, n_tasks = serve_query(
-            first + i, arrival_ns[i], n_items[i], batch_items, on_accel, accel_overhead if on_accel else cpu_overhead,
-            seed, cpu_ns, accel_ns, factors, cpu_row, accel_row, first_task, recorded_ns, delays_ns, free_ns, latest,
-            index, low, bounds[pool + 1] - low, tasks, n_tasks,
+            i, arrival_ns[i], n_items[i], batch_items, on_accel, accel_overhead if on_accel else cpu_overhead,
+            seed, cpu_ns, accel_ns, factors, cpu_row, accel_row, first_task, recorded_ns, delays_ns, stolen_ns,
+            arrival_ns, free_ns, latest, index, low, bounds[pool + 1] - low, tasks, n_tasks,
         )  # fmt: skip
         busy_ns[pool] += busy
     return n_tasks

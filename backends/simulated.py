@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from heapq import heappop, heappush
 from typing import Any
 
@@ -63,7 +64,11 @@ class SimulatedSession:
                         on_progress(n_answered)
         except KeyboardInterrupt:
             self.interrupted = True
-        return loop.rows()
+        rows = loop.rows()
+        return replace(rows, notes=(*rows.notes, *self._notes(loop.n_answered, schedule)))
+
+    def _notes(self, n_answered: int, schedule: Schedule) -> tuple[str, ...]:
+        return (f"interrupted after {n_answered} of {len(schedule)} queries",) if self.interrupted else ()
 
     def _run_compiled(
         self, schedule: Schedule, policy: Policy, table: ServiceTable, on_progress: Callable[[int], None] | None,
@@ -84,9 +89,8 @@ class SimulatedSession:
                 parts = np.where((sizes[piece] >= offload) & (offload > 0), 1, -(-sizes[piece] // policy.batch_items))
                 tasks = np.empty((int(parts.sum()) if self._keep_tasks else 0, 7), np.int64)
                 serve(
-                    schedule.arrival_ns[piece], sizes[piece], served, policy.batch_items, offload, times,
-                    engines.free_ns, engines.latest, engines.index, engines.bounds, busy, first_start[piece],
-                    done[piece], tasks,
+                    schedule.arrival_ns, sizes, served, piece.stop, policy.batch_items, offload, times,
+                    engines.free_ns, engines.latest, engines.index, engines.bounds, busy, first_start, done, tasks,
                 )  # fmt: skip
                 pieces.append(tasks)
                 served = piece.stop
@@ -100,7 +104,8 @@ class SimulatedSession:
         except KeyboardInterrupt:
             self.interrupted = True
         rows = _task_table(np.concatenate(pieces) if pieces else np.zeros((0, 7), np.int64), schedule)
-        return Rows(_query_rows(schedule, served, policy, first_start, done), rows)
+        queries = _query_rows(schedule, served, policy, first_start, done)
+        return Rows(queries, rows, self._notes(served, schedule))
 
     def _check(self, sizes: Int64Array, table: ServiceTable, offload_items: int) -> None:
         if offload_items and not self._engines.get(ACCEL, 0):
@@ -120,14 +125,14 @@ class _EventLoop:
         service: ServiceTime | ServiceTable, watch: Watch | None,
     ) -> None:  # fmt: skip
         self._schedule = schedule
-        self._took_ns, self._delay_ns = _service(service)
+        self._took_ns, self._delay_ns = _service(service, schedule)
         self._dispatcher, self._recorder = Dispatcher(stages), Recorder(schedule.n_warmup)
         self._in_order = InOrder(schedule, engines, watch) if watch is not None else None
         self._idle = {pool: deque(range(n)) for pool, n in engines.items()}
         self._end_ns = {pool: [0] * n for pool, n in engines.items()}  # of each engine's latest task
         self._waiting: dict[str, deque[tuple[Task, int]]] = {pool: deque() for pool in engines}
         self._ends: list[tuple[int, int, TaskDone, int]] = []  # end, order of beginning, event, enqueued
-        self._n_begun = self._n_answered = 0
+        self._n_begun = self.n_answered = 0
 
     def rows(self) -> Rows:
         """What has happened so far."""
@@ -147,9 +152,9 @@ class _EventLoop:
             if self._carry_out(self._dispatcher.on_query(query), query.arrival_ns):
                 return
             if query.query_id % PIECE == 0:
-                yield self._n_answered
+                yield self.n_answered
         self._until(None)
-        yield self._n_answered
+        yield self.n_answered
 
     def _until(self, limit_ns: int | None) -> bool:
         """All ends before `limit_ns` (an arrival goes before an end at the same time); True if the watch is done."""
@@ -183,7 +188,7 @@ class _EventLoop:
                     self._waiting[task.pool].append((task, now_ns))
             elif type(command) is Answer:
                 self._recorder.answered(command)
-                self._n_answered += 1
+                self.n_answered += 1
                 answered = True
                 if self._in_order is not None:
                     self._in_order.ended(command)
@@ -197,7 +202,9 @@ class _EventLoop:
         heappush(self._ends, (done_ns, self._n_begun, TaskDone(task, engine, start_ns, done_ns), enqueued_ns))
 
 
-def _service(service: ServiceTime | ServiceTable) -> tuple[_TookNs, Callable[[Task, bool], int]]:
+def _service(
+    service: ServiceTime | ServiceTable, schedule: Schedule
+) -> tuple[_TookNs, Callable[[Task, bool], int]]:  # fmt: skip
     """What a task takes, and what passes before it begins on an engine that was idle or (True) busy.
 
     From the table as Python numbers: elements of arrays cost ten times as much.
@@ -211,7 +218,8 @@ def _service(service: ServiceTime | ServiceTable) -> tuple[_TookNs, Callable[[Ta
             lambda task, _: delays_ns[first[task.query_id] + task.part],
         )
     cpu_ns, accel_ns, factors = service.cpu_ns.tolist(), service.accel_ns.tolist(), service.factors.tolist()
-    n_factors, last = service.factors.shape[1], len(cpu_ns) - 1
+    n_factors, last, stolen_ns = service.factors.shape[1], len(cpu_ns) - 1, service.stolen_ns
+    arrivals = schedule.arrival_ns.tolist() if stolen_ns else []
     overhead = {pool: astuple(service.overhead(pool)) for pool in (CPU, ACCEL)}
     rows = {
         pool: None if row is None or (row < 0).all() else row.tolist()
@@ -225,10 +233,12 @@ def _service(service: ServiceTime | ServiceTable) -> tuple[_TookNs, Callable[[Ta
             n_busy = min(last, sum(end > start_ns for end in end_ns)) if last else 0
             took = cpu_ns[n_busy][task.n_items]
         row = rows[task.pool]
-        if row is None or row[task.n_items] < 0:
-            return int(took)
-        at = drawn_index(task.query_id, task.stage, task.part, service.seed, n_factors)
-        return max(1, int(took * factors[row[task.n_items]][at]))
+        if row is not None and row[task.n_items] >= 0:
+            at = drawn_index(task.query_id, task.stage, task.part, service.seed, n_factors)
+            took = max(1, int(took * factors[row[task.n_items]][at]))
+        if stolen_ns and task.pool == CPU:
+            took += stolen_ns * (bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns))
+        return int(took)
 
     return took_ns, lambda task, was_busy: overhead[task.pool][was_busy]
 

@@ -125,6 +125,34 @@ def figure_curves(curves: pd.DataFrame, knob: str, sla: str = "medium") -> Figur
     return figure
 
 
+def figure_map(grid: pd.DataFrame, sla: str = "medium") -> Figure:
+    """QPS under the SLA over per-core batch and offload threshold, a panel per model, over the model's best."""
+    own = grid[grid["sla"] == sla]
+    models = [model for model in MODEL_COLORS if model in set(own["model"])]
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(2, -(-len(models) // 2), squeeze=False).ravel())
+    shown = None
+    for axes, model in zip(panels, models, strict=False):
+        part = own[own["model"] == model].assign(offload_items=lambda t: t["offload_items"].fillna(np.inf))
+        table = part.pivot_table(index="batch_items", columns="offload_items", values="qps")
+        values = table.to_numpy() / table.to_numpy().max()
+        shown = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        batch, threshold = np.unravel_index(values.argmax(), values.shape)
+        axes.plot([threshold], [batch], "D", color="#c1121f", markersize=6)
+        names = ["none" if np.isinf(n) else f"{n:.0f}" for n in table.columns]
+        step = max(1, len(names) // 6)
+        axes.set_xticks(range(0, len(names), step), names[::step], fontsize=7)
+        axes.set_yticks(range(0, len(table), 2), [f"{n}" for n in table.index[::2]], fontsize=7)
+        chosen = f"{table.index[batch]}, {names[threshold]}: {table.to_numpy().max():,.0f} QPS"
+        style(axes, "offload threshold (items)", "per-core batch (items)", f"{model}: {chosen}")
+        axes.grid(visible=False)
+    for axes in panels[len(models) :]:
+        axes.remove()
+    if shown is not None:
+        figure.colorbar(shown, ax=panels[: len(models)].tolist(), label="QPS under the SLA, share of the best")
+    return figure
+
+
 def _best(axes: Axes, part: pd.DataFrame) -> None:
     top = part.loc[part["qps"].idxmax()]
     axes.plot([top["value"]], [top["qps"]], "D", color="black", markersize=5)
@@ -163,6 +191,7 @@ def main(argv: Sequence[str]) -> int:
     figure_regret(table).savefig(folder / "regret.png", dpi=120)
     for knob, name in (("batch_items", "qps_by_batch"), ("offload_items", "qps_by_threshold")):
         figure_curves(curves, knob).savefig(folder / f"{name}.png", dpi=120)
+    figure_map(pd.read_csv(folder / "virtual_map.csv")).savefig(folder / "qps_map.png", dpi=120)
     for title, part in (
         ("Regret", regret_summary(table)), ("Gain over static, geometric means", geometric_means(rows)),
         ("Best per-core batch, CPU", best_batches(rows)),

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Every scheduler in virtual time: eight models, three SLAs, CPU and CPU + accelerator; regret and cost.
 
-python experiments/scheduling/virtual.py [--quick] [--out FOLDER]
+python experiments/scheduling/virtual.py [--quick] [--inference_engines 40] [--device NAME] [--slower 1.0]
+    [--out FOLDER]
 
-A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a busy neighbour,
-one GTX 1080 Ti by its published speedup. Rows go to virtual.csv and virtual_curves.csv case by case; a case that is
-there is not run again.
+A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a busy neighbour
+(times --slower, for another CPU), one accelerator: the GTX 1080 Ti by its published speedup over that core, or another
+device folder by its profile or roofline. Rows go to virtual.csv, virtual_curves.csv and virtual_map.csv (QPS by batch
+and threshold) case by case; a case that is there is not run again.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ import numpy as np
 import pandas as pd
 
 from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
-from accelerator.latency import Profile, service_times_ns
-from accelerator.service import ServiceTable
+from accelerator.latency import Profile
+from accelerator.service import ServiceTable, table_of_profiles
 from backends.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.simulated import SimulatedSession
 from infra.cli import parse
-from infra.config import RunConfig
+from infra.config import ConfigError, RunConfig
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.rate_search import log_grid_qps
@@ -70,13 +72,27 @@ def ladder(steps: int) -> list[int]:
     return sorted({round(2 ** (i / steps)) for i in range(10 * steps)} | {LARGEST})
 
 
-def service_table(model: str) -> ServiceTable:
-    """A core beside a busy neighbour as measured, and the GPU by its published speedup over a core."""
+@dataclass(frozen=True)
+class Server:
+    """What is simulated: so many cores, `slower` times as slow as the measured one, and one accelerator."""
+
+    n_engines: int = N_ENGINES
+    device: str = "nvidia_gtx_1080_ti"
+    slower: float = 1.0
+
+
+def service_table(model: str, server: Server = Server()) -> ServiceTable:
+    """A core beside a busy neighbour as measured, with its spread, and the accelerator.
+
+    A published speedup is over the core as measured, so a slower CPU does not slow the card.
+    """
     config = parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
     measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), config)
-    beside = Profile(measured.busy_ms[1], measured.provenance)
-    card = derived_profile(load_device(ROOT, "nvidia_gtx_1080_ti"), model, beside)
-    return ServiceTable(service_times_ns(beside, LARGEST), service_times_ns(card, LARGEST))
+    beside = Profile(measured.busy_ms[1], measured.provenance, spread=measured.spread)
+    device = load_device(ROOT, server.device)
+    card = derived_profile(device, model, beside) if device.kind == "speedup" else latency_profile(device, config)
+    table = table_of_profiles(beside, [card], LARGEST, seed=11)
+    return replace(table, cpu_ns=np.rint(table.cpu_ns * server.slower).astype(np.int64))
 
 
 def load_config() -> RunConfig:
@@ -90,11 +106,12 @@ def load_config() -> RunConfig:
 class Case:
     """One model under one SLA."""
 
-    def __init__(self, model: str, sla_name: str, effort: Effort) -> None:
+    def __init__(self, model: str, sla_name: str, effort: Effort, server: Server) -> None:
         self.model, self.sla_name, self.effort, self.config = model, sla_name, effort, load_config()
-        self.session = SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, service_table(model), keep_tasks=False)
-        self.static = static_policy(LARGEST, N_ENGINES)
-        self.goal = Goal(0.5 * capacity_qps(self.session, self.config, self.static), REL_WIDTH)
+        engines = {CPU: server.n_engines, ACCEL: 1}
+        self.session = SimulatedSession(engines, service_table(model, server), keep_tasks=False)
+        self.static = static_policy(LARGEST, server.n_engines)
+        self.goal = Goal(0.5 * capacity_qps(self.session, self.config, self.static, server.n_engines), REL_WIDTH)
         sla_ms = MEDIUM_SLA_MS[model] * SLA_SHARES[sla_name]
         enough = round(MIN_SLAS * sla_ms / 1e3 * 4 * self.goal.start_qps)
         self.sla = Sla(sla_ms, max_queries=max(effort.max_queries, enough))
@@ -104,8 +121,8 @@ class Case:
         self.rows: list[dict[str, Any]] = []
         self.curves: list[dict[str, Any]] = []
 
-    def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of the searches, and rows of the curves over one knob."""
+    def run(self) -> tuple[list[dict[str, Any]], ...]:
+        """Rows of the searches, of the curves over one knob, and of the map over both."""
         e, goal = self.effort, self.goal
         static = self._search("static", Exhaustive([self.static], goal))
         batches, thresholds = ladder(e.batch_steps), ladder(e.threshold_steps)
@@ -125,7 +142,7 @@ class Case:
         )
         per_watt = Goal(goal.start_qps, REL_WIDTH, watts)
         self._search("hill, QPS per watt", HillClimb(knobs, hill.policy, per_watt, hill))
-        return self.rows, self.curves
+        return self.rows, self.curves, self._map(both.limits)
 
     def _released(self, policies: Sequence[Policy], goal: Goal) -> Search:
         grid = log_grid_qps(0.01, 100.0, 271)  # the release's step of 3.5 %, over the rates of 40 cores
@@ -159,6 +176,13 @@ class Case:
         start_qps = min(best.qps.value, 4 * self.goal.start_qps) or self.goal.start_qps
         return max_rate_qps(self.session, self.fresh, best.policy, self.check, start_qps, 0.01).value
 
+    def _map(self, limits: Sequence[Limit]) -> list[dict[str, Any]]:
+        return [
+            {"model": self.model, "sla": self.sla_name, "batch_items": limit.policy.batch_items,
+             "offload_items": limit.policy.offload_items, "qps": limit.qps.value}
+            for limit in limits
+        ]  # fmt: skip
+
     def _curve(self, knob: str, limits: Sequence[Limit]) -> None:
         for limit in limits:
             value = getattr(limit.policy, knob)
@@ -173,9 +197,9 @@ def watts(policy: Policy) -> float:
     return CPU_WATTS + (GPU_WATTS if policy.offload_items is not None else 0.0)
 
 
-def run_case(model: str, sla_name: str, effort: Effort) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def run_case(model: str, sla_name: str, effort: Effort, server: Server) -> tuple[list[dict[str, Any]], ...]:
     """For a worker process."""
-    return Case(model, sla_name, effort).run()
+    return Case(model, sla_name, effort, server).run()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -183,9 +207,20 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="two models, one SLA, coarse grids: under a minute")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
+    parser.add_argument("--inference_engines", type=int, default=N_ENGINES, help="cores of the server")
+    parser.add_argument("--device", default=Server.device, help="folder under accelerator/")
+    parser.add_argument("--slower", type=float, default=1.0, help="service times of the CPU over the measured ones")
     given = parser.parse_args(argv)
     effort = QUICK if given.quick else Effort()
-    files = [given.out / "virtual.csv", given.out / "virtual_curves.csv"]
+    server = Server(given.inference_engines, given.device, given.slower)
+    if server.n_engines < 1 or not server.slower > 0:
+        parser.error("--inference_engines: expected at least 1; --slower: expected more than 0")
+    try:
+        load_device(ROOT, server.device)
+    except ConfigError as error:
+        sys.stderr.write(f"virtual.py: --{error}\n".replace("accel_device", "device"))
+        return 2
+    files = [given.out / f"{name}.csv" for name in ("virtual", "virtual_curves", "virtual_map")]
     given.out.mkdir(parents=True, exist_ok=True)
     done: set[tuple[str, str]] = set()
     if files[0].is_file():
@@ -194,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
     cases = [(model, sla) for model in effort.models for sla in effort.slas if (model, sla) not in done]
     title = f"{len(cases)} of {len(effort.models) * len(effort.slas)} cases"
     with Progress("auto") as progress, progress.step(title) as on_fraction, ProcessPoolExecutor(os.cpu_count()) as pool:
-        jobs = {pool.submit(run_case, model, sla, effort): (model, sla) for model, sla in cases}
+        jobs = {pool.submit(run_case, model, sla, effort, server): (model, sla) for model, sla in cases}
         for n, job in enumerate(as_completed(jobs), start=1):
             for file, rows in zip(files, job.result(), strict=True):
                 pd.DataFrame(rows).to_csv(file, mode="a", header=not file.is_file(), index=False, float_format="%.5g")

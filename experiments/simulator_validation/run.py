@@ -44,7 +44,7 @@ POLICIES = {"CPU": Policy(128), "CPU + accelerator": Policy(128, 256)}
 LOADS = (0.3, 0.5, 0.7, 0.9)
 QUANTILES = (0.5, 0.95, 0.99)
 BLOCKS, RESAMPLES = 20, 500
-SAMPLE_S = 1.5
+SAMPLE_S = 1.0
 SLA_OF_P95 = 2.5  # the SLA is so many times the p95 at the lowest load
 COMMON = [
     "--queue", "--inference_engines", "0", "--num_batches", "32", "--max_mini_batch_size", "1024", "--model_accel",
@@ -56,9 +56,9 @@ COMMON = [
 class Effort:
     """How long the real runs are."""
 
-    seconds: float = 12.0  # of a run
+    seconds: float = 7.0  # of a run
     most_queries: int = 5000
-    rate_queries: int = 2000  # of a trial of the rate under the SLA
+    rate_queries: int = 1500  # of a trial of the rate under the SLA
 
 
 QUICK = Effort(1.0, 300, 200)

@@ -39,7 +39,8 @@ def worlds(draw):
     else:
         factors = rng.lognormal(0, 0.3, (3, draw(st.sampled_from([1, 20, 1000]))))
         rows = [rng.integers(-1, 3, ITEMS + 1) for _ in range(2)]
-        table = ServiceTable(cpu_ns, accel_ns, factors, *rows, *overheads, seed=draw(st.integers(0, 2**31)))
+        stolen_ns = draw(st.sampled_from([0, 3 * scale]))
+        table = ServiceTable(cpu_ns, accel_ns, factors, *rows, *overheads, stolen_ns, draw(st.integers(0, 2**31)))
     return {CPU: n_cpu, ACCEL: n_accel}, table, schedule, policy
 
 

@@ -350,3 +350,21 @@ def test_replies_are_read_while_arrivals_leave_no_time_between_them():
         rows = session.run(schedule, [Stage(Policy(1))])
     assert rows.queries["done_ns"].notna().all()
     assert sum(answered_before_the_last_was_sent) > 0
+
+
+def test_the_driver_does_not_spin_while_work_waits_for_every_engine(monkeypatch):
+    waiting_at_spin = []
+    with ProcessSession([PoolSpec(CPU, 2, NullFactory(5 * MS), yields=True)]) as session:
+        spin = session._spin
+
+        def noted(run, next_ns):
+            waiting_at_spin.append(len(session._pools[CPU].in_kernel))
+            spin(run, next_ns)
+
+        monkeypatch.setattr(session, "_spin", noted)
+        overloaded = session.run(poisson_schedule(2000, 200), [Stage(Policy(1))])
+        at_leisure = session.run(poisson_schedule(50, 10), [Stage(Policy(1))])
+    assert overloaded.queries["done_ns"].notna().all()
+    assert at_leisure.queries["done_ns"].notna().all()
+    assert waiting_at_spin
+    assert max(waiting_at_spin) <= 2

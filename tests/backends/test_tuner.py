@@ -203,3 +203,65 @@ def test_the_capacity_is_what_busy_engines_answer():
     config = replace(parse(BASE))
     assert capacity_qps(simulated(noise=False), config, Policy(8)) == pytest.approx(1000, rel=0.01)
     assert capacity_qps(simulated(4, noise=False), config, Policy(8)) == pytest.approx(4000, rel=0.01)
+
+
+def guided(*words, session, folder=None, **more):
+    return tune("--scheduler", "guided", *words, session=session, log=SearchLog(folder), **more)
+
+
+def test_guided_finds_the_oracles_policy_in_three_trials():
+    oracle = tune("--scheduler", "exhaustive", session=simulated(2, noise=False), engines=2)
+    found = guided(session=simulated(2, noise=False), engines=2)
+    assert [phase.name for phase in found.phases] == ["static", "tuned CPU + accelerator"]
+    best, expected = found.phases[-1], max(oracle.phases, key=lambda phase: phase.rate_qps)
+    assert best.n_trials <= 3
+    assert best.rate_qps > 0.9 * expected.rate_qps
+    truth = max_rate_qps(simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5), best.policy, Sla(20.0), 500.0)
+    assert truth.value > 0.98 * max(limit for limit in true_limits(oracle))
+    assert "agrees" in found.notes[-1]
+
+
+def true_limits(found):
+    session, load = simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5)
+    return [max_rate_qps(session, load, phase.policy, Sla(20.0), 500.0).value for phase in found.phases]
+
+
+class SlowerThanItSeems(SimulatedSession):
+    """Measured at leisure it is quick; in a run with a watch, as a trial's, every task takes longer."""
+
+    def run(self, schedule, stages, on_progress=None, watch=None):
+        factor = 1.5 if watch is not None else 1.0
+        table = self._service
+        slow = replace(table, cpu_ns=(table.cpu_ns * factor).astype(np.int64),
+                       accel_ns=(table.accel_ns * factor).astype(np.int64))  # fmt: skip
+        return SimulatedSession(self._engines, slow).run(schedule, stages, on_progress, watch)
+
+
+def test_guided_says_that_reality_disagrees_and_climbs():
+    honest = simulated(2, noise=False)
+    found = guided(session=SlowerThanItSeems(honest._engines, honest._service), engines=2)
+    assert "reality disagrees" in found.notes[-1]
+    assert "less than" in found.notes[-1]
+    assert found.phases[-1].n_trials > 3
+    oracle = max(limit for limit in true_limits(tune("--scheduler", "exhaustive", session=honest, engines=2)))
+    assert found.phases[-1].limit.qps.value == pytest.approx(oracle / 1.5, rel=0.1)
+
+
+def test_a_guided_search_goes_on_with_the_service_times_that_it_measured(tmp_path):
+    whole = guided(session=simulated(2), engines=2, folder=tmp_path)
+    assert (tmp_path / "service_cpu.csv").is_file()
+    assert (tmp_path / "service_accel0.csv").is_file()
+    log = tmp_path / LOG_NAME
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-2]))
+    (tmp_path / "service_cpu.csv").touch()
+    again = guided(session=simulated(2), engines=2, folder=tmp_path)
+    assert [t["rate_qps"] for t in again.trials] == [t["rate_qps"] for t in whole.trials]
+    assert [p.policy for p in again.phases] == [p.policy for p in whole.phases]
+
+
+def test_without_an_accelerator_guided_tunes_the_batch_alone():
+    words = [w for w in BASE if w not in ("--model_accel", "--tune_accel_qps")]
+    config = parse([*words, "--scheduler", "guided"])
+    found = Tuner(config, simulated(2), 2, Progress("none")).run()
+    assert [phase.name for phase in found.phases] == ["static", "tuned CPU"]
+    assert found.phases[-1].policy.offload_items is None

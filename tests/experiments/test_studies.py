@@ -28,7 +28,7 @@ def test_the_virtual_study_resumes_and_hill_is_near_the_oracle(tmp_path):
     assert (hill["share_of_queries"] < 0.2).all()
     done = run_script("experiments/scheduling/plot.py", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for name in ("gains", "regret", "qps_by_batch", "qps_by_threshold"):
+    for name in ("gains", "regret", "qps_by_batch", "qps_by_threshold", "qps_map"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 

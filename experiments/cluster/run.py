@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""A fleet in virtual time: routing, what tuning does to its tail, how many machines stand for all, and how fast.
+
+python experiments/cluster/run.py [--quick] [--out FOLDER]
+
+Servers of 40 cores of two generations, a part of them with an accelerator: service times of accelerator/amd_epyc_zen4
+beside a busy neighbour; the older generation takes GENERATION times as long; the GPU by its published speedup.
+Production query sizes, Poisson arrivals, a day of load pressed into the run. Writes one CSV a question.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from backends.fleet import ROUTES, Fleet, FleetRun, ServerKind
+from backends.probe import Sla, capacity_qps, probe
+from backends.simulated import SimulatedSession
+from experiments.scheduling.virtual import (
+    LARGEST,
+    MEDIUM_SLA_MS,
+    N_ENGINES,
+    Server,
+    ladder,
+    load_config,
+    service_table,
+)
+from infra.cli import parse
+from infra.clock import NS_PER_S
+from infra.config import RunConfig
+from infra.messages import ACCEL, CPU
+from infra.progress import Progress
+from infra.rng import stream
+from loadGenerator import CommonLoad, Schedule, draw_sizes
+from scheduler import Goal, HillClimb, Policy, static_policy
+
+HERE = Path(__file__).resolve().parent
+FloatArray = npt.NDArray[np.float64]
+GENERATION = 1.5  # stated: the older CPUs take so many times as long
+WITH_GPU, OLDER = 0.2, 0.4  # shares of the servers; the rest is newer and without
+DAY_LOW = 0.4  # the night's rate over the day's highest
+WARM_UP = 0.05  # of the queries
+QUANTILES = (0.5, 0.95, 0.99)
+Tell = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the study is run."""
+
+    models: tuple[str, ...] = tuple(MEDIUM_SLA_MS)
+    queries: int = 2_000_000  # of a run
+    most_queries: int = 10_000_000  # of the runs that show the speed
+    servers: int = 100
+    most_servers: int = 1000
+    draws: int = 400  # samples of machines of each size
+
+
+QUICK = Effort(("wnd",), 100_000, 1_000_000, 20, 200, 100)
+
+
+# -- servers and their load --------------------------------------------------------------------------------------
+
+
+def kinds_of(model: str, policies: dict[str, Policy]) -> list[tuple[ServerKind, float]]:
+    """The three kinds of servers and their shares; each weighs what it carries without waiting."""
+    config = load_config()
+    kinds = []
+    for name, slower, n_accel, share in (
+        ("newer", 1.0, 0, 1 - WITH_GPU - OLDER), ("older", GENERATION, 0, OLDER), ("newer, GPU", 1.0, 1, WITH_GPU)
+    ):  # fmt: skip
+        table, policy = service_table(model, Server(slower=slower)), policies[name]
+        session = SimulatedSession({CPU: N_ENGINES, ACCEL: n_accel}, table, keep_tasks=False)
+        weight = capacity_qps(session, config, policy, N_ENGINES)
+        kinds.append((ServerKind(name, N_ENGINES, table, policy, n_accel, weight), share))
+    return kinds
+
+
+def fleet_of(kinds: Sequence[tuple[ServerKind, float]], n_servers: int) -> Fleet:
+    """So many servers of the kinds, by their shares."""
+    counts = [round(share * n_servers) for _, share in kinds[1:]]
+    return Fleet([(kind, n) for (kind, _), n in zip(kinds, [n_servers - sum(counts), *counts], strict=True) if n])
+
+
+def static_policies() -> dict[str, Policy]:
+    """The paper's baseline on every server."""
+    return dict.fromkeys(("newer", "older", "newer, GPU"), static_policy(LARGEST, N_ENGINES))
+
+
+def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
+    """DeepRecSched's, kind by kind: hill climbing on one server in virtual time."""
+    config, tuned = load_config(), {}
+    sla = Sla(sla_ms, max_queries=20_000)
+    for name, slower, thresholds in (("newer", 1.0, []), ("older", GENERATION, []), ("newer, GPU", 1.0, ladder(2))):
+        session = SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, service_table(model, Server(slower=slower)), keep_tasks=False)
+        static = static_policy(LARGEST, N_ENGINES)
+        goal = Goal(0.5 * capacity_qps(session, config, static, N_ENGINES), 0.02)
+        load = CommonLoad(config, sla.max_queries, 2)
+        knobs: dict[str, Sequence[int | None]] = {"batch_items": ladder(2), "offload_items": [*thresholds, None]}
+        search = HillClimb(knobs, static, goal)
+        while (trial := search.propose()) is not None:
+            probed = probe(session, load, sla, trial)
+            assert probed is not None, "virtual time is not interrupted"
+            search.observe(probed.outcome)
+        best = search.best
+        assert best is not None, "every search ends with a policy"
+        tuned[name] = best.policy
+    return tuned
+
+
+def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0) -> Schedule:
+    """n queries, Poisson: at the peak rate, or over one day from the night's rate to the peak's and back."""
+    rng = stream(config.inputs.numpy_rand_seed, "fleet arrivals", seed)
+    sizes = draw_sizes(config.load, LARGEST, n, stream(config.inputs.numpy_rand_seed, "fleet sizes", seed))
+    unit = np.cumsum(rng.exponential(1.0, n))
+    if diurnal:  # the time at which so many arrivals are expected
+        day = np.linspace(0, 1, 10_001)
+        rate = DAY_LOW + (1 - DAY_LOW) * (1 - np.cos(2 * np.pi * day)) / 2
+        expected = np.concatenate([[0], np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(day))])
+        length_s = n / (peak_qps * expected[-1])
+        seconds = np.interp(unit, expected * peak_qps * length_s, day * length_s)
+    else:
+        seconds = unit / peak_qps
+    return Schedule(np.rint(seconds * NS_PER_S).astype(np.int64), sizes, np.zeros(n, np.int32))
+
+
+def tails(run: FleetRun) -> dict[str, float]:
+    """Quantiles of the fleet's latency after the warm-up."""
+    own = run.latency_ms[int(WARM_UP * len(run.latency_ms)) :]
+    return {f"p{100 * p:g}_ms": float(x) for p, x in zip(QUANTILES, np.quantile(own, QUANTILES), strict=True)}
+
+
+# -- questions ---------------------------------------------------------------------------------------------------
+
+
+def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
+    """Tail by routing rule and load, a mixed fleet."""
+    config, rows = load_config(), []
+    loads = (0.5, 0.7, 0.8, 0.9)
+    model = "wnd" if "wnd" in effort.models else effort.models[0]
+    kinds = kinds_of(model, tuned_policies(model, MEDIUM_SLA_MS[model]))
+    fleet = fleet_of(kinds, effort.servers)
+    for i, load in enumerate(loads):
+        schedule = load_of(config, effort.queries, load * float(fleet.weight.sum()), diurnal=False)
+        for route in ROUTES:
+            begun = time.perf_counter()
+            run = fleet.run(schedule, route)
+            wall_s = time.perf_counter() - begun
+            rows.append({"model": model, "load": load, "route": route, "servers": len(fleet), **tails(run),
+                         "wall_s": wall_s})  # fmt: skip
+        tell((i + 1) / len(loads))
+    return rows
+
+
+def tuning(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
+    """The fleet's tail over a day, every server at the static policy or at the tuned one, the same arrivals."""
+    config, rows = load_config(), []
+    for i, model in enumerate(effort.models):
+        tuned = tuned_policies(model, MEDIUM_SLA_MS[model])
+        fleets = {
+            name: fleet_of(kinds_of(model, policies), effort.servers)
+            for name, policies in (("static", static_policies()), ("tuned", tuned))
+        }
+        fleets["tuned"].weight = weight = fleets["static"].weight  # the same queries to the same servers
+        schedule = load_of(config, effort.queries, 0.8 * float(weight.sum()), diurnal=True)
+        found = {name: tails(fleet.run(schedule, "random")) for name, fleet in fleets.items()}
+        rows.append({
+            "model": model, "servers": effort.servers,
+            **{f"{name} {k}": v for name, tail in found.items() for k, v in tail.items()},
+            **{f"{k} gain": found["static"][f"{k}_ms"] / found["tuned"][f"{k}_ms"] for k in ("p50", "p95", "p99")},
+            "policies": "; ".join(f"{k}: {p.batch_items}, {p.offload_items or 'none'}" for k, p in tuned.items()),
+        })  # fmt: skip
+        tell((i + 1) / len(effort.models))
+    return rows
+
+
+def sampling(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
+    """p95 of k machines of a fleet, drawn at random, beside the p95 of all of them."""
+    config, rows = load_config(), []
+    for i, model in enumerate(effort.models):
+        fleet = fleet_of(kinds_of(model, static_policies()), effort.servers)
+        schedule = load_of(config, effort.queries, 0.8 * float(fleet.weight.sum()), diurnal=True)
+        run = fleet.run(schedule, "random")
+        begin = int(WARM_UP * len(schedule))
+        order = np.argsort(run.server[begin:], kind="stable")
+        by_server = np.split(run.latency_ms[begin:][order], np.cumsum(np.bincount(run.server[begin:]))[:-1])
+        whole = float(np.quantile(run.latency_ms[begin:], 0.95))
+        rng = stream(config.inputs.numpy_rand_seed, "fleet samples")
+        for k in (1, 2, 3, 5, 10, 20, 50):
+            if k < len(fleet):
+                errors = [
+                    abs(np.quantile(np.concatenate([by_server[s] for s in rng.permutation(len(fleet))[:k]]), 0.95)
+                        / whole - 1) for _ in range(effort.draws)
+                ]  # fmt: skip
+                rows.append({
+                    "model": model, "servers": len(fleet), "machines": k, "fleet_p95_ms": whole,
+                    "median_error": float(np.median(errors)), "error_95": float(np.quantile(errors, 0.95)),
+                    "within_10_percent": float(np.mean(np.array(errors) <= 0.1)),
+                })  # fmt: skip
+        tell((i + 1) / len(effort.models))
+    return rows
+
+
+def speed(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
+    """Seconds for the largest run, by the number of servers and the rule."""
+    config, rows = load_config(), []
+    model = "wnd" if "wnd" in effort.models else effort.models[0]
+    kinds = kinds_of(model, static_policies())
+    sizes = [n for n in (1, 10, 100, 1000) if n <= effort.most_servers]
+    for i, n_servers in enumerate(sizes):
+        fleet = fleet_of(kinds, n_servers)
+        n = effort.most_queries if n_servers == sizes[-1] else effort.queries
+        schedule = load_of(config, n, 0.8 * float(fleet.weight.sum()), diurnal=True)
+        for route in ("random", "round_robin", "power_of_two", "shortest_queue"):
+            begun = time.perf_counter()
+            run = fleet.run(schedule, route)
+            rows.append({"servers": n_servers, "queries": n, "route": route,
+                         "seconds": time.perf_counter() - begun, **tails(run)})  # fmt: skip
+        tell((i + 1) / len(sizes))
+    return rows
+
+
+STUDIES = {"routing": routing, "tuning": tuning, "sampling": sampling, "speed": speed}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--quick", action="store_true", help="one model, small fleets: under a minute")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
+    given = parser.parse_args(argv)
+    effort = QUICK if given.quick else Effort()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with Progress("auto") as progress:
+        for name, study in STUDIES.items():
+            with progress.step(name) as on_fraction:
+                rows = study(effort, on_fraction)
+            pd.DataFrame(rows).to_csv(given.out / f"{name}.csv", index=False, float_format="%.5g")
+    print("\n".join(str(given.out / f"{name}.csv") for name in STUDIES))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

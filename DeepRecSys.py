@@ -216,7 +216,7 @@ def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> 
         "n_engines": opened.n_engines,
         "accelerator": opened.device,
         "service": opened.service or None,
-        "engine_deaths": opened.session.deaths,
+        "engine_deaths": [*opened.session.deaths],
     }
 
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,9 @@ def latency_profile(
     if measure is None or elsewhere:
         raise ConfigError("accel_device", f"{path}: no profile of this net measured on this machine")
     profile = measure()
-    profile = Profile(profile.batch_ms, {"device": device.name, "model": model.name, **profile.provenance, "key": key})
+    profile = replace(
+        profile, provenance={"device": device.name, "model": model.name, **profile.provenance, "key": key}
+    )
     try:
         write_profile(path, profile)
     except OSError:  # a read-only tree: measured again next time

@@ -3,8 +3,9 @@
 
 python accelerator/profiler.py --device cpu_core [--models rm1,wnd] [--neighbours N] [flags of DeepRecSys.py]
 
-A CPU core is measured alone and, with --neighbours, while 1, ..., N other cores run the same model. A CUDA device is
-timed by events, with the transfer of the inputs (the profile) and without (a second file, <model>_compute.csv).
+A CPU core is measured alone and, with --neighbours, while 1, ..., N other cores run the same model; the spread of the
+times is written beside the medians. A CUDA device is timed by events, with the transfer of the inputs (the profile) and
+without (a second file, <model>_compute.csv).
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.synchronize import Semaphore
 
+import numpy as np
 import torch
 
 from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key
-from accelerator.latency import Profile, write_profile
+from accelerator.latency import Profile, spread_of, write_profile
 from infra.cli import parse
 from infra.config import ConfigError, RunConfig
 from infra.memory import check_memory
@@ -42,7 +45,7 @@ from models.inputs.synthetic import InputPool
 from models.standalone import time_model
 
 ALL_BATCHES = tuple(2**i for i in range(13))  # 1 to 4096
-_REPEATS, _BUDGET_S = 30, 1.0
+_REPEATS, _BUDGET_S = 60, 1.0
 _ROUNDS, _SETTLE_S = 5, 0.02
 _NEIGHBOUR_ITEMS = 64
 _PR_SET_PDEATHSIG, _START_S = 1, 60
@@ -64,6 +67,7 @@ def measure_cpu_cores(
     sizes = sorted({min(n, inputs.max_items) for n in batches})
     _times_s(model, inputs, min(_NEIGHBOUR_ITEMS, inputs.max_items), _BUDGET_S)  # caches, page tables and clocks settle
     levels: dict[int, dict[int, float]] = {n_busy: {} for n_busy in range(n_neighbours + 1)}
+    spread: dict[int, tuple[float, ...]] = {}
     rounds = _ROUNDS if n_neighbours else 1
     with _neighbours(model, inputs, n_neighbours) as keep_busy:
         for done, n in enumerate(sizes):
@@ -74,6 +78,7 @@ def measure_cpu_cores(
                     own.extend(_times_s(model, inputs, n, _BUDGET_S / rounds))
             for n_busy, own in times.items():
                 levels[n_busy][n] = statistics.median(own) * 1e3
+                spread[n] = spread_of(np.array(own), statistics.median(own))  # that of the most neighbours stays
             if on_fraction is not None:
                 on_fraction((done + 1) / len(sizes), f"batch {n}")
     return Profile(levels.pop(0), {
@@ -81,7 +86,7 @@ def measure_cpu_cores(
         "cpu": cpu_name(),
         "torch": package_versions()["torch"],
         "date": time.strftime("%Y-%m-%d"),
-    }, levels)  # fmt: skip
+    }, levels, spread)  # fmt: skip
 
 
 def measure_cuda(
@@ -211,7 +216,7 @@ def profile_model(device: Device, config: RunConfig, n_neighbours: int, on_fract
         profile = measure_cuda(model, inputs, ALL_BATCHES, with_transfer=True)
     else:
         profile = measure_cpu_cores(model, inputs, ALL_BATCHES, n_neighbours, on_fraction)
-    write_profile(path, Profile(profile.batch_ms, {**names, **profile.provenance, **key}, profile.busy_ms))
+    write_profile(path, replace(profile, provenance={**names, **profile.provenance, **key}))
     return path
 
 

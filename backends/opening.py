@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,8 @@ def n_engines(config: RunConfig) -> int:
 def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
     """The engines of the backend that the settings name."""
     if config.engines.backend == "simulated":
-        yield _virtual(config)
+        with _signals_noted(opened := _virtual(config)):
+            yield opened
         return
     from inferenceEngine import CpuEngine, Workload, prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
 
@@ -74,6 +76,21 @@ def _virtual(config: RunConfig) -> OpenSession:
         watts = [load_device(root, name).tdp_w for name in names]
         device = {"device": ", ".join(names), "tdp_w": None if None in watts else sum(w for w in watts if w)}
     return OpenSession(SimulatedSession(engines, table), engines[CPU], device, service)
+
+
+@contextmanager
+def _signals_noted(opened: OpenSession) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run that goes on, wherever they meet it; what there is so far is kept."""
+
+    def note(*_: object) -> None:
+        opened.session.interrupted = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[PoolSpec, dict[str, Any]]:

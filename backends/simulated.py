@@ -34,7 +34,7 @@ class SimulatedSession:
     not need them. Ctrl-C ends a run with the rows so far.
     """
 
-    deaths = 0
+    deaths: Sequence[dict[str, Any]] = ()  # engines of virtual time do not die
 
     def __init__(
         self, engines: Mapping[str, int], service: ServiceTime | ServiceTable, *, keep_tasks: bool = True
@@ -62,6 +62,8 @@ class SimulatedSession:
                 for n_answered in loop.steps():
                     if on_progress is not None:
                         on_progress(n_answered)
+                    if self.interrupted:
+                        break
         except KeyboardInterrupt:
             self.interrupted = True
         rows = loop.rows()
@@ -76,18 +78,18 @@ class SimulatedSession:
     ) -> Rows:  # fmt: skip
         sizes, n, served = schedule.n_items.astype(np.int64), len(schedule), 0
         offload = policy.offload_items or 0
-        self._check(sizes, table, offload)
+        n_parts = np.where((sizes >= offload) & (offload > 0), 1, -(-sizes // policy.batch_items))
+        self._check(sizes, n_parts, table, offload)
         times = table.times()
         first_start, done = np.zeros(n, np.int64), np.zeros(n, np.int64)
         engines = Engines.idle([self._engines.get(pool, 0) for pool in (CPU, ACCEL)])
         busy = np.zeros(2, np.int64)
         pieces: list[Int64Array] = []
         try:
-            while served < n:
+            while served < n and not self.interrupted:
                 whole = watch is None and on_progress is None
                 piece = slice(served, n if whole else min(n, served + max(PIECE, served // 4)))
-                parts = np.where((sizes[piece] >= offload) & (offload > 0), 1, -(-sizes[piece] // policy.batch_items))
-                tasks = np.empty((int(parts.sum()) if self._keep_tasks else 0, 7), np.int64)
+                tasks = np.empty((int(n_parts[piece].sum()) if self._keep_tasks else 0, 7), np.int64)
                 serve(
                     schedule.arrival_ns, sizes, served, piece.stop, policy.batch_items, offload, times,
                     engines.free_ns, engines.latest, engines.index, engines.bounds, busy, first_start, done, tasks,
@@ -107,12 +109,14 @@ class SimulatedSession:
         queries = _query_rows(schedule, served, policy, first_start, done)
         return Rows(queries, rows, self._notes(served, schedule))
 
-    def _check(self, sizes: Int64Array, table: ServiceTable, offload_items: int) -> None:
+    def _check(self, sizes: Int64Array, n_parts: Int64Array, table: ServiceTable, offload_items: int) -> None:
         if offload_items and not self._engines.get(ACCEL, 0):
             raise ValueError(f"the policy offloads from {offload_items} items on, but there is no accelerator")
         if table.recording is not None:
             if len(sizes) >= len(table.recording.first):
                 raise ValueError(f"{len(sizes)} queries, but recorded times of {len(table.recording.first) - 1}")
+            if (np.diff(table.recording.first)[: len(sizes)] != n_parts).any():
+                raise ValueError("the recorded run split its queries otherwise: replay it under its own policy")
         elif len(sizes) and int(sizes.max()) > table.max_items:
             raise ValueError(f"a query has {sizes.max()} items, but the service times end at {table.max_items}")
 

@@ -151,7 +151,8 @@ class Tuner:
                 return
             best = best_first[0]
             self.found.notes.append(
-                f"{name}: {best.policy} was foretold to carry {best.qps.value:.4g} QPS, {shown}; {search.verdict}"
+                f"{name}: batch {best.policy.batch_items}, threshold {best.policy.offload_items or 'none'} was "
+                f"foretold to carry {best.qps.value:.4g} QPS {shown}; {search.verdict}"
             )
 
     def _foretell(self, policies: Sequence[Policy], goal: Goal) -> tuple[list[Limit], str]:

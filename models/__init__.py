@@ -1,27 +1,36 @@
-"""The eight models of DeepRecSys: six architectures, one file each, and the configurations of the release."""
+"""The eight models of DeepRecSys: six architectures, one file each, and the configurations of the release.
+
+An architecture is imported when it is built, so that `models.costs` can be had without PyTorch.
+"""
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from infra.config import ModelConfig
-from models.base import RecModel
-from models.dien import DIEN
-from models.din import DIN
-from models.dlrm import DLRM
-from models.embedding.tables import OnProgress
-from models.mtwnd import MultiTaskWideAndDeep
-from models.ncf import NCF
-from models.wide_and_deep import WideAndDeep
 
-MODELS: dict[str, type[RecModel]] = {
-    "dlrm": DLRM,
-    "wnd": WideAndDeep,
-    "mtwnd": MultiTaskWideAndDeep,
-    "ncf": NCF,
-    "din": DIN,
-    "dien": DIEN,
+if TYPE_CHECKING:
+    import torch
+
+    from models.base import RecModel
+    from models.embedding.tables import OnProgress
+
+MODELS = {  # architecture: its file and class
+    "dlrm": ("dlrm", "DLRM"),
+    "wnd": ("wide_and_deep", "WideAndDeep"),
+    "mtwnd": ("mtwnd", "MultiTaskWideAndDeep"),
+    "ncf": ("ncf", "NCF"),
+    "din": ("din", "DIN"),
+    "dien": ("dien", "DIEN"),
 }
+
+
+def architecture(model_type: str) -> type[RecModel]:
+    """The class of an architecture."""
+    module, name = MODELS[model_type]
+    found: type[RecModel] = getattr(import_module(f"models.{module}"), name)
+    return found
 
 
 def build(
@@ -31,8 +40,10 @@ def build(
 
     `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that can go anywhere.
     """
+    import torch  # noqa: PLC0415 (see above)
+
     with torch.inference_mode(False), torch.no_grad():
-        model = MODELS[config.model_type](config)
+        model = architecture(config.model_type)(config)
         model.initialise(seed, on_progress)
         if device is not None and device.type == "cpu":
             model.pack()

@@ -1,8 +1,10 @@
 """`--backend simulated` as its users start it: the same rows and report, without PyTorch, the same bytes again."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -118,6 +120,24 @@ def test_tuning_in_virtual_time(tmp_path, scheduler):
         assert tuning[-1]["n_trials"] <= 3
         assert "was foretold to carry" in done.stdout
         assert saved.document["forecast"]
+
+
+def test_ctrl_c_keeps_what_the_search_has_so_far(tmp_path):
+    words = ["--tune_batch_qps", "--scheduler", "exhaustive", "--batch_configs", "-".join(map(str, range(8, 1024, 2))),
+             "--nepochs", "2000"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "DeepRecSys.py"), *VIRTUAL, *words], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("results/*/search_queries.parquet/*"))) < 12 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "INVALID: the search was interrupted; --resume" in out
+    (saved,) = results.find(tmp_path / "results")
+    assert saved.document["tuning"][0]["name"] == "static"
 
 
 def test_power_is_what_is_stated(tmp_path):

@@ -37,7 +37,6 @@ from experiments.scheduling.virtual import (
     load_config,
     service_table,
 )
-from infra.cli import parse
 from infra.clock import NS_PER_S
 from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
@@ -104,7 +103,9 @@ def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
     config, tuned = load_config(), {}
     sla = Sla(sla_ms, max_queries=20_000)
     for name, slower, thresholds in (("newer", 1.0, []), ("older", GENERATION, []), ("newer, GPU", 1.0, ladder(2))):
-        session = SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, service_table(model, Server(slower=slower)), keep_tasks=False)
+        session = SimulatedSession(
+            {CPU: N_ENGINES, ACCEL: 1}, service_table(model, Server(slower=slower)), keep_tasks=False
+        )
         static = static_policy(LARGEST, N_ENGINES)
         goal = Goal(0.5 * capacity_qps(session, config, static, N_ENGINES), 0.02)
         load = CommonLoad(config, sla.max_queries, 2)

@@ -14,4 +14,5 @@ if [[ ${1:-} == --quick ]]; then
 fi
 python "$here/virtual.py" "${quick[@]}" --out "$out"
 python "$here/plot.py" "$out"
+python "$here/guided.py" "${quick[@]}" --out "$out"
 python "$here/real.py" "${quick[@]}" --models "$models" --slas "$slas" --out "$out" "$@"

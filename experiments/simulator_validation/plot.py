@@ -10,7 +10,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,12 +20,12 @@ KINDS = {"replay": 0.1, "model": 0.6, "model, drift removed": 0.6}  # and how fa
 
 
 def figure_errors(rows: pd.DataFrame) -> Figure:
-    """Error of the simulated p95 by offered load, a line per model, with its interval; a row a kind, a column a mode."""
+    """Error of the simulated p95 by load, a line per model, with its interval; a row a kind, a column a mode."""
     modes = list(dict.fromkeys(rows["mode"]))
     figure = Figure(figsize=(11, 9), layout="constrained")
     panels = figure.subplots(len(KINDS), len(modes), squeeze=False, sharex=True)
-    for line, (kind, reach) in zip(panels, KINDS.items(), strict=True):
-        for axes, mode in zip(line, modes, strict=True):
+    for i_kind, (kind, reach) in enumerate(KINDS.items()):
+        for axes, mode in zip(panels[i_kind], modes, strict=True):
             own = rows[(rows["kind"] == kind) & (rows["mode"] == mode) & (rows["quantile"] == 0.95)]
             models = [model for model in MODEL_COLORS if model in set(own["model"])]
             for i, model in enumerate(models):
@@ -34,13 +33,13 @@ def figure_errors(rows: pd.DataFrame) -> Figure:
                 x = part["load"] + 0.012 * (i - len(models) / 2)
                 error, low, high = (100 * part[name] for name in ("error", "low", "high"))
                 spread = [(error - low).clip(lower=0), (high - error).clip(lower=0)]
-                axes.errorbar(x, error, spread, fmt="o-", color=color(model), markersize=4, linewidth=0.8, label=model)
+                axes.errorbar(x, error, spread, fmt="o", color=color(model), markersize=4, elinewidth=0.8, label=model)
             limit = 7 if kind == "replay" else 10
             axes.axhspan(-limit, limit, color="black", alpha=0.06, linewidth=0)
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_ylim(-100 * reach, 100 * reach)
             axes.set_xticks(sorted(set(own["load"])))
-            style(axes, "offered load over the capacity" if line is panels[-1] else "", "error of p95, %",
+            style(axes, "offered load over the capacity" if i_kind == len(KINDS) - 1 else "", "error of p95, %",
                   f"{kind}, {mode}")  # fmt: skip
     panels[0][0].legend(fontsize=7, frameon=False, ncols=4)
     return figure
@@ -71,10 +70,11 @@ def main(argv: Sequence[str]) -> int:
     rows, rates = (pd.read_csv(folder / f"{name}.csv") for name in ("validation", "rates"))
     figure_errors(rows).savefig(folder / "validation.png", dpi=120)
     shown = rates.assign(error=100 * rates["error"])
+    size = shown["error"].abs()
     for title, part in (
         ("Size of the error, %", summary(rows)), ("p95 by load, %", by_load(rows)),
         ("Rate under an SLA", shown.set_index(["model", "mode"])),
-        ("Its error, %", pd.DataFrame({"median": [np.median(shown["error"].abs())], "worst": [shown["error"].abs().max()]})),
+        ("Its error, %", pd.DataFrame({"median": [size.median()], "worst": [size.max()]})),
     ):  # fmt: skip
         print(f"\n{title}\n{part.round(2).to_string()}")
     return 0

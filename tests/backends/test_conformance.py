@@ -6,6 +6,7 @@ import torch
 from helpers import MS, poisson_schedule
 
 from accelerator.latency import Profile, ProfiledDevice
+from accelerator.service import ServiceTable
 from accelInferenceEngine import CudaEngine, ModelledFactory
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import ProcessSession
@@ -24,11 +25,15 @@ CONFIG = parse([
 ])  # fmt: skip
 
 
-@pytest.fixture(params=["simulated", "process"])
+@pytest.fixture(params=["simulated", "compiled", "process"])
 def session(request):
     """Two CPU engines and an accelerator."""
     if request.param == "simulated":
         yield SimulatedSession({CPU: 2, ACCEL: 1}, lambda task: task.n_items * 1000)
+        return
+    if request.param == "compiled":
+        ns = np.maximum(np.arange(101) * 1000, 1)[None]
+        yield SimulatedSession({CPU: 2, ACCEL: 1}, ServiceTable(ns, ns))
         return
     specs = [PoolSpec(pool, n, lambda _: NullEngine(20_000)) for pool, n in ((CPU, 2), (ACCEL, 1))]
     with ProcessSession(specs) as opened:

@@ -97,3 +97,15 @@ def test_what_the_table_does_not_cover_is_refused():
         session.run(small, [Stage(Policy(8, offload_items=2))])
     with pytest.raises(ValueError, match="1 accelerators"):
         SimulatedSession({CPU: 1, ACCEL: 1}, ServiceTable(np.full((1, 5), 1000)))
+
+
+def test_a_recording_is_replayed_under_its_own_policy_only():
+    recording = Recording(np.array([0, 2]), np.array([5, 6]), np.array([0, 0]))
+    session = SimulatedSession({CPU: 1}, ServiceTable(np.ones((1, 2), np.int64), recording=recording))
+    schedule = Schedule(np.zeros(1, np.int64), np.full(1, 8, np.int32), np.zeros(1, np.int32))
+    assert session.run(schedule, [Stage(Policy(4))]).queries["done_ns"].tolist() == [11]
+    with pytest.raises(ValueError, match="split its queries otherwise"):
+        session.run(schedule, [Stage(Policy(8))])
+    twice = Schedule(np.zeros(2, np.int64), np.full(2, 8, np.int32), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="2 queries, but recorded times of 1"):
+        session.run(twice, [Stage(Policy(4))])

@@ -8,7 +8,7 @@ import torch
 from helpers import DATA
 
 from infra.config import ModelConfig
-from models import MODELS, build
+from models import MODELS, architecture, build
 from models.batch import from_tables
 from models.inputs.synthetic import InputPool
 
@@ -33,7 +33,7 @@ def reference_model(name, operator="fused"):
         arch_embedding_size="-".join([str(arguments["rows_per_table"])] * arguments["tables"]),
         num_indices_per_lookup_fixed=True, embedding_operator=operator, **{key: arguments[key] for key in KEYS},
     )  # fmt: skip
-    model = MODELS[config.model_type](config)
+    model = architecture(config.model_type)(config)
     model.load_reference(arrays)
     return model, arrays, arguments
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from backends.fleet import ROUTES, Fleet, FleetRun, ServerKind
-from backends.probe import Sla, capacity_qps, probe
+from backends.probe import Sla, capacity_qps, latencies_ms, probe
 from backends.simulated import SimulatedSession
 from experiments.scheduling.virtual import (
     LARGEST,
@@ -42,14 +42,16 @@ from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.rng import stream
-from loadGenerator import CommonLoad, Schedule, draw_sizes
-from scheduler import Goal, HillClimb, Policy, static_policy
+from loadGenerator import CommonLoad, Int32Array, Schedule, draw_sizes
+from scheduler import Goal, HillClimb, Policy, Stage, static_policy
 
 HERE = Path(__file__).resolve().parent
 FloatArray = npt.NDArray[np.float64]
 GENERATION = 1.5  # stated: the older CPUs take so many times as long
 WITH_GPU, OLDER = 0.2, 0.4  # shares of the servers; the rest is newer and without
 DAY_LOW = 0.4  # the night's rate over the day's highest
+PEAK = 0.8  # of what the fleet carries at the static policy without waiting
+TAIL_QUERIES = 20_000
 WARM_UP = 0.05  # of the queries
 QUANTILES = (0.5, 0.95, 0.99)
 Tell = Callable[[float], None]
@@ -99,13 +101,10 @@ def static_policies() -> dict[str, Policy]:
 
 
 def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
-    """DeepRecSched's, kind by kind: hill climbing on one server in virtual time."""
+    """What carries most under the SLA, kind by kind: DeepRecSched's hill climbing on one server in virtual time."""
     config, tuned = load_config(), {}
     sla = Sla(sla_ms, max_queries=20_000)
-    for name, slower, thresholds in (("newer", 1.0, []), ("older", GENERATION, []), ("newer, GPU", 1.0, ladder(2))):
-        session = SimulatedSession(
-            {CPU: N_ENGINES, ACCEL: 1}, service_table(model, Server(slower=slower)), keep_tasks=False
-        )
+    for name, session, thresholds in _alone(model):
         static = static_policy(LARGEST, N_ENGINES)
         goal = Goal(0.5 * capacity_qps(session, config, static, N_ENGINES), 0.02)
         load = CommonLoad(config, sla.max_queries, 2)
@@ -119,6 +118,33 @@ def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
         assert best is not None, "every search ends with a policy"
         tuned[name] = best.policy
     return tuned
+
+
+def tail_policies(model: str) -> dict[str, Policy]:
+    """What has the lowest p95 at the fleet's peak, kind by kind: the whole grid on one server in virtual time."""
+    config, best = load_config(), {}
+    for name, session, thresholds in _alone(model):
+        rate_qps = PEAK * capacity_qps(session, config, static_policy(LARGEST, N_ENGINES), N_ENGINES)
+        schedule = CommonLoad(config, TAIL_QUERIES, 3).at(rate_qps)
+        policies = [Policy(n, k) for n in ladder(2) for k in (*thresholds, None)]
+        p95 = [np.quantile(latencies_ms(session.run(schedule, [Stage(policy)])), 0.95) for policy in policies]
+        best[name] = policies[int(np.argmin(p95))]
+    return best
+
+
+def _alone(model: str) -> Iterator[tuple[str, SimulatedSession, list[int]]]:
+    """One server of each kind, and the thresholds that it can choose from."""
+    for name, slower, thresholds in (("newer", 1.0, []), ("older", GENERATION, []), ("newer, GPU", 1.0, ladder(2))):
+        table = service_table(model, Server(slower=slower))
+        yield name, SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, table, keep_tasks=False), thresholds
+
+
+def fair_threshold(fleet: Fleet, sizes: Int32Array) -> int:
+    """Queries of at least so many items are the GPU servers' share of the items."""
+    gpu = np.array([kind.n_accel > 0 for kind in fleet.kinds])[fleet.kind]
+    ordered = np.sort(sizes)
+    share_below = np.cumsum(ordered) / ordered.sum()
+    return int(ordered[np.searchsorted(share_below, 1 - fleet.weight[gpu].sum() / fleet.weight.sum())]) + 1
 
 
 def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0) -> Schedule:
@@ -151,13 +177,13 @@ def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     config, rows = load_config(), []
     loads = (0.5, 0.7, 0.8, 0.9)
     model = "wnd" if "wnd" in effort.models else effort.models[0]
-    kinds = kinds_of(model, tuned_policies(model, MEDIUM_SLA_MS[model]))
+    kinds = kinds_of(model, tail_policies(model))
     fleet = fleet_of(kinds, effort.servers)
     for i, load in enumerate(loads):
         schedule = load_of(config, effort.queries, load * float(fleet.weight.sum()), diurnal=False)
         for route in ROUTES:
             begun = time.perf_counter()
-            run = fleet.run(schedule, route)
+            run = fleet.run(schedule, route, large_items=fair_threshold(fleet, schedule.n_items))
             wall_s = time.perf_counter() - begun
             rows.append({"model": model, "load": load, "route": route, "servers": len(fleet), **tails(run),
                          "wall_s": wall_s})  # fmt: skip
@@ -166,23 +192,28 @@ def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
 
 
 def tuning(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
-    """The fleet's tail over a day, every server at the static policy or at the tuned one, the same arrivals."""
+    """The fleet's tail over a day by the policies of its servers; the same queries go to the same servers."""
     config, rows = load_config(), []
     for i, model in enumerate(effort.models):
-        tuned = tuned_policies(model, MEDIUM_SLA_MS[model])
-        fleets = {
-            name: fleet_of(kinds_of(model, policies), effort.servers)
-            for name, policies in (("static", static_policies()), ("tuned", tuned))
-        }
-        fleets["tuned"].weight = weight = fleets["static"].weight  # the same queries to the same servers
-        schedule = load_of(config, effort.queries, 0.8 * float(weight.sum()), diurnal=True)
-        found = {name: tails(fleet.run(schedule, "random")) for name, fleet in fleets.items()}
-        rows.append({
-            "model": model, "servers": effort.servers,
-            **{f"{name} {k}": v for name, tail in found.items() for k, v in tail.items()},
-            **{f"{k} gain": found["static"][f"{k}_ms"] / found["tuned"][f"{k}_ms"] for k in ("p50", "p95", "p99")},
-            "policies": "; ".join(f"{k}: {p.batch_items}, {p.offload_items or 'none'}" for k, p in tuned.items()),
-        })  # fmt: skip
+        chosen = {
+            "static": static_policies(), "tuned for the tail": tail_policies(model),
+            "tuned for the rate": tuned_policies(model, MEDIUM_SLA_MS[model]),
+        }  # fmt: skip
+        fleets = {name: fleet_of(kinds_of(model, policies), effort.servers) for name, policies in chosen.items()}
+        weight = fleets["static"].weight
+        schedule = load_of(config, effort.queries, PEAK * float(weight.sum()), diurnal=True)
+        static: dict[str, float] = {}
+        for name, fleet in fleets.items():
+            fleet.weight = weight
+            found = tails(fleet.run(schedule, "random"))
+            static = static or found
+            rows.append({
+                "model": model, "servers": effort.servers, "policies": name, **found,
+                **{f"{k} gain": static[f"{k}_ms"] / found[f"{k}_ms"] for k in ("p50", "p95", "p99")},
+                "batch, threshold": "; ".join(
+                    f"{kind}: {p.batch_items}, {p.offload_items or 'none'}" for kind, p in chosen[name].items()
+                ),
+            })  # fmt: skip
         tell((i + 1) / len(effort.models))
     return rows
 
@@ -192,7 +223,7 @@ def sampling(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     config, rows = load_config(), []
     for i, model in enumerate(effort.models):
         fleet = fleet_of(kinds_of(model, static_policies()), effort.servers)
-        schedule = load_of(config, effort.queries, 0.8 * float(fleet.weight.sum()), diurnal=True)
+        schedule = load_of(config, effort.queries, PEAK * float(fleet.weight.sum()), diurnal=True)
         run = fleet.run(schedule, "random")
         begin = int(WARM_UP * len(schedule))
         order = np.argsort(run.server[begin:], kind="stable")
@@ -223,7 +254,7 @@ def speed(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     for i, n_servers in enumerate(sizes):
         fleet = fleet_of(kinds, n_servers)
         n = effort.most_queries if n_servers == sizes[-1] else effort.queries
-        schedule = load_of(config, n, 0.8 * float(fleet.weight.sum()), diurnal=True)
+        schedule = load_of(config, n, PEAK * float(fleet.weight.sum()), diurnal=True)
         for route in ("random", "round_robin", "power_of_two", "shortest_queue"):
             begun = time.perf_counter()
             run = fleet.run(schedule, route)

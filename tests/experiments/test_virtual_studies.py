@@ -53,8 +53,10 @@ def test_the_fleet_study_runs_and_its_numbers_hang_together(tmp_path):
     routing = pd.read_csv(tmp_path / "routing.csv").set_index(["load", "route"])
     for load in (0.8, 0.9):
         assert routing.loc[(load, "shortest_queue"), "p99_ms"] <= routing.loc[(load, "random"), "p99_ms"]
-    tuning = pd.read_csv(tmp_path / "tuning.csv").iloc[0]
-    assert tuning["p95 gain"] == pytest.approx(tuning["static p95_ms"] / tuning["tuned p95_ms"], rel=1e-3)
+    tuning = pd.read_csv(tmp_path / "tuning.csv").set_index("policies")
+    tail = tuning.loc["tuned for the tail"]
+    assert tail["p95 gain"] == pytest.approx(tuning.loc["static", "p95_ms"] / tail["p95_ms"], rel=1e-3)
+    assert tail["p95 gain"] > 0.98  # the static policy is one to choose from, but for the load of the day
     sampling = pd.read_csv(tmp_path / "sampling.csv")
     assert sampling["error_95"].iloc[-1] < sampling["error_95"].iloc[0]
     assert (sampling["median_error"] <= sampling["error_95"]).all()

@@ -29,6 +29,7 @@ from scheduler import Policy, Stage
 BUDGET_S = 4.0
 LOADED = 0.5  # of the capacity
 MOST_STOLEN_MS = 0.3
+SURE_ERRORS = 2.5  # standard errors, or an arrival takes nothing
 SPREAD_CLASSES = 4  # of sizes
 TOGETHER = 4  # tasks of one size for each engine
 LEAST_ROUNDS, MOST_ROUNDS = 2, 400
@@ -156,12 +157,14 @@ def _loaded(
     arrivals = np.cumsum(rng.exponential(gap_ns, len(order))).astype(np.int64)
     tasks = _run(session, config, order, arrivals, Policy(max(sizes))).sort_values("start_ns")
     start, end = (tasks[name].to_numpy() for name in ("start_ns", "end_ns"))
+    usual_ns = tasks["n_items"].map(busy.groupby("n_items")["ms"].median()).to_numpy() * NS_PER_MS
     latest, n_busy = np.zeros(n_engines, np.int64), np.zeros(len(tasks), np.int64)
     for i, engine in enumerate(tasks["engine"]):
         latest[engine] = 0
         n_busy[i] = (latest > start[i]).sum()
         latest[engine] = end[i]
-    met = np.searchsorted(arrivals, end) - np.searchsorted(arrivals, start, side="right")
+    # In the time that such a task usually takes: one that took longer met more arrivals because it took longer.
+    met = np.searchsorted(arrivals, start + usual_ns) - np.searchsorted(arrivals, start, side="right")
     return tasks.assign(n_busy=n_busy, met=met)
 
 
@@ -175,8 +178,10 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
         excess = took - level * expected
         usual = excess < np.quantile(excess, 0.99)  # a stall of the machine is none of the arrivals' doing
         weight = met[usual] / expected[usual]
-        slope = float((weight * excess[usual]).sum() / max((weight * met[usual]).sum(), 1e-9))
-        arrival_ms = min(max(slope, 0.0), MOST_STOLEN_MS)
+        seen = max(float((weight * met[usual]).sum()), 1e-9)
+        slope = float((weight * excess[usual]).sum()) / seen
+        error = float(np.sqrt((weight**2 * (excess[usual] - slope * met[usual]) ** 2).sum())) / seen
+        arrival_ms = min(slope, MOST_STOLEN_MS) if slope > SURE_ERRORS * error else 0.0
     factors = np.maximum((took - arrival_ms * met) / expected, 0.05 * level)
     order = np.argsort(loaded["n_items"].to_numpy(), kind="stable")
     spread = {}

@@ -70,10 +70,11 @@ class Fleet:
         return len(self.kind)
 
     def run(self, schedule: Schedule, route: str, seed: int = 0, large_items: int = 256) -> FleetRun:
-        """Walk the schedule. `large_items`: size_aware sends queries from this size on to servers that offload.
+        """Walk the schedule.
 
-        random: by weight. round_robin: in turn, by weight. power_of_two: of two random servers, the one with fewer
-        open queries by weight. shortest_queue: of all. Raises ValueError.
+        random: by weight. size_aware: queries of at least `large_items` to the servers that offload, others to all.
+        round_robin: in turn, by weight. power_of_two: of two random servers, the one with fewer open queries by weight.
+        shortest_queue: of all. Raises ValueError.
         """
         if route not in ROUTES:
             raise ValueError(f"unknown route {route!r}; expected {', '.join(ROUTES)}")
@@ -113,11 +114,9 @@ class Fleet:
         offloads = np.array([kind.policy.offload_items is not None for kind in self.kinds])[self.kind]
         if not offloads.any() or offloads.all():
             raise ValueError("size_aware needs servers that offload and servers that do not")
-        server = np.zeros(len(sizes), np.int64)
+        server = _by_weight(self.weight, rng.random(len(sizes)))
         large = sizes >= large_items
-        for chosen, own in ((large, offloads), (~large, ~offloads)):
-            places = np.flatnonzero(own)
-            server[chosen] = places[_by_weight(self.weight[own], rng.random(int(chosen.sum())))]
+        server[large] = np.flatnonzero(offloads)[_by_weight(self.weight[offloads], rng.random(int(large.sum())))]
         return server
 
 

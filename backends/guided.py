@@ -79,6 +79,7 @@ class Guided(Scripted):
         while (trial := hill.propose()) is not None:
             hill.observe((yield trial))
             self.limits[:] = hill.limits
+        self.limits[:] = hill.limits
 
 
 def _limit(policy: Policy, seen: Sequence[tuple[float, Outcome]]) -> Limit:

@@ -42,7 +42,7 @@ from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.rng import stream
-from loadGenerator import CommonLoad, Int32Array, Schedule, draw_sizes
+from loadGenerator import CommonLoad, Schedule, draw_sizes
 from scheduler import Goal, HillClimb, Policy, Stage, static_policy
 
 HERE = Path(__file__).resolve().parent
@@ -52,6 +52,7 @@ WITH_GPU, OLDER = 0.2, 0.4  # shares of the servers; the rest is newer and witho
 DAY_LOW = 0.4  # the night's rate over the day's highest
 PEAK = 0.8  # of what the fleet carries at the static policy without waiting
 TAIL_QUERIES = 20_000
+GPU_BUSY = 0.6  # where queries are routed by size
 WARM_UP = 0.05  # of the queries
 QUANTILES = (0.5, 0.95, 0.99)
 Tell = Callable[[float], None]
@@ -139,12 +140,13 @@ def _alone(model: str) -> Iterator[tuple[str, SimulatedSession, list[int]]]:
         yield name, SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, table, keep_tasks=False), thresholds
 
 
-def fair_threshold(fleet: Fleet, sizes: Int32Array) -> int:
-    """Queries of at least so many items are the GPU servers' share of the items."""
-    gpu = np.array([kind.n_accel > 0 for kind in fleet.kinds])[fleet.kind]
-    ordered = np.sort(sizes)
-    share_below = np.cumsum(ordered) / ordered.sum()
-    return int(ordered[np.searchsorted(share_below, 1 - fleet.weight[gpu].sum() / fleet.weight.sum())]) + 1
+def fair_threshold(fleet: Fleet, schedule: Schedule) -> int:
+    """The least size from which on the GPUs carry all queries and are busy for GPU_BUSY of the time."""
+    gpu = next(i for i, kind in enumerate(fleet.kinds) if kind.n_accel)
+    largest_first = np.sort(schedule.n_items)[::-1]
+    busy_ns = np.cumsum(fleet.kinds[gpu].table.accel_ns[0, largest_first])
+    enough = np.searchsorted(busy_ns, GPU_BUSY * int((fleet.kind == gpu).sum()) * int(schedule.arrival_ns[-1]))
+    return int(largest_first[min(enough, len(largest_first) - 1)]) + 1
 
 
 def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0) -> Schedule:
@@ -183,7 +185,7 @@ def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
         schedule = load_of(config, effort.queries, load * float(fleet.weight.sum()), diurnal=False)
         for route in ROUTES:
             begun = time.perf_counter()
-            run = fleet.run(schedule, route, large_items=fair_threshold(fleet, schedule.n_items))
+            run = fleet.run(schedule, route, large_items=fair_threshold(fleet, schedule))
             wall_s = time.perf_counter() - begun
             rows.append({"model": model, "load": load, "route": route, "servers": len(fleet), **tails(run),
                          "wall_s": wall_s})  # fmt: skip

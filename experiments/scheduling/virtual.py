@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Every scheduler in virtual time: eight models, three SLAs, CPU and CPU + accelerator; regret and cost.
 
-python experiments/scheduling/virtual.py [--quick] [--inference_engines 40] [--device NAME] [--slower 1.0]
-    [--out FOLDER]
+python experiments/scheduling/virtual.py [--quick] [--models wnd,ncf] [--slas medium] [--inference_engines 40]
+    [--device NAME] [--slower 1.0] [--out FOLDER]
 
 A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a busy neighbour
 (times --slower, for another CPU), one accelerator: the GTX 1080 Ti by its published speedup over that core, or another
@@ -207,11 +207,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="two models, one SLA, coarse grids: under a minute")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
+    parser.add_argument("--models", help="comma-separated (default: all; quick: wnd,ncf)")
+    parser.add_argument("--slas", help="of low, medium, high (default: all; quick: medium)")
     parser.add_argument("--inference_engines", type=int, default=N_ENGINES, help="cores of the server")
     parser.add_argument("--device", default=Server.device, help="folder under accelerator/")
     parser.add_argument("--slower", type=float, default=1.0, help="service times of the CPU over the measured ones")
     given = parser.parse_args(argv)
     effort = QUICK if given.quick else Effort()
+    if given.models:
+        effort = replace(effort, models=tuple(given.models.split(",")))
+    if given.slas:
+        effort = replace(effort, slas=tuple(given.slas.split(",")))
+    if unknown := set(effort.models) - set(MEDIUM_SLA_MS) or set(effort.slas) - set(SLA_SHARES):
+        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEDIUM_SLA_MS)} and {', '.join(SLA_SHARES)}")
     server = Server(given.inference_engines, given.device, given.slower)
     if server.n_engines < 1 or not server.slower > 0:
         parser.error("--inference_engines: expected at least 1; --slower: expected more than 0")

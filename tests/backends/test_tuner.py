@@ -10,6 +10,7 @@ import pytest
 
 from accelerator.service import ServiceTable, law_factors
 from backends.engine_process import NullEngine, PoolSpec
+from backends.guided import Guided
 from backends.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.process import ProcessSession
 from backends.search_log import LOG_NAME, QUERIES_NAME, SearchLog
@@ -18,8 +19,9 @@ from backends.tuner import Tuner, distinct_batches, distinct_thresholds
 from infra.cli import parse
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
+from infra.stats import Estimate
 from loadGenerator import CommonLoad
-from scheduler import Policy, Trial
+from scheduler import Goal, HillClimb, Limit, Outcome, Policy, Trial
 
 BASE = [
     "--queue", "--num_batches", "16", "--nepochs", "500", "--max_mini_batch_size", "8", "--tune_batch_qps",
@@ -265,3 +267,14 @@ def test_without_an_accelerator_guided_tunes_the_batch_alone():
     found = Tuner(config, simulated(2), 2, Progress("none")).run()
     assert [phase.name for phase in found.phases] == ["static", "tuned CPU"]
     assert found.phases[-1].policy.offload_items is None
+
+
+def test_guided_keeps_a_known_limit_where_there_is_nothing_left_to_climb():
+    policy, goal = Policy(8), Goal(100.0)
+    known = Limit(policy, Estimate(100.0, 0.0, 200.0), 100.0)
+    search = Guided([known], goal, lambda start, limit: HillClimb({"batch_items": [8]}, start, goal, limit))
+    while search.propose() is not None:  # it carries more than was foretold
+        search.observe(Outcome("met", 0.0, 1.0, 100, leans_met=True))
+    assert "reality disagrees" in search.verdict
+    assert search.best is not None
+    assert search.best.policy == policy

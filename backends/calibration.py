@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from accelerator.latency import Profile, spread_of
 from accelerator.service import ServiceTable, overheads_of, table_of_profiles
@@ -29,6 +30,7 @@ from scheduler import Policy, Stage
 BUDGET_S = 4.0
 LOADED = 0.5  # of the capacity
 MOST_STOLEN_MS = 0.3
+LEAST_FACTOR = 0.05  # of the expected time is left when what arrivals took is taken off
 SURE_ERRORS = 2.5  # standard errors, or an arrival takes nothing
 SPREAD_CLASSES = 4  # of sizes
 TOGETHER = 4  # tasks of one size for each engine
@@ -172,17 +174,14 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     """The profile as it holds under load: what each arrival takes, the level of the times, and their spread."""
     expected = np.array([profile.ms(n, k) for n, k in zip(loaded["n_items"], loaded["n_busy"], strict=True)])
     took, met = loaded["ms"].to_numpy(), loaded["met"].to_numpy(float)
-    level, arrival_ms = 1.0, 0.0
-    for _ in range(5):  # the level is that of tasks without what arrivals take, and the other way round
-        level = float(np.median((took - arrival_ms * met) / expected))
-        excess = took - level * expected
-        usual = excess < np.quantile(excess, 0.99)  # a stall of the machine is none of the arrivals' doing
-        weight = met[usual] / expected[usual]
-        seen = max(float((weight * met[usual]).sum()), 1e-9)
-        slope = float((weight * excess[usual]).sum()) / seen
-        error = float(np.sqrt((weight**2 * (excess[usual] - slope * met[usual]) ** 2).sum())) / seen
-        arrival_ms = min(slope, MOST_STOLEN_MS) if slope > SURE_ERRORS * error else 0.0
-    factors = np.maximum((took - arrival_ms * met) / expected, 0.05 * level)
+    # took / expected = level + what an arrival takes x met / expected, by least squares
+    relative, arrivals = took / expected, met / expected
+    usual = relative < np.quantile(relative, 0.99)  # a stall of the machine is none of the arrivals' doing
+    fit = stats.linregress(arrivals[usual], relative[usual]) if np.ptp(arrivals[usual]) > 0 else None
+    arrival_ms = 0.0
+    if fit is not None and fit.slope > SURE_ERRORS * fit.stderr:
+        arrival_ms = min(float(fit.slope), MOST_STOLEN_MS)
+    factors = np.maximum((took - arrival_ms * met) / expected, LEAST_FACTOR)
     order = np.argsort(loaded["n_items"].to_numpy(), kind="stable")
     spread = {}
     for part in np.array_split(order, SPREAD_CLASSES):

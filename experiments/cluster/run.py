@@ -146,7 +146,7 @@ def fair_threshold(fleet: Fleet, schedule: Schedule) -> int:
     largest_first = np.sort(schedule.n_items)[::-1]
     busy_ns = np.cumsum(fleet.kinds[gpu].table.accel_ns[0, largest_first])
     enough = np.searchsorted(busy_ns, GPU_BUSY * int((fleet.kind == gpu).sum()) * int(schedule.arrival_ns[-1]))
-    return int(largest_first[min(enough, len(largest_first) - 1)]) + 1
+    return int(largest_first[min(int(enough), len(largest_first) - 1)]) + 1
 
 
 def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0) -> Schedule:

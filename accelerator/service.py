@@ -18,7 +18,7 @@ from scipy import stats
 
 from accelerator.devices import accelerator_root, derived_profile, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, service_times_ns
-from infra.clock import NS_PER_MS
+from infra.clock import NS_PER_MS, NS_PER_US
 from infra.config import ConfigError, RunConfig
 from infra.messages import ACCEL, CPU
 from infra.results import read
@@ -30,7 +30,6 @@ FloatArray = npt.NDArray[np.float64]
 MOST_PARTS = 1 << 20  # of a query
 _STAGES = 1 << 4
 _LAW_POINTS = 1 << 16
-_NS_PER_US = 1e3
 
 
 class Times(NamedTuple):
@@ -175,7 +174,7 @@ def table_of_profiles(cpu: Profile, accels: Sequence[Profile], max_items: int, s
     return ServiceTable(
         cpu_ns, np.array(accel_ns, np.int64).reshape(len(accels), max_items + 1),
         np.array(factors) if factors else np.ones((0, 1)), rows[0], rows[1] if accels else None,
-        _overhead(cpu), _overhead(accels[0]) if accels else Overhead(), round(cpu.arrival_us * _NS_PER_US), seed,
+        _overhead(cpu), _overhead(accels[0]) if accels else Overhead(), round(cpu.arrival_us * NS_PER_US), seed,
     )  # fmt: skip
 
 
@@ -237,7 +236,7 @@ def replayed_rows(config: RunConfig) -> Rows:
 
 
 def _overhead(profile: Profile) -> Overhead:
-    return Overhead(round(profile.wake_us * _NS_PER_US), round(profile.gap_us * _NS_PER_US))
+    return Overhead(round(profile.wake_us * NS_PER_US), round(profile.gap_us * NS_PER_US))
 
 
 def _spread_rows(profile: Profile, max_items: int) -> tuple[list[FloatArray], Int64Array]:

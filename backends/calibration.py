@@ -19,7 +19,7 @@ from scipy import stats
 from accelerator.latency import Profile, spread_of
 from accelerator.service import ServiceTable, overheads_of, table_of_profiles
 from backends.session import Session, SessionError
-from infra.clock import NS_PER_MS, NS_PER_S
+from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
 from infra.progress import OnFraction
@@ -27,7 +27,7 @@ from infra.rng import stream
 from loadGenerator import Schedule, draw_input_ids
 from scheduler import Policy, Stage
 
-BUDGET_S = 4.0
+BUDGET_S = 4.0  # of engine time for each of the four ways to measure
 LOADED = 0.5  # of the capacity
 MOST_STOLEN_MS = 0.3
 LEAST_FACTOR = 0.05  # of the expected time is left when what arrivals took is taken off
@@ -35,7 +35,6 @@ SURE_ERRORS = 2.5  # standard errors, or an arrival takes nothing
 SPREAD_CLASSES = 4  # of sizes
 TOGETHER = 4  # tasks of one size for each engine
 LEAST_ROUNDS, MOST_ROUNDS = 2, 400
-NS_PER_US = 1e3
 PAUSE_NS = 1_500_000  # between tasks that are to find idle engines
 BETWEEN = 1.5  # times of the task before
 
@@ -137,7 +136,7 @@ def _one_by_one(
     session: Session, config: RunConfig, sizes: list[int], policy: Policy, busy: pd.DataFrame, budget_s: float
 ) -> pd.DataFrame:
     """Each after the one before has surely ended."""
-    took_ns = (busy["end_ns"] - busy["start_ns"]).groupby(busy["n_items"]).median().reindex(sizes).interpolate().ffill()
+    took_ns = _usual_ns(busy).reindex(sizes).interpolate().ffill()
     a_round_s = float(BETWEEN * took_ns.sum() + len(sizes) * PAUSE_NS) / NS_PER_S
     rounds = int(np.clip(budget_s / a_round_s, LEAST_ROUNDS, MOST_ROUNDS))
     rng = stream(config.inputs.numpy_rand_seed, "calibration, one by one")
@@ -151,22 +150,22 @@ def _loaded(
     session: Session, config: RunConfig, sizes: list[int], busy: pd.DataFrame, n_engines: int, budget_s: float
 ) -> pd.DataFrame:
     """Poisson arrivals at half of the capacity: the driver at work beside the engines, as in a run."""
-    mean_ns = float(busy.groupby("n_items")["ms"].median().reindex(sizes).mean()) * NS_PER_MS
-    gap_ns = mean_ns / n_engines / LOADED
+    usual_ns = _usual_ns(busy)
+    gap_ns = float(usual_ns.reindex(sizes).mean()) / n_engines / LOADED
     rng = stream(config.inputs.numpy_rand_seed, "calibration, loaded")
     rounds = int(np.clip(budget_s * NS_PER_S / gap_ns / len(sizes), LEAST_ROUNDS, MOST_ROUNDS))
     order = rng.permutation(np.repeat(sizes, rounds))
     arrivals = np.cumsum(rng.exponential(gap_ns, len(order))).astype(np.int64)
     tasks = _run(session, config, order, arrivals, Policy(max(sizes))).sort_values("start_ns")
     start, end = (tasks[name].to_numpy() for name in ("start_ns", "end_ns"))
-    usual_ns = tasks["n_items"].map(busy.groupby("n_items")["ms"].median()).to_numpy() * NS_PER_MS
     latest, n_busy = np.zeros(n_engines, np.int64), np.zeros(len(tasks), np.int64)
     for i, engine in enumerate(tasks["engine"]):
         latest[engine] = 0
         n_busy[i] = (latest > start[i]).sum()
         latest[engine] = end[i]
     # In the time that such a task usually takes: one that took longer met more arrivals because it took longer.
-    met = np.searchsorted(arrivals, start + usual_ns) - np.searchsorted(arrivals, start, side="right")
+    usual_end = start + tasks["n_items"].map(usual_ns).to_numpy()
+    met = np.searchsorted(arrivals, usual_end) - np.searchsorted(arrivals, start, side="right")
     return tasks.assign(n_busy=n_busy, met=met)
 
 
@@ -220,6 +219,11 @@ def _profile(busy: pd.DataFrame, alone: pd.DataFrame, n_engines: int) -> Profile
         {} if n_engines > 1 else {n: spread_of(times, medians[0][n]) for n, times in levels[0].items()},
         float(alone["wake_ns"].mean()) / NS_PER_US, float(busy["gap_ns"].mean()) / NS_PER_US,
     )  # fmt: skip
+
+
+def _usual_ns(busy: pd.DataFrame) -> pd.Series:
+    """Median time by size."""
+    return busy.groupby("n_items")["ms"].median() * NS_PER_MS
 
 
 def _times_ms(tasks: pd.DataFrame) -> dict[int, npt.NDArray[np.float64]]:

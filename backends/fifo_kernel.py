@@ -1,7 +1,8 @@
 """The common case compiled: one stage, FIFO pools, split and join, offload. Same decisions as the Dispatcher.
 
-A later arrival never changes what an earlier query meets (first in, first out), so a task's start and end are known
-when it is enqueued, and a schedule can be served in pieces: the state is when each engine becomes free.
+A later arrival never changes which engine serves an earlier query (first in, first out), and the schedule is known: so
+are a task's start and end when it is enqueued, and a schedule can be served in pieces. The state is when each engine
+becomes free.
 
 Counting references to arrays costs five times the work itself: what is compiled here counts none (`_nrt=False`,
 so it makes no array and no view) and is one function after inlining.

@@ -93,10 +93,11 @@ class Fleet:
         n_open, outstanding = np.zeros(1, np.int64), np.zeros(len(self), np.int64)
         ends_ns, ends_server, served = np.zeros(_MOST_OPEN, np.int64), np.zeros(_MOST_OPEN, np.int64), 0
         policies = np.array([(k.policy.batch_items, k.policy.offload_items or 0) for k in self.kinds], np.int64)
+        tables = _stacked([kind.table for kind in self.kinds])
         while True:
             served = serve_fleet(  # type: ignore[call-arg]
                 schedule.arrival_ns, sizes, served, mode, seed, server, self.kind, self.weight, policies,
-                *_stacked([kind.table for kind in self.kinds]), engines.free_ns, engines.latest, engines.index,
+                *tables, engines.free_ns, engines.latest, engines.index,
                 engines.bounds, outstanding, keys, tree, ends_ns, ends_server, n_open, done_ns,
                 np.zeros(0, np.int64), np.zeros((0, 7), np.int64),
             )  # fmt: skip

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--models", default="wnd,ncf,rm1,rm3")
-    parser.add_argument("--quick", action="store_true", help="small tables, a grid of four: a minute a model")
+    parser.add_argument("--quick", action="store_true", help="small tables, a grid of four")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of guided.csv")
     given, flags = parser.parse_known_args(argv)
     if unknown := set(given.models.split(",")) - set(MEDIUM_SLA_MS):

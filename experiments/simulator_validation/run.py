@@ -196,7 +196,7 @@ def main(argv: Sequence[str]) -> int:
     known = model_configs()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--models", default=",".join(known))
-    parser.add_argument("--quick", action="store_true", help="short runs: under a minute a model")
+    parser.add_argument("--quick", action="store_true", help="short runs")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
     given, flags = parser.parse_known_args(argv)
     if unknown := set(given.models.split(",")) - set(known):

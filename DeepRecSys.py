@@ -35,6 +35,7 @@ from infra.provenance import provenance
 from infra.rows import Rows
 from infra.stats import Summary, summarize
 from loadGenerator import Schedule, check_files, draw_schedule, schedule_of
+from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 
 Report = Callable[[], None]  # prints; called when the progress bars are gone
@@ -51,6 +52,7 @@ def check(config: RunConfig) -> None:
         service_of(config)
         return
     check_memory(config, n_engines(config))
+    source_of(config.model, config.inputs)
     names = config.engines.accel_devices
     if config.engines.model_accel and "cuda" in names:
         if len(names) > 1:

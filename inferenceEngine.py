@@ -32,9 +32,7 @@ def prepare(config: RunConfig, progress: Progress, device: torch.device | None =
     with progress.step(f"building {config.model.name}'s tables") as on_progress:
         model = build(config.model, seed, on_progress, device or torch.device("cpu"))
     with progress.step("drawing inputs") as on_progress:
-        inputs = InputPool(
-            config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed, on_progress
-        )
+        inputs = InputPool.of(config, on_progress)
     return Workload(model, inputs)
 
 

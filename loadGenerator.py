@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from infra.clock import NS_PER_MS, NS_PER_S
-from infra.config import ConfigError, InputConfig, LoadConfig, RunConfig
+from infra.arrivals import draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
+from infra.clock import NS_PER_S
+from infra.config import InputConfig, LoadConfig, RunConfig
+from infra.load_files import read_arrivals_ns, read_numbers, read_rate_curve, read_sizes, read_trace
 from infra.messages import Query
 from infra.rng import stream
 
@@ -64,32 +65,20 @@ class Schedule:
         return Query(i, int(self.arrival_ns[i]), int(self.n_items[i]), int(self.input_id[i]))
 
 
-def draw_gaps_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n gaps between arrivals in ns, mean 1 / rate_qps; `arrival_process` gives the law."""
-    mean_ns = NS_PER_S / rate_qps
-    gaps: FloatArray
+def draw_arrivals_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
+    """n arrivals in ns from the run's start, ascending; `arrival_process` gives the law; raises ConfigError."""
     match load.arrival_process:
-        case "exponential":
-            gaps = rng.exponential(mean_ns, n)
-        case "gamma":
-            gaps = rng.gamma(load.arrival_gamma_shape, mean_ns / load.arrival_gamma_shape, n)
-        case "constant":
-            gaps = np.full(n, mean_ns, dtype=np.float64)
-        case "legacy":  # the release draws the GAP from a Poisson law in whole ms: far too regular (README)
-            gaps = rng.poisson(mean_ns / NS_PER_MS, n).astype(np.float64) * NS_PER_MS
-        case other:
-            raise ValueError(f"no gaps are drawn for arrival_process {other!r}")
-    return np.rint(gaps).astype(np.int64)
-
-
-def read_arrivals_ns(path: str, n: int) -> Int64Array:
-    """The first n arrival times of a file with one time in ms a line, ascending; raises ConfigError."""
-    times_ms = _read_numbers("arrival_file", path)
-    if len(times_ms) < n:
-        raise ConfigError("arrival_file", f"{path}: {len(times_ms)} arrivals, but the run has {n} queries")
-    if times_ms[0] < 0 or (np.diff(times_ms) < 0).any():
-        raise ConfigError("arrival_file", f"{path}: times must be at least 0 and must not descend")
-    return np.rint(times_ms[:n] * NS_PER_MS).astype(np.int64)
+        case "file":
+            return read_arrivals_ns(load.arrival_file, n)
+        case "trace":
+            return read_trace(load.arrival_file, n, load.arrival_time_scale)
+        case "diurnal":
+            return draw_diurnal_ns(read_rate_curve(load.arrival_file, load.arrival_time_scale), rate_qps, n, rng)
+        case "mmpp":
+            return draw_modulated_ns(load, rate_qps, n, rng)
+        case _:
+            arrival_ns: Int64Array = np.cumsum(draw_gaps_ns(load, rate_qps, n, rng))
+            return arrival_ns
 
 
 def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generator) -> Int32Array:
@@ -104,11 +93,13 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
         case "lognormal":
             sizes = rng.lognormal(mean, spread, n)
         case "file":
-            sizes = rng.choice(_read_numbers("batch_dist_file", load.batch_dist_file), n)
+            sizes = rng.choice(read_numbers("batch_dist_file", load.batch_dist_file), n)
         case "mlperf":
             sizes = rng.choice(np.array(MLPERF_ITEMS, dtype=float), n)
         case "production":
             sizes = production_quantile(rng.random(n))
+        case "trace":
+            sizes = read_sizes(load.arrival_file, n).astype(np.float64)
         case other:
             raise ValueError(f"unknown batch_size_distribution {other!r}")
     whole: Int32Array = np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
@@ -129,11 +120,7 @@ def production_quantile(u: FloatArray) -> FloatArray:
 def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0) -> Schedule:
     """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its own)."""
     seed, load = config.inputs.numpy_rand_seed, config.load
-    if load.arrival_process == "file":
-        arrival_ns = read_arrivals_ns(load.arrival_file, n_queries)
-    else:
-        gaps_ns = draw_gaps_ns(load, rate_qps, n_queries, stream(seed, "arrivals", run_index))
-        arrival_ns = np.cumsum(gaps_ns)
+    arrival_ns = draw_arrivals_ns(load, rate_qps, n_queries, stream(seed, "arrivals", run_index))
     sizes = draw_sizes(load, config.inputs.max_mini_batch_size, n_queries, stream(seed, "sizes", run_index))
     input_ids = draw_input_ids(config.inputs, n_queries, stream(seed, "inputs of queries", run_index))
     return Schedule(arrival_ns, sizes, input_ids, n_warmup)
@@ -151,7 +138,8 @@ class CommonLoad:
 
     def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
         self._config, self._n_queries, self._run_index = config, n_queries, run_index
-        self._scales = config.load.arrival_process != "legacy"  # whole-ms gaps have another law at every rate
+        # Whole-ms gaps have another law at every rate; bursts and days last as long at any rate.
+        self._scales = config.load.arrival_process not in ("legacy", "mmpp", "diurnal")
         self._unit = draw_schedule(config, n_queries, 0, 1.0, run_index)
 
     @property
@@ -185,23 +173,11 @@ def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
 
 def check_files(config: RunConfig) -> None:
     """Raise ConfigError if a file that the load needs cannot be used; called before anything is started."""
-    if config.load.arrival_process == "file":
-        read_arrivals_ns(config.load.arrival_file, config.n_queries)
-    if config.load.batch_size_distribution == "file":
-        _read_numbers("batch_dist_file", config.load.batch_dist_file)
-
-
-def _read_numbers(flag: str, path: str) -> FloatArray:
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(flag, f"{path}: no such file; expected one number a line")
-    try:
-        numbers = np.array([float(line) for line in file.read_text().split()])
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(flag, f"{path}: {error}; expected one number a line") from error
-    if len(numbers) == 0 or not np.isfinite(numbers).all():
-        raise ConfigError(flag, f"{path}: expected one finite number a line")
-    return numbers
+    load = config.load
+    if load.arrival_process in ("file", "trace", "diurnal"):
+        draw_arrivals_ns(load, load.rate_qps, config.n_queries, stream(config.inputs.numpy_rand_seed, "check"))
+    if load.batch_size_distribution in ("file", "trace"):
+        draw_sizes(load, config.inputs.max_mini_batch_size, config.n_queries, stream(0, "check"))
 
 
 class Pacer:

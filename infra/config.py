@@ -14,8 +14,9 @@ from infra.fields import ConfigError as ConfigError  # noqa: PLC0414 (everyone g
 from infra.fields import check_fields, dashed, flag
 from infra.model_config import ModelConfig as ModelConfig  # noqa: PLC0414
 
-_ARRIVALS = ("exponential", "legacy", "constant", "gamma", "file")
-_SIZES = ("fixed", "normal", "lognormal", "file", "production", "mlperf")
+_ARRIVALS = ("exponential", "legacy", "constant", "gamma", "mmpp", "diurnal", "file", "trace")
+_READ = ("file", "trace", "diurnal")  # arrival processes that need arrival_file
+_SIZES = ("fixed", "normal", "lognormal", "file", "production", "mlperf", "trace")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,16 @@ class InputConfig:
     nepochs: int = flag(1, "passes over the inputs", low=1)
     mini_batch_size: int = flag(1, "standalone: items per batch", low=1)
     max_mini_batch_size: int = flag(1, "items of a generated input; the largest query", low=1)
-    data_generation: str = flag("random", "where ids come from", ("random",))
+    data_generation: str = flag(
+        "random", "where ids come from: random = uniform, synthetic = stack distances",
+        ("random", "zipf", "synthetic", "dataset"),
+    )  # fmt: skip
+    zipf_alpha: float = flag(1.05, "zipf: the row of rank k is as likely as k^-alpha", low=0, high=10)
+    data_trace_file: str = flag("./input/dist_emb_j.log", "synthetic: a table's stack distances; j = its number")
+    data_trace_enable_padding: bool = flag(False, "synthetic: distances not yet possible are drawn anew, as released")
+    data_set: str = flag("kaggle", "dataset: Criteo's click logs, or MovieLens-style", ("kaggle", "movielens"))
+    raw_data_file: str = flag("", "dataset: the click logs' file, or the interactions' file or folder")
+    data_randomize: str = flag("total", "dataset: order of the samples; day = by sevenths", ("total", "day", "none"))
     numpy_rand_seed: int = flag(123, "seed of every random stream of the run", low=0)
 
     def __post_init__(self) -> None:
@@ -36,6 +46,8 @@ class InputConfig:
                 "mini_batch_size",
                 f"is {self.mini_batch_size}, larger than max_mini_batch_size, {self.max_mini_batch_size}",
             )
+        if self.data_generation == "dataset" and not self.raw_data_file:
+            raise ConfigError("raw_data_file", "is not set; data_generation dataset reads it")
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,14 @@ class LoadConfig:
         None, "offered rate as a fraction of the capacity measured first, an alternative to both", high=10.0
     )
     arrival_gamma_shape: float = flag(0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k")
-    arrival_file: str = flag("", "arrival_process file: one arrival time in ms a line, ascending")
+    arrival_burst_factor: float = flag(10.0, "mmpp: rate within a burst over the rate outside", low=1)
+    arrival_burst_share: float = flag(0.1, "mmpp: share of the time that bursts take", low=0.001, high=0.999)
+    arrival_burst_s: float = flag(1.0, "mmpp: mean length of a burst in s")
+    arrival_file: str = flag(
+        "", "file: one arrival time in ms a line; trace: table with arrival_ns, _ms or _s (and n_items); diurnal: "
+        "table with time_s and rate, scaled to the run's mean rate, linear between, repeated",
+    )  # fmt: skip
+    arrival_time_scale: float = flag(1.0, "trace, diurnal: factor on all times (0.5 = twice as fast)")
     batch_size_distribution: str = flag("fixed", "law of the query sizes", _SIZES)
     avg_mini_batch_size: float = flag(1.0, "mean query size in items (lognormal: mean of the log)")
     var_mini_batch_size: float = flag(1.0, "standard deviation of the size (lognormal: of the log)", low=0)
@@ -58,7 +77,8 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("avg_arrival_rate", "arrival_qps", "offered_load", "arrival_gamma_shape"):
+        for name in ("avg_arrival_rate", "arrival_qps", "offered_load", "arrival_gamma_shape", "arrival_burst_s",
+                     "arrival_time_scale"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(name, f"is {value:g}; expected more than 0")
@@ -66,8 +86,10 @@ class LoadConfig:
             raise ConfigError("arrival_qps", "and avg_arrival_rate are both set; give one")
         if self.arrival_qps is not None and self.offered_load is not None:
             raise ConfigError("offered_load", "and arrival_qps are both set; give one")
-        if self.arrival_process == "file" and not self.arrival_file:
-            raise ConfigError("arrival_file", "is not set; arrival_process file reads its times from it")
+        if self.arrival_process in _READ and not self.arrival_file:
+            raise ConfigError("arrival_file", f"is not set; arrival_process {self.arrival_process} reads it")
+        if self.batch_size_distribution == "trace" and self.arrival_process != "trace":
+            raise ConfigError("batch_size_distribution", "is trace, which needs arrival_process trace")
         if self.batch_size_distribution in ("fixed", "normal") and self.avg_mini_batch_size < 1:
             raise ConfigError("avg_mini_batch_size", f"is {self.avg_mini_batch_size:g}; expected at least 1 item")
 
@@ -208,12 +230,7 @@ class ReleaseOnlyConfig:
     save_proto_types_shapes: bool = flag(False, "Caffe2 only")
     plot_compute_graph: bool = flag(False, "Caffe2 only")
     output_log_file: str | None = flag(None, "Caffe2 only")
-    data_trace_file: str = flag("./input/dist_emb_j.log", "read by data_generation synthetic only")
-    data_trace_enable_padding: bool = flag(False, "read by data_generation synthetic only")
-    data_set: str = flag("kaggle", "read by data_generation dataset only")
-    raw_data_file: str = flag("", "read by data_generation dataset only")
-    processed_data_file: str = flag("", "read by data_generation dataset only")
-    data_randomize: str = flag("total", "read by data_generation dataset only")
+    processed_data_file: str = flag("", "the raw file is read each time")
     activation_function: str = flag("relu", "the nets fix their activations")
     loss_function: str = flag("mse", "training only")
     loss_threshold: float = flag(0.0, "training only")
@@ -244,8 +261,11 @@ class RunConfig:
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
         tuning = self.tune.tune_batch_qps or self.tune.tune_accel_qps
-        if self.load.arrival_process == "file" and (tuning or self.load.offered_load is not None):
-            raise ConfigError("arrival_process", "is file, which fixes the rate; tuning and offered_load choose it")
+        process = self.load.arrival_process
+        if process in ("file", "trace") and (tuning or self.load.offered_load is not None):
+            raise ConfigError(
+                "arrival_process", f"is {process}, which fixes the rate; tuning and offered_load choose it"
+            )
         self._check_backend(tuning)
         if not self.engines.queue:
             for name in ("tune_batch_qps", "tune_accel_qps"):

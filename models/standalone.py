@@ -15,6 +15,7 @@ from infra.memory import check_memory
 from infra.progress import Progress
 from models import build
 from models.base import RecModel
+from models.inputs.sources import source_of
 from models.inputs.synthetic import InputPool
 from models.profiler import operator_times
 
@@ -77,15 +78,13 @@ def run(config: RunConfig) -> None:
     """Build, time and print; raises ValueError for what cannot be run here."""
     device = choose_device(config.engines.use_accel)
     check_memory(config, n_engines=0)
+    source_of(config.model, config.inputs)  # unusable files are found before tables are built
     torch.set_num_threads(config.engines.n_threads)
     with Progress(config.output.progress) as progress:
         with progress.step(f"building {config.model.name}'s tables") as on_progress:
             model = build(config.model, config.inputs.numpy_rand_seed, on_progress, device)
         with progress.step("drawing inputs") as on_progress:
-            inputs = InputPool(
-                config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size,
-                config.inputs.numpy_rand_seed, on_progress,
-            )  # fmt: skip
+            inputs = InputPool.of(config, on_progress)
     if config.output.enable_profiling:
         time_model(model, inputs, config.inputs.mini_batch_size, 1, device)  # the first calls are not typical
         with operator_times(model) as own_ms:

@@ -3,19 +3,22 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from infra.arrivals import RateCurve, draw_gaps_ns
 from infra.config import ConfigError, InputConfig, LoadConfig, RunConfig
 from infra.rng import stream
 from loadGenerator import (
     MLPERF_ITEMS,
+    CommonLoad,
     Pacer,
     Schedule,
     burst,
-    draw_gaps_ns,
+    draw_arrivals_ns,
     draw_schedule,
     draw_sizes,
     production_quantile,
@@ -197,3 +200,153 @@ def test_a_schedule_must_not_go_back_in_time():
         Schedule(np.array([2, 1]), np.ones(2, np.int32), np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="differ in length"):
         Schedule(np.array([1]), np.ones(2, np.int32), np.zeros(2, np.int32))
+
+
+def dispersion(rates, share, burst_s, window_s):
+    """Variance over mean of the counts of a two-state Markov-modulated Poisson process in windows.
+
+    Fischer and Meier-Hellstern, The MMPP cookbook (1993), eq. for two states: stays of mean 1 / out.
+    """
+    out = np.array([share / ((1 - share) * burst_s), 1 / burst_s])  # leaving calm, leaving the burst
+    both = out.sum()
+    mean = rates[0] * (1 - share) + rates[1] * share
+    excess = 2 * (rates[1] - rates[0]) ** 2 * share * (1 - share) / (mean * both)
+    return 1 + excess * (1 - (1 - np.exp(-both * window_s)) / (both * window_s))
+
+
+@pytest.mark.parametrize(("share", "factor", "burst_s"), [(0.1, 10.0, 0.5), (0.3, 4.0, 0.2)])
+def test_bursts_have_the_dispersion_of_their_law(share, factor, burst_s):
+    load = LoadConfig(arrival_process="mmpp", arrival_burst_share=share, arrival_burst_factor=factor,
+                      arrival_burst_s=burst_s)  # fmt: skip
+    rate, n = 200.0, 400_000
+    arrival_s = draw_arrivals_ns(load, rate, n, stream(5, "arrivals")) / 1e9
+    assert (np.diff(arrival_s) >= 0).all()
+    calm = rate / (1 + share * (factor - 1))
+    for window_s in (0.05, 0.5, 2.0):
+        counts = np.histogram(arrival_s, np.arange(0, arrival_s[-1], window_s))[0]
+        blocks = np.array([block.var(ddof=1) / block.mean() for block in np.array_split(counts, 20)])
+        wanted = dispersion((calm, factor * calm), share, burst_s, window_s)
+        if window_s < 10 * burst_s and len(counts) / 20 * window_s > 20 * burst_s:
+            assert counts.var() / counts.mean() == pytest.approx(wanted, abs=4 * blocks.std() / np.sqrt(20))
+    blocks = np.array(
+        [len(block) for block in np.split(arrival_s, np.searchsorted(arrival_s, np.arange(40, 2000, 40)))]
+    )
+    assert n / arrival_s[-1] == pytest.approx(rate, abs=4 * blocks.std() / 40 / np.sqrt(len(blocks)) + 1)
+
+
+def test_gaps_within_bursts_of_factor_one_are_exponential():
+    load = LoadConfig(arrival_process="mmpp", arrival_burst_factor=1.0)
+    gaps = np.diff(draw_arrivals_ns(load, 200.0, N, stream(1, "arrivals"))) / 1e6
+    assert stats.kstest(gaps, stats.expon(scale=5.0).cdf).pvalue > P_LIMIT
+
+
+DAY = ((0, 1.0), (2, 5.0), (2, 0.0), (3, 0.0), (5, 4.0))
+
+
+def test_diurnal_arrivals_follow_their_curve(tmp_path):
+    file = tmp_path / "day.csv"
+    file.write_text("# a day of 5 s\ntime_s,rate\n" + "\n".join(f"{t},{r}" for t, r in DAY))
+    load = LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=2.0)
+    rate, n = 500.0, 50_000
+    arrival_s = draw_arrivals_ns(load, rate, n, stream(7, "arrivals")) / 1e9
+    time_s, height = np.array(DAY).T
+    mean = 10 / 5  # the areas: 6 + 0 + 4, over 5 s
+
+    def expected(t):  # integral by a fine sum, an oracle apart from the code's quadratic
+        grid = np.linspace(0, 10, 200_001)
+        rates = np.interp(grid, 2 * time_s, height) * rate / mean
+        rates[(grid >= 4) & (grid <= 6)] = 0
+        until = np.concatenate(([0], np.cumsum((rates[1:] + rates[:-1]) / 2 * np.diff(grid))))
+        return t // 10 * until[-1] + np.interp(t % 10, grid, until)
+
+    assert stats.kstest(np.diff(expected(arrival_s)), stats.expon().cdf).pvalue > P_LIMIT
+    assert not ((arrival_s % 10 > 4.001) & (arrival_s % 10 < 5.999)).any()
+
+
+@pytest.mark.parametrize("process", ["mmpp", "diurnal"])
+def test_bursts_and_days_last_as_long_at_any_rate(process, tmp_path):
+    file = tmp_path / "day.csv"
+    file.write_text("time_s,rate\n0,0\n1,2\n2,0\n")
+    load = LoadConfig(arrival_process=process, arrival_file=str(file), arrival_burst_s=0.2)
+    config = replace(CONFIG, load=load)
+    common = CommonLoad(config, 4000)
+    slow, fast = common.at(100.0), common.at(1000.0)
+    assert (slow.n_items == fast.n_items).all()
+    for schedule, rate in ((slow, 100.0), (fast, 1000.0)):
+        alone = draw_schedule(config, 4000, 0, rate)
+        assert (schedule.arrival_ns == alone.arrival_ns).all()
+    assert (common.at(100.0, 500).arrival_ns == slow.arrival_ns[:500]).all()
+    if process == "diurnal":
+        near_zero = (fast.arrival_ns / 1e9) % 2
+        assert (near_zero > 0.01).mean() > 0.99
+
+
+def test_a_trace_replays_arrivals_and_sizes(tmp_path):
+    file = tmp_path / "queries.parquet"
+    arrival_ns = np.cumsum(np.arange(1, 101)) * 1_000_000 + 77
+    pd.DataFrame({"arrival_ns": arrival_ns, "n_items": np.arange(100) % 7 + 1}).to_parquet(file)
+    load = LoadConfig(arrival_process="trace", arrival_file=str(file), arrival_time_scale=0.5,
+                      batch_size_distribution="trace")  # fmt: skip
+    schedule = draw_schedule(replace(CONFIG, load=load), 90, 0, rate_qps=1.0)
+    assert (schedule.arrival_ns == (arrival_ns[:90] - arrival_ns[0]) // 2).all()
+    assert (schedule.n_items == np.arange(90) % 7 + 1).all()
+    seconds = tmp_path / "trace.csv"
+    seconds.write_text("arrival_s\n0.5\n0.75\n2\n")
+    load = LoadConfig(arrival_process="trace", arrival_file=str(seconds))
+    assert list(draw_arrivals_ns(load, 1.0, 3, stream(1, "x"))) == [0, 250_000_000, 1_500_000_000]
+
+
+BAD_TRACES = [
+    ("trace", "arrival_s\n0\n2\n1\n", "row 3: time runs backwards"),
+    ("trace", "arrival_s\n0\nnan\n1\n", "row 2: arrival_s is nan"),
+    ("trace", "arrival_s\n0\nsoon\n1\n", "row 2: arrival_s is soon"),
+    ("trace", "arrival_s\n", "has no rows"),
+    ("trace", "", "not readable as a table"),
+    ("trace", "0\n1\n2\n", "has columns 0; expected one of arrival_ns"),
+    ("trace", "arrival_s\n0\n", "1 arrivals, but the run has 3"),
+    ("file", "arrival\n0\n1\n", "line 1: 'arrival' is no finite number; expected one a line and no header"),
+    ("file", "0\n1\n0.5\n", "line 3: time runs backwards"),
+    ("file", "0\nNaN\n2\n", "line 2: 'NaN' is no finite number"),
+    ("file", "", "is empty"),
+    ("diurnal", "time_s,rate\n0,1\n", "two points or more"),
+    ("diurnal", "time_s,rate\n0,1\n2,1\n1,1\n", "must not descend"),
+    ("diurnal", "time_s,rate\n0,1\n2,-1\n", "at least 0"),
+    ("diurnal", "time_s,rate\n0,0\n2,0\n", "rise above 0"),
+    ("diurnal", "0,1\n2,1\n", "expected time_s and rate"),
+]
+
+
+@pytest.mark.parametrize(("process", "text", "message"), BAD_TRACES)
+def test_a_bad_load_file_is_named_with_its_line(process, text, message, tmp_path):
+    file = tmp_path / "load.csv"
+    file.write_text(text)
+    load = LoadConfig(arrival_process=process, arrival_file=str(file))
+    with pytest.raises(ConfigError, match=rf"load\.csv.*{message}"):
+        draw_arrivals_ns(load, 1.0, 3, stream(1, "x"))
+
+
+@pytest.mark.parametrize("size", ["0", "1.5", "nan", ""])
+def test_a_bad_size_in_a_trace_is_named_with_its_row(size, tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text(f"arrival_s,n_items\n0,1\n1,{size}\n")
+    load = LoadConfig(arrival_process="trace", arrival_file=str(file), batch_size_distribution="trace")
+    with pytest.raises(ConfigError, match=r"trace\.csv, row 2: n_items is"):
+        draw_sizes(load, 100, 2, stream(1, "x"))
+
+
+@given(
+    st.lists(st.tuples(st.just(0.0) | st.floats(1e-3, 3), st.just(0.0) | st.floats(1e-3, 5)), min_size=1, max_size=8),
+    st.lists(st.floats(0, 50), min_size=1, max_size=20),
+)
+def test_the_inverse_of_a_rate_curve_is_its_inverse(steps, targets):
+    widths, rates = np.array(steps).T
+    curve = RateCurve(np.concatenate(([0.0], np.cumsum(widths), [widths.sum() + 1])), np.append(rates, [1.0, 2.0]))
+    times = curve.times_s(np.sort(targets))
+    assert (np.diff(times) >= -1e-9).all()
+    periods, within = np.divmod(times, curve.time_s[-1])
+    part = np.clip(np.searchsorted(curve.time_s, within, side="right") - 1, 0, len(curve.time_s) - 2)
+    width = curve.time_s[part + 1] - curve.time_s[part]
+    into = within - curve.time_s[part]
+    slope = np.divide(curve.rate[part + 1] - curve.rate[part], width, out=np.zeros_like(width), where=width > 0)
+    back = periods * curve.expected[-1] + curve.expected[part] + into * (curve.rate[part] + slope * into / 2)
+    assert back == pytest.approx(np.sort(targets), abs=1e-6)

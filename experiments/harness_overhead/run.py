@@ -28,11 +28,12 @@ from scipy import stats
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import ProcessSession
 from experiments.harness_overhead import peers
+from infra.arrivals import draw_gaps_ns
 from infra.config import LoadConfig
 from infra.messages import CPU
 from infra.rng import stream
 from infra.rows import Rows
-from loadGenerator import Schedule, draw_gaps_ns
+from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
 OURS, QUEUE, LOADGEN = "ours", "multiprocessing.Queue", "LoadGen"

@@ -19,13 +19,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from backends.simulated import SimulatedSession
+from infra.arrivals import draw_gaps_ns
 from infra.clock import NS_PER_MS
 from infra.config import LoadConfig
 from infra.figures import style
 from infra.messages import CPU
 from infra.rng import stream
 from infra.stats import quantile
-from loadGenerator import Schedule, draw_gaps_ns
+from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
 SERVICE_MS = 20.0

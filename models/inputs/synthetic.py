@@ -1,9 +1,10 @@
-"""Random inputs: dense features uniform in [0, 1), ids uniform over a table's rows, prefix slices for tasks."""
+"""Inputs in memory: dense features uniform in [0, 1), ids uniform over a table's rows or from a source."""
 
 # N inputs, B items of an input, T tables, F dense features, K ids a bag
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from itertools import groupby
 
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.config import ModelConfig
+from infra.config import ModelConfig, RunConfig
 from infra.rng import stream
 from models.batch import Batch, first_rows
+from models.inputs.sources import Source, source_of
 
 Int32Array = npt.NDArray[np.int32]
 _ITEMS_A_CHUNK = 128
@@ -51,12 +53,13 @@ def draw_distinct(n_rows: int, bag_ids: int, n_bags: int, rng: np.random.Generat
 class InputPool:
     """The distinct inputs of a run, each of `max_items` items, shared by all engines; `batch` slices without copying.
 
-    With a fixed pooling factor the ids of a bag all differ; otherwise a bag has 1..K ids, drawn independently.
+    With a fixed pooling factor the uniformly drawn ids of a bag all differ; otherwise a bag has 1..K ids, drawn
+    independently. A `source` gives ids with locality instead, and may give dense features (models/inputs/sources.py).
     """
 
     def __init__(
         self, config: ModelConfig, n_inputs: int, max_items: int, seed: int,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[float], None] | None = None, source: Source | None = None,
     ) -> None:  # fmt: skip
         self.n_inputs, self.max_items = n_inputs, max_items
         self._n_tables = len(config.table_rows)
@@ -64,15 +67,25 @@ class InputPool:
         self._dense, self._ids, self._offsets = [], [], []
         bags = max_items * self._n_tables
         shared = torch.arange(bags + 1, dtype=torch.int32) * config.num_indices_per_lookup
+        given = None if source is None else _ids_of_source(source, config, n_inputs, max_items, seed, on_progress)
+        own_dense = None if source is None else source.dense(n_inputs * max_items)
         for i in range(n_inputs):
-            rng = stream(seed, "dense", i)
-            dense = rng.random((max_items, config.dense_width), dtype=np.float32)
+            dense = stream(seed, "dense", i).random((max_items, config.dense_width), dtype=np.float32)
+            if own_dense is not None:
+                dense = own_dense[i * max_items : (i + 1) * max_items]
             self._dense.append(torch.from_numpy(dense) if config.dense_width else None)
-            ids, offsets = _draw_ids(config, max_items, stream(seed, "ids", i))
+            ids, offsets = _draw_ids(config, max_items, stream(seed, "ids", i)) if given is None else given[i]
             self._ids.append(torch.from_numpy(ids))
             self._offsets.append(shared if offsets is None else torch.from_numpy(offsets))
-            if on_progress is not None:
+            if on_progress is not None and given is None:
                 on_progress((i + 1) / n_inputs)
+
+    @classmethod
+    def of(cls, config: RunConfig, on_progress: Callable[[float], None] | None = None) -> InputPool:
+        """The inputs that a run's settings ask for; raises ConfigError if a file of ids cannot be used."""
+        n_inputs, max_items = config.inputs.num_batches, config.inputs.max_mini_batch_size
+        source = source_of(config.model, config.inputs)
+        return cls(config.model, n_inputs, max_items, config.inputs.numpy_rand_seed, on_progress, source)
 
     def batch(self, input_id: int, first_item: int, n_items: int) -> Batch:
         """Items [first_item, first_item + n_items) of an input; raises IndexError outside of it."""
@@ -115,3 +128,30 @@ def _draw_ids(config: ModelConfig, n_items: int, rng: np.random.Generator) -> tu
     tables_L = np.repeat(np.tile(np.arange(n_tables), n_items), lengths_BT.reshape(-1))
     ids_L = starts[tables_L] + rng.integers(0, np.asarray(rows)[tables_L])
     return ids_L.astype(np.int32), offsets
+
+
+def _ids_of_source(
+    source: Source, config: ModelConfig, n_inputs: int, n_items: int, seed: int,
+    on_progress: Callable[[float], None] | None,
+) -> list[tuple[Int32Array, Int32Array | None]]:  # fmt: skip
+    """What `_draw_ids` gives, for all inputs: every table is one stream through them, so tables are the outer loop."""
+    starts, n_tables = first_rows(config.table_rows), len(config.table_rows)
+    shape = (n_inputs, n_items, n_tables)
+    fixed, bag_ids = config.num_indices_per_lookup_fixed, config.num_indices_per_lookup
+    lengths_NBT = stream(seed, "bags").integers(1, bag_ids + 1, shape) if not fixed else np.full(shape, bag_ids)
+    ends = np.cumsum(lengths_NBT.reshape(-1))
+    ids_L = np.empty(ends[-1], dtype=np.int32)
+    for t in range(n_tables):
+        lengths = lengths_NBT[:, :, t].reshape(-1)
+        ids = source.table_ids(t, lengths)
+        begins = ends[t::n_tables] - lengths
+        within = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ids_L[np.repeat(begins, lengths) + within] = ids + starts[t]
+        if on_progress is not None:
+            on_progress((t + 1) / n_tables)
+    inputs: list[tuple[Int32Array, Int32Array | None]] = []
+    per_input = np.concatenate(([0], ends[n_items * n_tables - 1 :: n_items * n_tables]))
+    for i, (begin, end) in enumerate(itertools.pairwise(per_input)):
+        offsets = np.concatenate(([0], np.cumsum(lengths_NBT[i].reshape(-1)))).astype(np.int32)
+        inputs.append((ids_L[begin:end], None if fixed else offsets))
+    return inputs

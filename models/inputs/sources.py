@@ -1,0 +1,167 @@
+"""Where the ids of a run come from: --data_generation random, zipf, synthetic, dataset. Checked without PyTorch."""
+
+# N items of all inputs together, F dense features, T tables, K ids a bag
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.config import ConfigError, InputConfig, ModelConfig
+from infra.rng import stream
+from models.inputs.datasets import Criteo, Interactions, read_criteo, read_interactions
+from models.inputs.stack_distance import Locality, generate, read_locality
+from models.inputs.zipf import draw_rows
+
+Int64Array = npt.NDArray[np.int64]
+UInt64Array = npt.NDArray[np.uint64]
+FloatArray = npt.NDArray[np.float32]
+MOST_ROWS = 500_000  # of click logs; a run that looks up more reads them again
+_DAYS = 7  # data_randomize day: parts of a data set, each shuffled by itself
+
+
+class Source(Protocol):
+    """Ids and dense features of all inputs of a run, in the order in which they are looked up."""
+
+    def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
+        """Rows of the table for every item's bag, bag after bag: int64[sum of lengths]."""
+
+    def dense(self, n_items: int) -> FloatArray | None:
+        """(N, F) float32, or None if there are none of its own."""
+
+
+@dataclass(frozen=True)
+class Zipf:
+    """Independent ids, rank k as likely as k^-alpha."""
+
+    table_rows: tuple[int, ...]
+    alpha: float
+    seed: int
+
+    def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
+        """Every table has an order of popularity of its own."""
+        n, rng = int(lengths_N.sum()), stream(self.seed, "zipf", table)
+        return draw_rows(self.table_rows[table], self.alpha, n, rng)
+
+    def dense(self, n_items: int) -> FloatArray | None:
+        """None."""
+        del n_items
+        return None
+
+
+@dataclass(frozen=True)
+class StackDistances:
+    """Streams with given stack distances, one profile a table."""
+
+    table_rows: tuple[int, ...]
+    localities: tuple[Locality, ...]
+    padding: bool
+    seed: int
+
+    def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
+        """One stream through all inputs."""
+        n, rng = int(lengths_N.sum()), stream(self.seed, "stack distances", table)
+        return generate(self.localities[table], self.table_rows[table], n, rng, padding=self.padding)
+
+    def dense(self, n_items: int) -> FloatArray | None:
+        """None."""
+        del n_items
+        return None
+
+
+class Samples:
+    """Samples of a data set: item i of a run has sample i K; a bag takes its value there and in the samples after it.
+
+    So a table reads its column in the data's order, each value once, and again from the start when the data ends.
+    """
+
+    def __init__(self, data: Interactions | Criteo, model: ModelConfig, inputs: InputConfig) -> None:
+        self._data, self._model, self._seed = data, model, inputs.numpy_rand_seed
+        self._order = _order(len(data), inputs.data_randomize, stream(self._seed, "samples"))
+
+    def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
+        """Hashed to the table's rows, in every table differently."""
+        bag_ids = self._model.num_indices_per_lookup
+        within = np.arange(lengths_N.sum()) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+        sample = np.repeat(np.arange(len(lengths_N)) * bag_ids, lengths_N) + within
+        values = self._column(table)[self._order[sample % len(self._order)]]
+        rows = _mixed(values + _mixed(np.full(1, table + 1, np.uint64))) % np.uint64(self._model.table_rows[table])
+        return rows.astype(np.int64)
+
+    def dense(self, n_items: int) -> FloatArray | None:
+        """The data's own, repeated if the model reads more; None without."""
+        if not isinstance(self._data, Criteo) or not self._model.dense_width:
+            return None
+        samples = self._order[np.arange(n_items) * self._model.num_indices_per_lookup % len(self._order)]
+        features = np.arange(self._model.dense_width) % self._data.dense_NF.shape[1]
+        return np.ascontiguousarray(self._data.dense_NF[samples][:, features])
+
+    def _column(self, table: int) -> UInt64Array:
+        if isinstance(self._data, Criteo):
+            return self._data.sparse_NC[:, table % self._data.sparse_NC.shape[1]]
+        return _interaction_column(self._data, self._model, table).astype(np.uint64)
+
+
+def _interaction_column(data: Interactions, model: ModelConfig, table: int) -> Int64Array:
+    """What a table holds: NCF users and items in turn; DIN and DIEN user, earlier items, item, time; else in turn."""
+    hour = (data.time // 3600 % 24).astype(np.int64)
+    if model.model_type in ("din", "dien"):
+        last = len(model.table_rows) - 1
+        named = {0: data.user, last - 1: data.item, last: hour}
+        return named[table] if table in named else data.item_before(table)
+    return (data.user, data.item)[table % 2]
+
+
+def _order(n: int, randomize: str, rng: np.random.Generator) -> Int64Array:
+    if randomize == "none":
+        return np.arange(n)
+    parts = np.array_split(np.arange(n), _DAYS if randomize == "day" else 1)
+    return np.concatenate([rng.permutation(part) for part in parts])
+
+
+def _mixed(x: UInt64Array) -> UInt64Array:
+    """A bijection of 64 bits that looks random (splitmix64's finalizer; Steele et al., OOPSLA 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
+    """None for uniformly drawn ids; reads what the others need. Raises ConfigError naming the file and the fault."""
+    match inputs.data_generation:
+        case "zipf":
+            return Zipf(model.table_rows, inputs.zipf_alpha, inputs.numpy_rand_seed)
+        case "synthetic":
+            localities = tuple(_locality(inputs.data_trace_file, t, n) for t, n in enumerate(model.table_rows))
+            return StackDistances(
+                model.table_rows, localities, inputs.data_trace_enable_padding, inputs.numpy_rand_seed
+            )
+        case "dataset":
+            try:
+                if inputs.data_set == "movielens":
+                    return Samples(read_interactions(inputs.raw_data_file), model, inputs)
+                n = inputs.num_batches * inputs.max_mini_batch_size * model.num_indices_per_lookup
+                return Samples(read_criteo(inputs.raw_data_file, min(n, MOST_ROWS)), model, inputs)
+            except ValueError as error:
+                raise ConfigError("raw_data_file", str(error)) from error
+    return None
+
+
+def _locality(pattern: str, table: int, n_rows: int) -> Locality:
+    """The table's profile: a j that stands alone in the file's name is the table's number."""
+    path = Path(pattern)
+    file = path.with_name(re.sub(r"(?<![A-Za-z])j(?![A-Za-z])", str(table), path.name))
+    try:
+        locality = read_locality(file)
+    except ValueError as error:
+        raise ConfigError("data_trace_file", f"{error} (python -m models.inputs profile writes such a file)") from error
+    if len(locality.first_ids) and locality.first_ids.max() >= n_rows:
+        raise ConfigError(
+            "data_trace_file", f"{file}: id {locality.first_ids.max()} is outside of table {table} of {n_rows} rows"
+        )
+    return locality

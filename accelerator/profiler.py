@@ -69,7 +69,7 @@ def measure_cpu_cores(
     levels: dict[int, dict[int, float]] = {n_busy: {} for n_busy in range(n_neighbours + 1)}
     spread: dict[int, tuple[float, ...]] = {}
     rounds = _ROUNDS if n_neighbours else 1
-    with _neighbours(model, inputs, n_neighbours) as keep_busy:
+    with neighbours(model, inputs, n_neighbours) as keep_busy:
         for done, n in enumerate(sizes):
             times: dict[int, list[float]] = {n_busy: [] for n_busy in levels}
             for _ in range(rounds):  # in turn, so that what else happens on the machine meets all of them
@@ -119,7 +119,7 @@ def measure_cuda(
 
 
 @contextmanager
-def _neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[[int], None]]:
+def neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[[int], None]]:
     """n processes that run the model; what is yielded lets the first k of them work and stops the others.
 
     Raises RuntimeError if one does not start.

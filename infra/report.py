@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +22,22 @@ def console() -> Console:
 def number(value: float, digits: int = 2) -> str:
     """'-' for what is not known."""
     return f"{value:,.{digits}f}" if math.isfinite(value) else "-"
+
+
+def frame(title: str, rows: pd.DataFrame) -> Table:
+    """Table of a study's rows: floats with three digits, '-' for what is not known."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in rows:
+        table.add_column(str(name), justify="left" if rows[name].dtype == object else "right")
+    for row in rows.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if math.isfinite(value) and abs(value) < 1000 else number(value, 0)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def interval(estimate: Estimate) -> str:

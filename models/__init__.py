@@ -34,17 +34,23 @@ def architecture(model_type: str) -> type[RecModel]:
 
 
 def build(
-    config: ModelConfig, seed: int, on_progress: OnProgress | None = None, device: torch.device | None = None
-) -> RecModel:
+    config: ModelConfig, seed: int, on_progress: OnProgress | None = None, device: torch.device | None = None,
+    tables_of: RecModel | None = None,
+) -> RecModel:  # fmt: skip
     """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of the tables built.
 
     `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that can go anywhere.
+    `tables_of`: a model on the CPU of the same tables, whose rows are shared instead of drawn again.
     """
     import torch  # noqa: PLC0415 (see above)
 
     with torch.inference_mode(False), torch.no_grad():
         model = architecture(config.model_type)(config)
-        model.initialise(seed, on_progress)
+        if tables_of is None:
+            model.initialise(seed, on_progress)
+        else:
+            model.tables.weight_RD = tables_of.tables.weight_RD
+            model.initialise_layers(seed)
         if device is not None and device.type == "cpu":
             model.pack()
         elif device is not None:

@@ -20,7 +20,8 @@ class RecModel(nn.Module):
         super().__init__()
         self.config = config
         operator = "per_table" if config.fused == "off" else config.embedding_operator
-        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, operator)
+        bag_ids = config.num_indices_per_lookup if config.num_indices_per_lookup_fixed else None
+        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, operator, bag_ids)
 
     def forward(self, batch: Batch) -> Tensor:
         """Score every item of the batch."""
@@ -33,12 +34,16 @@ class RecModel(nn.Module):
 
     def initialise(self, seed: int, on_progress: OnProgress | None = None) -> None:
         """Draw all weights as the release does; the tables take seconds."""
+        self.initialise_layers(seed)
+        fill_uniform(self.tables.weight_RD, self.tables.table_rows, seed, on_progress)
+
+    def initialise_layers(self, seed: int) -> None:
+        """Draw all weights but the tables' rows."""
         rng = stream(seed, "weights")
         for layer in self.modules():
             draw = getattr(layer, "initialise", None)
             if layer is not self and draw is not None:
                 draw(rng)
-        fill_uniform(self.tables.weight_RD, self.tables.table_rows, seed, on_progress)
 
     def pack(self) -> None:
         """Lay tables and layers out for one core of this CPU, large MLPs in the configuration's `dtype`.

@@ -167,9 +167,14 @@ class DIEN(RecModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top)."""
-        rows_BTD = self.tables(batch)
-        profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
-        interest_BH = self.evolve(rows_BTD[:, 1:-2], ad_BD)
+        if self.tables.one_by_one is not None:
+            profile_BD, *behaviours, ad_BD, context_BD = self.tables.pooled(batch)
+            behaviours_BSD = self.concat(*behaviours).view(batch.n_items, len(behaviours), -1)
+        else:
+            rows_BTD = self.tables(batch)
+            profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
+            behaviours_BSD = rows_BTD[:, 1:-2]
+        interest_BH = self.evolve(behaviours_BSD, ad_BD)
         scores: Tensor = self.top(self.concat(interest_BH, profile_BD, ad_BD, context_BD))
         return scores
 

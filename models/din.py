@@ -11,7 +11,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from models.layers import (
     Concat,
     Dice,
     GroupedFC,
+    OneFC,
     PackedFC,
     Relu,
     Softmax,
@@ -135,6 +136,46 @@ class ReleasedAttention(nn.Module):
         return self.sum(x_NBH)  # type: ignore[no-any-return]
 
 
+class Add(nn.Module):
+    """Of two tensors or more."""
+
+    operator = "Sum"
+
+    def forward(self, x: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+        """Any shape."""
+        total = x + y
+        for other in others:
+            total += other
+        return total
+
+
+class UnitByUnit(nn.Module):
+    """ReleasedAttention operator by operator, one unit after the other, with the same weights for the same seed."""
+
+    def __init__(self, n_behaviours: int, width: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        units = [f"atten._fc_{k}" for k in range(n_behaviours)]
+        self.first = nn.ModuleList([FC(f"{unit}.fc1", 3 * width, hidden[0]) for unit in units])
+        widths = (*hidden, width)
+        self.rest = nn.ModuleList(
+            [
+                GroupedFC([f"{unit}.fc{i}" for unit in units], n_in, n_out)
+                for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2)
+            ]
+        )
+        self.concat, self.add, self.one, self.relu = Concat(), Add(), OneFC(), Relu()
+
+    def forward(self, behaviours_NBD: Sequence[Tensor], ad_BD: Tensor) -> Tensor:
+        """(B, D), of N times (B, D)."""
+        outputs = []
+        for unit, (first, own_BD) in enumerate(zip(self.first, behaviours_NBD, strict=True)):
+            x_BH = self.relu(first(self.concat(own_BD, ad_BD, self.add(own_BD, ad_BD))))
+            for layer in self.rest:
+                x_BH = self.relu(self.one(x_BH, layer, unit))
+            outputs.append(x_BH)
+        return self.add(*outputs)  # type: ignore[no-any-return]
+
+
 class PublishedAttention(nn.Module):
     """The paper's: one unit for all behaviours gives a weight to each; the weighted behaviours are added (sec. 4.2)."""
 
@@ -167,14 +208,19 @@ class DIN(RecModel):
             self.attention = PublishedAttention(width, config.bot_widths)
             self.top = dice_mlp("top", widths, last=Softmax())
         else:
-            self.attention = ReleasedAttention(n_behaviours, width, config.bot_widths)
+            attention = UnitByUnit if config.fused == "off" else ReleasedAttention
+            self.attention = attention(n_behaviours, width, config.bot_widths)
             self.top = mlp("top", widths)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top)."""
-        rows_BTD = self.tables(batch)
-        profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
-        interest_BD = self.attention(rows_BTD[:, 1:-2], ad_BD)
+        if isinstance(self.attention, UnitByUnit):
+            profile_BD, *behaviours_NBD, ad_BD, context_BD = self.tables.pooled(batch)
+            interest_BD = self.attention(behaviours_NBD, ad_BD)
+        else:
+            rows_BTD = self.tables(batch)
+            profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
+            interest_BD = self.attention(rows_BTD[:, 1:-2], ad_BD)
         scores: Tensor = self.top(self.concat(profile_BD, interest_BD, ad_BD, context_BD))
         return scores
 

@@ -118,6 +118,16 @@ class GroupedFC(nn.Module):
         return torch.baddbmm(self.bias_G1O, x_GBI, self.weight_GIO)
 
 
+class OneFC(nn.Module):
+    """One of a GroupedFC's layers, by itself."""
+
+    operator = "FC"
+
+    def forward(self, x_BI: Tensor, layer: GroupedFC, group: int) -> Tensor:
+        """(B, I) -> (B, O)."""
+        return torch.addmm(layer.bias_G1O[group], x_BI, layer.weight_GIO[group])
+
+
 class Relu(nn.Module):
     """In place."""
 
@@ -172,6 +182,8 @@ class JoinedInput(nn.Module):
 
     def forward(self, first_BI: Tensor, batch: Batch) -> Tensor:
         """(B, I + T * D)."""
+        if self.tables.one_by_one is not None:
+            return torch.cat((first_BI, *self.tables.pooled(batch)), dim=1)
         if not self.tables.is_packed:
             return torch.cat((first_BI, self.tables(batch).flatten(1)), dim=1)
         (n_items, n_first), (n_tables, width) = first_BI.shape, self.tables.shape_TD

@@ -50,9 +50,13 @@ class NCF(RecModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top); `paper`: click probability, (B, 1)."""
-        rows_B4D = self.tables(batch)
-        factors_BD = self.factors(rows_B4D[:, 0], rows_B4D[:, 1])
-        scores: Tensor = self.final(self.concat(factors_BD, self.tower(rows_B4D[:, 2:].flatten(1))))
+        if self.tables.one_by_one is not None:
+            user_BD, item_BD, *mlp = self.tables.pooled(batch)
+            joined_BI = self.concat(*mlp)
+        else:
+            rows_B4D = self.tables(batch)
+            user_BD, item_BD, joined_BI = rows_B4D[:, 0], rows_B4D[:, 1], rows_B4D[:, 2:].flatten(1)
+        scores: Tensor = self.final(self.concat(self.factors(user_BD, item_BD), self.tower(joined_BI)))
         return scores
 
 

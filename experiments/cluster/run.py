@@ -37,6 +37,7 @@ from experiments.scheduling.virtual import (
     load_config,
     service_table,
 )
+from infra.arrivals import RateCurve
 from infra.clock import NS_PER_S
 from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
@@ -154,12 +155,11 @@ def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: 
     rng = stream(config.inputs.numpy_rand_seed, "fleet arrivals", seed)
     sizes = draw_sizes(config.load, LARGEST, n, stream(config.inputs.numpy_rand_seed, "fleet sizes", seed))
     unit = np.cumsum(rng.exponential(1.0, n))
-    if diurnal:  # the time at which so many arrivals are expected
+    if diurnal:
         day = np.linspace(0, 1, 10_001)
         rate = DAY_LOW + (1 - DAY_LOW) * (1 - np.cos(2 * np.pi * day)) / 2
-        expected = np.concatenate([[0], np.cumsum((rate[1:] + rate[:-1]) / 2 * np.diff(day))])
-        length_s = n / (peak_qps * expected[-1])
-        seconds = np.interp(unit, expected * peak_qps * length_s, day * length_s)
+        length_s = n / (peak_qps * RateCurve(day, rate).mean_rate)
+        seconds = RateCurve(day * length_s, rate * peak_qps).times_s(unit)
     else:
         seconds = unit / peak_qps
     return Schedule(np.rint(seconds * NS_PER_S).astype(np.int64), sizes, np.zeros(n, np.int32))

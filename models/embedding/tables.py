@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from infra.rng import stream
 from models.batch import Batch, first_rows
 from models.embedding.kernels import pooling
-from models.embedding.operators import OPERATORS
+from models.embedding.operators import OPERATORS, bag, split_by_table
 
 _HUGE_PAGE_BYTES = 2 << 20
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
@@ -67,13 +67,28 @@ def fill_uniform(
         threads.shutdown(cancel_futures=True)  # after Ctrl-C the rest is not built
 
 
+class OneTable(nn.Module):
+    """The look-up of one table, by itself."""
+
+    operator = "SparseLengthsSum"
+
+    def forward(self, weight_RD: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        """(B, D)."""
+        return bag(weight_RD, ids, offsets)
+
+
 class EmbeddingTables(nn.Module):
-    """T tables of one width D: Batch -> (B, T, D), each bag's rows summed."""
+    """T tables of one width D: Batch -> (B, T, D), each bag's rows summed.
+
+    `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all have as many.
+    """
 
     operator = "SparseLengthsSum"
     weight_RD: Tensor
 
-    def __init__(self, table_rows: Sequence[int], width: int, operator: str = "fused") -> None:
+    def __init__(
+        self, table_rows: Sequence[int], width: int, operator: str = "fused", bag_ids: int | None = None
+    ) -> None:
         super().__init__()
         self.table_rows = tuple(table_rows)
         self.first_rows = first_rows(table_rows)
@@ -81,7 +96,11 @@ class EmbeddingTables(nn.Module):
             raise ValueError(f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most 2^31 - 1")
         self.register_buffer("weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False)
         self.shape_TD = (len(self.table_rows), width)
-        self._operator = operator
+        self._operator, self._bag_ids = operator, bag_ids
+        self.one_by_one: nn.ModuleList | None = None
+        if operator == "per_table":
+            self.one_by_one = nn.ModuleList([OneTable() for _ in table_rows])
+            self.operator = "Stack"  # its own time is what the tables' look-ups leave
         self._pool: Callable[..., None] | None = None
 
     @property
@@ -97,12 +116,20 @@ class EmbeddingTables(nn.Module):
 
     def forward(self, batch: Batch, out_BTD: Tensor | None = None) -> Tensor:
         """(B, T, D); `out_BTD` takes it where the tables are packed."""
+        if self.one_by_one is not None:
+            return torch.stack(self.pooled(batch), dim=1)
         if self._pool is None:
             return OPERATORS[self._operator](self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
         if out_BTD is None:
             out_BTD = self.weight_RD.new_empty(batch.n_items, *self.shape_TD)
         self._pool(self._weight, batch.ids_L.numpy(), batch.offsets.numpy(), out_BTD.numpy())
         return out_BTD
+
+    def pooled(self, batch: Batch) -> list[Tensor]:
+        """Every table's pooled rows by themselves, T times (B, D); for `operator` per_table."""
+        assert self.one_by_one is not None
+        parts = split_by_table(batch.ids_L, batch.offsets, len(self.table_rows), self._bag_ids)
+        return [one(self.weight_RD, *own) for one, own in zip(self.one_by_one, parts, strict=True)]
 
     def table(self, t: int) -> Tensor:
         """The rows of table t (a view)."""

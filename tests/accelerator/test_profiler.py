@@ -18,7 +18,7 @@ from models import build
 from models.inputs.synthetic import InputPool
 
 config = parse("--model_type wnd --arch_mlp_bot 4 --num_batches 1 --max_mini_batch_size 8".split())
-with profiler._neighbours(build(config.model, 1), InputPool(config.model, 1, 8, 1), 1) as keep_busy:
+with profiler.neighbours(build(config.model, 1), InputPool(config.model, 1, 8, 1), 1) as keep_busy:
     keep_busy({n_busy})
     print(*[p.pid for p in profiler.multiprocessing.active_children()], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

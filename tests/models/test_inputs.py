@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from infra.config import ModelConfig
-from models.embedding.operators import OPERATORS
+from models.embedding.operators import OPERATORS, split_by_table
 from models.inputs.synthetic import InputPool, draw_distinct
 
 
@@ -101,6 +101,15 @@ def test_inputs_differ_from_each_other_and_repeat_with_the_seed():
     a, b = InputPool(config(fixed=True), 2, 30, seed=4), InputPool(config(fixed=True), 2, 30, seed=4)
     assert torch.equal(a.batch(1, 0, 30).ids_L, b.batch(1, 0, 30).ids_L)
     assert not torch.equal(a.batch(0, 0, 30).ids_L, a.batch(1, 0, 30).ids_L)
+
+
+def test_bags_of_equal_length_are_split_by_table_without_copying():
+    ids, offsets = torch.arange(24, dtype=torch.int32), torch.arange(0, 25, 3, dtype=torch.int32)
+    views, copies = split_by_table(ids, offsets, 2, 3), split_by_table(ids, offsets, 2)
+    for (own, ends), (same, same_ends) in zip(views, copies, strict=True):
+        assert own.untyped_storage().data_ptr() == ids.untyped_storage().data_ptr()
+        assert torch.equal(own.reshape(-1), same)
+        assert torch.equal(ends, same_ends)
 
 
 @pytest.mark.parametrize("operator", sorted(OPERATORS))

@@ -25,13 +25,14 @@ def _no_grad():
         yield
 
 
-def reference_model(name, operator="fused"):
+def reference_model(name, execution="fused"):
     arguments = ARGUMENTS[name]
     arrays = dict(np.load(DATA / f"nets/{name}.npz"))
     config = ModelConfig(
         model_type={"rm1": "dlrm", "rm2": "dlrm", "rm3": "dlrm"}.get(arguments["model"], arguments["model"]),
         arch_embedding_size="-".join([str(arguments["rows_per_table"])] * arguments["tables"]),
-        num_indices_per_lookup_fixed=True, embedding_operator=operator, **{key: arguments[key] for key in KEYS},
+        num_indices_per_lookup_fixed=True, fused="off" if execution == "off" else "on",
+        embedding_operator="fused" if execution == "off" else execution, **{key: arguments[key] for key in KEYS},
     )  # fmt: skip
     model = architecture(config.model_type)(config)
     model.load_reference(arrays)
@@ -47,10 +48,10 @@ def reference_batch(model, arrays, n_items):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("operator", ["fused", "per_table"])
+@pytest.mark.parametrize("execution", ["fused", "per_table", "off"])
 @pytest.mark.parametrize("name", sorted(ARGUMENTS))
-def test_the_net_computes_what_the_released_net_computes(name, operator, packed):
-    model, arrays, arguments = reference_model(name, operator)
+def test_the_net_computes_what_the_released_net_computes(name, execution, packed):
+    model, arrays, arguments = reference_model(name, execution)
     if packed:
         model.pack()
     for n_items in (*arguments["prefix_batches"], arguments["batch"]):

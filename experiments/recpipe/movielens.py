@@ -1,0 +1,212 @@
+"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, scores of every candidate."""
+
+# U users, I items, N training samples
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from infra.config import ModelConfig
+from infra.progress import OnFraction
+from infra.ranking import top_items
+from models import architecture
+from models.base import RecModel
+from models.batch import Batch
+from models.inputs.datasets import Interactions
+
+Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+NEGATIVES, BATCH, LEARNING_RATE = 4, 1024, 2e-3
+USERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """Every user's last item is the test, all before it is training; users with fewer than 3 items are left out.
+
+    `train_user`, `train_item` int64[N]; `test_item` int64[U]; `seen` bool[U, I]: what a user took before the test.
+    """
+
+    train_user: Int64Array
+    train_item: Int64Array
+    test_item: Int64Array
+    seen: npt.NDArray[np.bool_]
+
+    @property
+    def n_users(self) -> int:
+        """Users with a test item."""
+        return len(self.test_item)
+
+    @property
+    def n_items(self) -> int:
+        """Items of the catalogue."""
+        return int(self.seen.shape[1])
+
+    def candidates(self, user: int) -> Int64Array:
+        """What the user had not taken before the test, the test item among it."""
+        return np.flatnonzero(~self.seen[user])
+
+
+def split(data: Interactions) -> Split:
+    """Leave one out by time: nothing that a user took after (or with) the test item is trained on."""
+    order = np.lexsort((np.arange(len(data)), data.time, data.user))
+    user, item = data.user[order], data.item[order]
+    kept = np.flatnonzero(np.bincount(user) >= 3)
+    renamed = np.full(user.max() + 1, -1)
+    renamed[kept] = np.arange(len(kept))
+    is_last = np.append(user[1:] != user[:-1], True)
+    known = renamed[user] >= 0
+    train, test = known & ~is_last, known & is_last
+    n_items = int(item.max()) + 1
+    seen = np.zeros((len(kept), n_items), dtype=bool)
+    seen[renamed[user[train]], item[train]] = True
+    test_item = np.empty(len(kept), dtype=np.int64)
+    test_item[renamed[user[test]]] = item[test]
+    seen[np.arange(len(kept)), test_item] = False  # an item taken again is a candidate like others
+    return Split(renamed[user[train]], item[train], test_item, seen)
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data."""
+
+    name: str
+    width: int
+    tower: tuple[int, ...]
+    epochs: int = 12
+    seed: int = 1
+
+    def model_config(self, data: Split) -> ModelConfig:
+        """The same net as one of models/: NCF as published."""
+        rows = "-".join(str(n) for n in (data.n_users, data.n_items) * 2)
+        return ModelConfig(
+            model_type="ncf", model_name=f"neumf-{self.name}", arch_variant="paper", arch_embedding_size=rows,
+            arch_sparse_feature_size=self.width, arch_mlp_top="-".join(map(str, (*self.tower, 1))),
+            num_indices_per_lookup=1, num_indices_per_lookup_fixed=True,
+        )  # fmt: skip
+
+
+RANKERS = (
+    RankerConfig("small", 4, (8,)), RankerConfig("medium", 16, (32, 16)), RankerConfig("large", 64, (128, 64, 32)),
+)  # fmt: skip
+
+
+class NeuMF(nn.Module):
+    """For training; He et al. 2017, sec. 3.4. (user, item) -> logit."""
+
+    def __init__(self, config: RankerConfig, n_users: int, n_items: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(n, config.width) for n in (n_users, n_items) * 2])
+        widths = (2 * config.width, *config.tower)
+        self.tower = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
+        self.final = nn.Linear(config.width + widths[-1], 1)
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=0.05)  # type: ignore[arg-type]
+
+    def forward(self, user_N: Tensor, item_N: Tensor) -> Tensor:
+        """(N,)."""
+        mf_user, mf_item, mlp_user, mlp_item = (
+            table(ids) for table, ids in zip(self.tables, (user_N, item_N, user_N, item_N), strict=True)
+        )
+        x = torch.cat((mlp_user, mlp_item), dim=1)
+        for layer in self.tower:
+            x = torch.relu(layer(x))
+        logits: Tensor = self.final(torch.cat((mf_user * mf_item, x), dim=1)).squeeze(1)
+        return logits
+
+    def weights(self) -> dict[str, FloatArray]:
+        """Under the blob names of models/ncf.py."""
+        names = ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1")
+        arrays = {f"param.{name}_w": table.weight for name, table in zip(names, self.tables, strict=True)}
+        for i, layer in enumerate((*self.tower, self.final), start=1):
+            name = "final.fc1" if layer is self.final else f"mlpfc.fc{i}"
+            arrays |= {f"param.{name}_w": layer.weight, f"param.{name}_b": layer.bias}
+        return {name: weight.detach().numpy().copy() for name, weight in arrays.items()}  # type: ignore[operator]
+
+
+def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[str, FloatArray]:
+    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it repeats exactly."""
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    net = NeuMF(config, data.n_users, data.n_items)
+    optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-6)
+    for epoch in range(config.epochs):
+        users = np.repeat(data.train_user, 1 + NEGATIVES)
+        items, labels = _with_negatives(data, rng)
+        order = rng.permutation(len(users))
+        for first in range(0, len(order), BATCH):
+            part = order[first : first + BATCH]
+            user_N, item_N = torch.from_numpy(users[part]), torch.from_numpy(items[part])
+            loss = nn.functional.binary_cross_entropy_with_logits(net(user_N, item_N), torch.from_numpy(labels[part]))
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        on_fraction((epoch + 1) / config.epochs, f"loss {loss.item():.3f}")
+    return net.weights()
+
+
+def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, FloatArray]:
+    """Each training pair's item, then NEGATIVES items that its user has not taken (drawn anew until none is)."""
+    drawn = rng.integers(0, data.n_items, (len(data.train_user), NEGATIVES))
+    users = data.train_user[:, None]
+    while (bad := data.seen[users, drawn]).any():
+        drawn[bad] = rng.integers(0, data.n_items, int(bad.sum()))
+    items = np.concatenate((data.train_item[:, None], drawn), axis=1)
+    labels = np.zeros(items.shape, dtype=np.float32)
+    labels[:, 0] = 1
+    return items.reshape(-1), labels.reshape(-1)
+
+
+def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> RecModel:
+    """The ranker as a model of models/, from its checkpoint if it was trained on this data before."""
+    facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, torch.__version__]
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    digest.update(data.train_user.tobytes() + data.train_item.tobytes())
+    file = folder / f"{config.name}-{digest.hexdigest()[:12]}.npz"
+    if file.is_file():
+        weights = dict(np.load(file))
+    else:
+        weights = train(config, data, on_fraction)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(file, **weights)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model = architecture("ncf")(config.model_config(data))
+        model.load_reference(weights)
+        model.eval()
+        model.pack()
+    return model
+
+
+@torch.inference_mode()
+def scores(model: RecModel, data: Split) -> FloatArray:
+    """The ranker's score of every item for every user; (U, I)."""
+    found = np.empty((data.n_users, data.n_items), dtype=np.float32)
+    starts = np.concatenate(([0], np.cumsum(model.config.table_rows)))[:4]
+    items = np.tile(np.arange(data.n_items), USERS_AT_ONCE)
+    for first in range(0, data.n_users, USERS_AT_ONCE):
+        n = min(USERS_AT_ONCE, data.n_users - first)
+        users = np.repeat(np.arange(first, first + n), data.n_items)
+        ids = np.stack((users, items[: len(users)], users, items[: len(users)]), axis=1) + starts
+        offsets = torch.arange(4 * len(users) + 1, dtype=torch.int32)
+        batch = Batch(len(users), None, torch.from_numpy(ids.reshape(-1).astype(np.int32)), offsets)
+        found[first : first + n] = model(batch).numpy().reshape(n, data.n_items)
+    return found
+
+
+def chain(scores_by_stage: Sequence[FloatArray], user: int, pool: Int64Array, keeps: Sequence[int]) -> Int64Array:
+    """What a pipeline answers: each stage ranks what the one before kept, exactly, ties by id; best first."""
+    items = pool
+    for own, keep in zip(scores_by_stage, keeps, strict=True):
+        items = top_items(items, own[user, items], keep)
+    return items

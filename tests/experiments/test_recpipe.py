@@ -1,0 +1,166 @@
+"""RecPipe's studies: the split leaks nothing, training repeats, chains filter exactly; the accelerator's queues."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import run_script
+
+from accelerator.rpaccel import Corrections
+from experiments.recpipe import accelerator, quality
+from experiments.recpipe.movielens import RANKERS, NeuMF, chain, scores, split, train, trained
+from models.inputs.datasets import Interactions
+
+TINY = replace(RANKERS[1], width=4, tower=(8, 4), epochs=2)
+
+
+def clusters(n_users=40, n_items=30, n_each=12, seed=1):
+    """Users like the items of their own half: something to be learnt."""
+    rng = np.random.default_rng(seed)
+    half = n_items // 2
+    item = np.concatenate([rng.permutation(half)[:n_each] + half * (u % 2) for u in range(n_users)])
+    user = np.repeat(np.arange(n_users), n_each)
+    time = rng.random(len(user))
+    order = np.argsort(time)
+    return Interactions(user[order], item[order], np.ones(len(user)), time[order])
+
+
+def test_the_split_leaves_out_the_last_of_every_user_and_trains_on_what_came_before():
+    data = clusters()
+    parts = split(data)
+    assert parts.n_users == 40
+    for user in range(40):
+        own = data.user == user
+        last = data.item[own][np.argmax(data.time[own])]
+        assert parts.test_item[user] == last
+        trained_on = set(parts.train_item[parts.train_user == user])
+        assert trained_on == set(data.item[own]) - {last}
+        assert last in parts.candidates(user)
+        assert not trained_on & set(parts.candidates(user))
+
+
+def test_users_with_too_few_items_are_left_out():
+    data = Interactions(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4]), np.ones(5), np.arange(5.0))
+    parts = split(data)
+    assert parts.n_users == 1
+    assert parts.n_items == 5
+
+
+def test_training_repeats_and_learns(tmp_path):
+    data = split(clusters(n_users=100))
+    one, again = (train(replace(TINY, epochs=3), data, lambda *_: None) for _ in range(2))
+    assert all((one[name] == again[name]).all() for name in one)
+    found = scores(trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None), data)
+    own_half = [found[u, 15 * (u % 2) : 15 * (u % 2) + 15].mean() for u in range(100)]
+    other = [found[u, 15 * (1 - u % 2) : 15 * (1 - u % 2) + 15].mean() for u in range(100)]
+    assert np.mean(own_half) > np.mean(other) + 0.2
+
+
+def test_the_served_model_scores_as_the_trained_one(tmp_path):
+    data = split(clusters())
+    weights = train(TINY, data, lambda *_: None)
+    net = NeuMF(TINY, data.n_users, data.n_items)
+    for table, name in zip(net.tables, ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1"), strict=True):
+        table.weight.data = torch.from_numpy(weights[f"param.{name}_w"])
+    for layer, name in zip((*net.tower, net.final), ("mlpfc.fc1", "mlpfc.fc2", "final.fc1"), strict=True):
+        layer.weight.data, layer.bias.data = (torch.from_numpy(weights[f"param.{name}_{end}"]) for end in "wb")
+    user, item = np.divmod(np.arange(data.n_users * data.n_items), data.n_items)
+    with torch.no_grad():
+        expected = torch.sigmoid(net(torch.from_numpy(user), torch.from_numpy(item))).numpy()
+    served = scores(trained(TINY, data, tmp_path, lambda *_: None), data)
+    assert served.reshape(-1) == pytest.approx(expected, abs=1e-5)
+    assert len([*tmp_path.glob("medium-*.npz")]) == 1
+    again = scores(trained(TINY, data, tmp_path, lambda *_: pytest.fail("trained again")), data)
+    assert (again == served).all()
+
+
+def test_a_chain_keeps_exactly_the_best_of_each_stage():
+    rng = np.random.default_rng(2)
+    first, second = rng.integers(0, 5, (2, 3, 40)).astype(np.float32)
+    pool = rng.permutation(40)[:30]
+    for user in range(3):
+        kept = sorted(pool, key=lambda i, user=user: (-first[user, i], i))[:10]
+        expected = sorted(kept, key=lambda i, user=user: (-second[user, i], i))[:4]
+        assert list(chain([first, second], user, pool, (10, 4))) == expected
+        everything = chain([first, second], user, pool, (30, 4))
+        assert list(everything) == list(chain([second], user, pool, (4,)))  # a filter that keeps all is no filter
+
+
+def test_flops_of_a_chain_are_those_of_the_items_each_stage_ranks():
+    of_item = {"small": 1.0, "medium": 10.0, "large": 100.0}
+    assert quality.Chain(("large",), (10,)).flops(1000, of_item) == 100_000
+    assert quality.Chain(("small", "medium", "large"), (200, 50, 10)).flops(1000, of_item) == 1000 + 2000 + 5000
+    assert quality.Chain(("small", "large"), (200, 10)).flops(100, of_item) == 100 + 10_000  # no more than there are
+
+
+def test_the_front_has_what_no_other_beats():
+    rows = pd.DataFrame({"chain": list("abcd"), "mflops": [1.0, 2.0, 3.0, 3.0], "ndcg": [0.1, 0.05, 0.2, 0.3]})
+    assert list(quality.pareto(rows)["chain"]) == ["a", "d"]
+
+
+def test_the_quality_study_runs(tmp_path):
+    data = clusters(n_users=20)
+    lines = [f"{u}\t{i}\t5\t{t}" for u, i, t in zip(data.user, data.item, data.time, strict=True)]
+    (tmp_path / "u.data").write_text("\n".join(lines))
+    done = run_script("experiments/recpipe/quality.py", "--quick", "--movielens", str(tmp_path), "--cache",
+                      str(tmp_path), "--out", str(tmp_path), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "chains.csv").set_index("chain")
+    assert rows.loc["large", "less_than_large"] == 0
+    assert (rows["ndcg"] <= rows["hit_rate"] + 1e-9).all()
+    assert (rows["mrr"] <= rows["ndcg"] + 1e-9).all()
+    assert rows.loc["small 400 > large", "ndcg"] == rows.loc["large", "ndcg"]  # keeps all 30 items
+    assert (tmp_path / "quality.png").stat().st_size > 10_000
+
+
+# The accelerator
+
+
+def test_every_published_service_time_is_the_model_s():
+    rows = pd.read_csv(accelerator.HERE / "published_accelerator.csv", comment="#")
+    table = accelerator.compare_services(rows)
+    assert len(table) == 647
+    assert (table["computed_ms"] - table["service_ms"]).abs().max() < 1e-5  # published with six digits
+
+
+def obvious_departures(arrivals, n_engines, service):
+    free, out = [0] * n_engines, []
+    for arrival in arrivals:
+        i = free.index(min(free))
+        free[i] = max(free[i], arrival) + service
+        out.append(free[i])
+    return out
+
+
+@pytest.mark.parametrize("n_engines", [1, 2, 5])
+def test_departures_are_those_of_an_obvious_queue(n_engines):
+    arrivals = np.cumsum(np.random.default_rng(n_engines).integers(0, 300, 500))
+    found = accelerator.departures_ns(arrivals, n_engines, 400)
+    assert list(found) == obvious_departures(arrivals.tolist(), n_engines, 400)
+
+
+def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
+    arrivals = accelerator.arrivals_ns("exponential", 250.0, 200_000)
+    out = accelerator.departures_ns(arrivals, 1, 2_000_000)
+    waits = (out - arrivals) / 1e6 - 2
+    blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
+    assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40))  # Pollaczek-Khinchine
+
+
+def test_corrections_alone_and_together_begin_at_the_released_time():
+    one = accelerator.Design(("rm-large",), (4096,), (1,), (1,))
+    table = accelerator.corrections_of({"one": one}).set_index("correction")
+    assert table.loc["as released", "alone_ms"] == pytest.approx(2.0907438257427215, rel=1e-12)
+    assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
+    assert table["together_ms"].iloc[-1] == pytest.approx(accelerator.total_ms(one, Corrections.all()))
+
+
+def test_the_accelerator_study_runs(tmp_path):
+    done = run_script("experiments/recpipe/accelerator.py", "--queries", "2000", "--out", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = pd.read_csv(tmp_path / "best.csv").set_index(["stages", "rate_qps"])
+    assert best.loc[(2, 2000.0), "Poisson"] < 20
+    assert np.isinf(best.loc[(1, 2000.0), "Poisson"])
+    assert (tmp_path / "accelerator.png").stat().st_size > 10_000

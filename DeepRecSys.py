@@ -34,7 +34,7 @@ from infra.progress import Progress
 from infra.provenance import provenance
 from infra.rows import Rows
 from infra.stats import Summary, summarize
-from loadGenerator import Schedule, check_files, draw_schedule, schedule_of
+from loadGenerator import Schedule, check_files, draw_schedule, schedule_of, too_short
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 
@@ -86,16 +86,19 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
                 opened.session, config, fixed_policy(config), opened.n_engines
             )
     schedule = draw_schedule(config, config.n_queries, config.n_warmup, rate_qps)
-    return _measured(config, opened, progress, schedule)
+    return _measured(config, opened, progress, schedule, too_short(config, schedule))
 
 
-def _measured(config: RunConfig, opened: OpenSession, progress: Progress, schedule: Schedule) -> tuple[Rows, Summary]:
+def _measured(
+    config: RunConfig, opened: OpenSession, progress: Progress, schedule: Schedule, faults: tuple[str, ...] = ()
+) -> tuple[Rows, Summary]:
     title = f"{config.model.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
     with progress.step(title) as on_fraction:
         rows = opened.session.run(
             schedule, [Stage(fixed_policy(config))], lambda n_done: on_fraction(n_done / len(schedule))
         )
-    return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, rows.notes)
+    faults = (*rows.notes, *faults)
+    return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, faults)
 
 
 def run_measure(

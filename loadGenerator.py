@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from infra.arrivals import draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
+from infra.arrivals import STEADY, draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
 from infra.clock import NS_PER_S
 from infra.config import InputConfig, LoadConfig, RunConfig
 from infra.load_files import read_arrivals_ns, read_numbers, read_rate_curve, read_sizes, read_trace
@@ -35,6 +35,7 @@ PRODUCTION_SIGMA = 0.45
 PRODUCTION_TAIL_INDEX = 1.9
 PRODUCTION_TAIL_SHARE = 0.25
 PRODUCTION_MAX = 1024
+FEWEST_BURSTS = 10  # expected in a run of bursty arrivals
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
         case "production":
             sizes = production_quantile(rng.random(n))
         case "trace":
-            sizes = read_sizes(load.arrival_file, n).astype(np.float64)
+            return read_sizes(load.arrival_file, n, max_items)
         case other:
             raise ValueError(f"unknown batch_size_distribution {other!r}")
     whole: Int32Array = np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
@@ -119,11 +120,31 @@ def production_quantile(u: FloatArray) -> FloatArray:
 
 def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0) -> Schedule:
     """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its own)."""
-    seed, load = config.inputs.numpy_rand_seed, config.load
-    arrival_ns = draw_arrivals_ns(load, rate_qps, n_queries, stream(seed, "arrivals", run_index))
-    sizes = draw_sizes(load, config.inputs.max_mini_batch_size, n_queries, stream(seed, "sizes", run_index))
-    input_ids = draw_input_ids(config.inputs, n_queries, stream(seed, "inputs of queries", run_index))
-    return Schedule(arrival_ns, sizes, input_ids, n_warmup)
+    rng = stream(config.inputs.numpy_rand_seed, "arrivals", run_index)
+    arrival_ns = draw_arrivals_ns(config.load, rate_qps, n_queries, rng)
+    return Schedule(arrival_ns, *_draw_queries(config, n_queries, run_index), n_warmup)
+
+
+def _draw_queries(config: RunConfig, n: int, run_index: int) -> tuple[Int32Array, Int32Array]:
+    """Sizes and input ids."""
+    seed, inputs = config.inputs.numpy_rand_seed, config.inputs
+    sizes = draw_sizes(config.load, inputs.max_mini_batch_size, n, stream(seed, "sizes", run_index))
+    return sizes, draw_input_ids(inputs, n, stream(seed, "inputs of queries", run_index))
+
+
+def too_short(config: RunConfig, schedule: Schedule) -> tuple[str, ...]:
+    """Why a run does not show its load: it ends before the rate curve does, or after too few bursts."""
+    load, lasts_s = config.load, int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
+    if load.arrival_process == "diurnal":
+        needed_s, what = (
+            float(read_rate_curve(load.arrival_file, load.arrival_time_scale).time_s[-1]),
+            "one round of the rate curve",
+        )
+    elif load.arrival_process == "mmpp":
+        needed_s, what = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share, f"{FEWEST_BURSTS} bursts"
+    else:
+        return ()
+    return (f"the arrivals last {lasts_s:.3g} s, {what} {needed_s:.3g} s",) if lasts_s < 0.99 * needed_s else ()
 
 
 def schedule_of(queries: pd.DataFrame) -> Schedule:
@@ -138,8 +159,9 @@ class CommonLoad:
 
     def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
         self._config, self._n_queries, self._run_index = config, n_queries, run_index
-        # Whole-ms gaps have another law at every rate; bursts and days last as long at any rate.
-        self._scales = config.load.arrival_process not in ("legacy", "mmpp", "diurnal")
+        if config.load.arrival_process not in STEADY:
+            raise ValueError(f"arrivals of process {config.load.arrival_process} are no others at another rate")
+        self._scales = config.load.arrival_process != "legacy"  # whole-ms gaps have another law at every rate
         self._unit = draw_schedule(config, n_queries, 0, 1.0, run_index)
 
     @property
@@ -167,8 +189,7 @@ def draw_input_ids(inputs: InputConfig, n: int, rng: np.random.Generator) -> Int
 
 def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
     """n_queries at once: what the engines carry when they never wait (for measuring capacity)."""
-    schedule = draw_schedule(config, n_queries, 0, rate_qps=1.0, run_index=run_index)
-    return Schedule(np.zeros(n_queries, np.int64), schedule.n_items, schedule.input_id)
+    return Schedule(np.zeros(n_queries, np.int64), *_draw_queries(config, n_queries, run_index))
 
 
 def check_files(config: RunConfig) -> None:

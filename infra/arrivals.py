@@ -90,6 +90,8 @@ def draw_modulated_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.
     Stays in a state are exponential; the first state is drawn as likely as its share of time (stationary). Whoever
     draws more arrivals or another rate with an equal stream gets the same uniform numbers.
     """
+    if n == 0:
+        return np.empty(0, np.int64)
     of_states, of_arrivals = rng.spawn(2)
     unit = np.cumsum(of_arrivals.exponential(1.0, n))
     share, factor = load.arrival_burst_share, load.arrival_burst_factor

@@ -266,6 +266,11 @@ class RunConfig:
             raise ConfigError(
                 "arrival_process", f"is {process}, which fixes the rate; tuning and offered_load choose it"
             )
+        if process in ("mmpp", "diurnal") and tuning:
+            raise ConfigError(
+                "arrival_process",
+                f"is {process}; a trial of a tuning run ends before the load has shown all its states",
+            )
         self._check_backend(tuning)
         if not self.engines.queue:
             for name in ("tune_batch_qps", "tune_accel_qps"):

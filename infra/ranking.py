@@ -23,6 +23,8 @@ def top_items(ids: npt.ArrayLike, scores: npt.ArrayLike, k: int) -> Int64Array:
     Raises ValueError for k below 1, lengths that differ or a score that is no number.
     """
     own_ids, own_scores = np.asarray(ids, dtype=np.int64), np.asarray(scores)
+    if not np.issubdtype(own_scores.dtype, np.floating):
+        own_scores = own_scores.astype(np.float64)
     if k < 1 or own_ids.shape != own_scores.shape:
         raise ValueError(f"the best {k} of {len(own_ids)} ids and {len(own_scores)} scores make no sense")
     if np.isnan(own_scores).any():
@@ -49,7 +51,7 @@ def ndcg_at_k(gains: npt.ArrayLike, pool: npt.ArrayLike, k: int) -> float:
 
 
 def ndcg_released(clicks: npt.ArrayLike, k: int) -> float:
-    """The RecPipe release's "NDCG": DCG over that of a list of k clicks, whether the pool has so many or not.
+    """The RecPipe release's "NDCG": DCG over that of as long a list of clicks, whether the pool has so many or not.
 
     It is a discounted precision and rises with the number of positives in the pool; for comparison only.
     """
@@ -96,6 +98,8 @@ def paired(a_Q: npt.ArrayLike, b_Q: npt.ArrayLike, confidence: float = 0.95) -> 
     a, b = np.asarray(a_Q, dtype=np.float64), np.asarray(b_Q, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} and {len(b)} queries cannot be paired")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a query's value is no finite number")
     difference = mean_with_interval(a - b, confidence)
     if not (a != b).any():
         return Paired(difference, 1.0)

@@ -137,14 +137,14 @@ class ReleasedAttention(nn.Module):
 
 
 class Add(nn.Module):
-    """Of two tensors or more."""
+    """Of one tensor or more."""
 
     operator = "Sum"
 
-    def forward(self, x: Tensor, y: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
         """Any shape."""
-        total = x + y
-        for other in others:
+        total = first + others[0] if others else first
+        for other in others[1:]:
             total += other
         return total
 

@@ -174,16 +174,19 @@ class JoinedInput(nn.Module):
     With packed tables the look-up writes into its place and nothing is concatenated.
     """
 
-    operator = "Concat"
+    operator: str
 
     def __init__(self, tables: EmbeddingTables) -> None:
         super().__init__()
-        self.tables = tables
+        self.tables, self.concat = tables, Concat()
+        if tables.one_by_one is None:
+            self.operator = "Concat"
 
     def forward(self, first_BI: Tensor, batch: Batch) -> Tensor:
         """(B, I + T * D)."""
         if self.tables.one_by_one is not None:
-            return torch.cat((first_BI, *self.tables.pooled(batch)), dim=1)
+            joined_BI: Tensor = self.concat(first_BI, *self.tables.pooled(batch))
+            return joined_BI
         if not self.tables.is_packed:
             return torch.cat((first_BI, self.tables(batch).flatten(1)), dim=1)
         (n_items, n_first), (n_tables, width) = first_BI.shape, self.tables.shape_TD

@@ -20,7 +20,8 @@ _OF_LIBRARY = {
     "aten::addmm": "FC", "aten::mm": "FC", "aten::baddbmm": "FC", "aten::linear": "FC",
     "mkldnn::_linear_pointwise": "FC", "aten::_embedding_bag": "SparseLengthsSum",
     "aten::_embedding_bag_forward_only": "SparseLengthsSum", "aten::embedding_bag": "SparseLengthsSum",
-    "aten::cat": "Concat", "aten::relu": "Relu", "aten::relu_": "Relu", "aten::sum": "Sum", "aten::add": "Sum",
+    "aten::cat": "Concat", "aten::relu": "Relu", "aten::relu_": "Relu",
+    "aten::clamp_min_": "Relu", "aten::sum": "Sum", "aten::add": "Sum",
     "aten::add_": "Sum", "aten::softmax": "Softmax", "aten::_softmax": "Softmax",
 }  # fmt: skip
 
@@ -48,7 +49,9 @@ def operator_times(model: nn.Module) -> Iterator[dict[str, float]]:
     On CUDA each operator is followed by a synchronise, which slows the whole down: read shares, not totals.
     """
     own_ms: dict[str, float] = defaultdict(float)
-    open_calls: list[list[float]] = []  # [start, time of the operators inside], innermost last
+    open_calls: list[
+        list[float]
+    ] = []  # [entered the hook, start, time inside of others and their hooks], innermost last
     on_cuda = any(tensor.is_cuda for tensor in model.buffers())
 
     def now_ms() -> float:
@@ -57,14 +60,15 @@ def operator_times(model: nn.Module) -> Iterator[dict[str, float]]:
         return time.perf_counter_ns() / 1e6
 
     def before(*_: Any) -> None:
-        open_calls.append([now_ms(), 0.0])
+        entered_ms = now_ms()
+        open_calls.append([entered_ms, now_ms(), 0.0])
 
     def after(module: nn.Module, *_: Any) -> None:
-        start_ms, inside_ms = open_calls.pop()
-        spent_ms = now_ms() - start_ms
-        own_ms[str(module.operator)] += spent_ms - inside_ms
+        end_ms = now_ms()
+        entered_ms, start_ms, inside_ms = open_calls.pop()
+        own_ms[str(module.operator)] += end_ms - start_ms - inside_ms
         if open_calls:
-            open_calls[-1][1] += spent_ms
+            open_calls[-1][2] += now_ms() - entered_ms
 
     handles = []
     for module in model.modules():

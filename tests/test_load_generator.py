@@ -22,6 +22,7 @@ from loadGenerator import (
     draw_schedule,
     draw_sizes,
     production_quantile,
+    too_short,
 )
 
 N = 20_000
@@ -269,16 +270,32 @@ def test_bursts_and_days_last_as_long_at_any_rate(process, tmp_path):
     file.write_text("time_s,rate\n0,0\n1,2\n2,0\n")
     load = LoadConfig(arrival_process=process, arrival_file=str(file), arrival_burst_s=0.2)
     config = replace(CONFIG, load=load)
-    common = CommonLoad(config, 4000)
-    slow, fast = common.at(100.0), common.at(1000.0)
+    slow, fast = (draw_schedule(config, 40_000, 0, rate) for rate in (100.0, 1000.0))
     assert (slow.n_items == fast.n_items).all()
+    assert (draw_schedule(config, 500, 0, 100.0).arrival_ns == slow.arrival_ns[:500]).all()
+    with pytest.raises(ValueError, match="no others at another rate"):
+        CommonLoad(config, 4000)
     for schedule, rate in ((slow, 100.0), (fast, 1000.0)):
-        alone = draw_schedule(config, 4000, 0, rate)
-        assert (schedule.arrival_ns == alone.arrival_ns).all()
-    assert (common.at(100.0, 500).arrival_ns == slow.arrival_ns[:500]).all()
-    if process == "diurnal":
-        near_zero = (fast.arrival_ns / 1e9) % 2
-        assert (near_zero > 0.01).mean() > 0.99
+        if process == "diurnal":  # a triangle of 2 s: the middle second has three quarters of the arrivals
+            within = (schedule.arrival_ns / 1e9) % 2
+            assert ((within > 0.5) & (within < 1.5)).mean() == pytest.approx(0.75, abs=0.02)
+        else:
+            counts = np.histogram(schedule.arrival_ns / 1e9, np.arange(0, schedule.arrival_ns[-1] / 1e9, 0.5))[0]
+            calm = rate / (1 + 0.1 * 9)
+            assert counts.var() / counts.mean() == pytest.approx(dispersion((calm, 10 * calm), 0.1, 0.2, 0.5), rel=0.35)
+
+
+def test_a_run_shorter_than_its_load_is_said(tmp_path):
+    file = tmp_path / "day.csv"
+    file.write_text("time_s,rate\n0,1\n86400,2\n")
+    day = replace(CONFIG, load=LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=1e-4))
+    bursts = replace(CONFIG, load=LoadConfig(arrival_process="mmpp", arrival_burst_s=0.1, arrival_burst_share=0.1))
+    for config, needed_s in ((day, 8.64), (bursts, 10.0)):
+        long, short = (draw_schedule(config, n, 0, 100.0) for n in (2000, 200))
+        assert too_short(config, long) == ()
+        (reason,) = too_short(config, short)
+        assert f"{needed_s:.3g} s" in reason
+    assert too_short(CONFIG, draw_schedule(CONFIG, 10, 0, 100.0)) == ()
 
 
 def test_a_trace_replays_arrivals_and_sizes(tmp_path):
@@ -297,7 +314,11 @@ def test_a_trace_replays_arrivals_and_sizes(tmp_path):
 
 
 BAD_TRACES = [
-    ("trace", "arrival_s\n0\n2\n1\n", "row 3: time runs backwards"),
+    ("trace", "arrival_s\n0\n2\n1\n", "arrival 3: time runs backwards"),
+    ("trace", "arrival_s\n0,5\n1,5\n2,5\n", "not readable as a table"),
+    ("trace", "arrival_s\n0\n1\n1e11\n", "the last arrival is at 1e"),
+    ("file", "100 3\n200 5\n300 1\n", "line 1: '100 3' is no finite number; expected one a line"),
+    ("diurnal", "time_s,rate\n0,0,1\n5,5,2\n", "not readable as a table"),
     ("trace", "arrival_s\n0\nnan\n1\n", "row 2: arrival_s is nan"),
     ("trace", "arrival_s\n0\nsoon\n1\n", "row 2: arrival_s is soon"),
     ("trace", "arrival_s\n", "has no rows"),
@@ -305,7 +326,7 @@ BAD_TRACES = [
     ("trace", "0\n1\n2\n", "has columns 0; expected one of arrival_ns"),
     ("trace", "arrival_s\n0\n", "1 arrivals, but the run has 3"),
     ("file", "arrival\n0\n1\n", "line 1: 'arrival' is no finite number; expected one a line and no header"),
-    ("file", "0\n1\n0.5\n", "line 3: time runs backwards"),
+    ("file", "0\n1\n0.5\n", "arrival 3: time runs backwards"),
     ("file", "0\nNaN\n2\n", "line 2: 'NaN' is no finite number"),
     ("file", "", "is empty"),
     ("diurnal", "time_s,rate\n0,1\n", "two points or more"),
@@ -325,7 +346,22 @@ def test_a_bad_load_file_is_named_with_its_line(process, text, message, tmp_path
         draw_arrivals_ns(load, 1.0, 3, stream(1, "x"))
 
 
-@pytest.mark.parametrize("size", ["0", "1.5", "nan", ""])
+def test_an_epoch_s_nanoseconds_are_kept(tmp_path):
+    file = tmp_path / "epoch.parquet"
+    gaps = np.array([0, 100, 200, 301])
+    pd.DataFrame({"arrival_ns": 1_763_740_800_000_000_000 + gaps}).to_parquet(file)
+    load = LoadConfig(arrival_process="trace", arrival_file=str(file))
+    assert (draw_arrivals_ns(load, 1.0, 4, stream(1, "x")) == gaps).all()
+
+
+def test_dates_are_no_numbers(tmp_path):
+    file = tmp_path / "dates.parquet"
+    pd.DataFrame({"arrival_s": pd.date_range("2026-01-01", periods=3, freq="s")}).to_parquet(file)
+    with pytest.raises(ConfigError, match="arrival_s is of type datetime"):
+        draw_arrivals_ns(LoadConfig(arrival_process="trace", arrival_file=str(file)), 1.0, 3, stream(1, "x"))
+
+
+@pytest.mark.parametrize("size", ["0", "1.5", "nan", "", "101"])
 def test_a_bad_size_in_a_trace_is_named_with_its_row(size, tmp_path):
     file = tmp_path / "trace.csv"
     file.write_text(f"arrival_s,n_items\n0,1\n1,{size}\n")

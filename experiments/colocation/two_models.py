@@ -4,8 +4,8 @@
 python experiments/colocation/two_models.py [--pairs wnd+ncf,rm1+dien] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
 
 Real engines, one a model, each model with its own driver and Poisson load, at equal fractions of what its engine
-carries alone. At every fraction: the first alone, the second alone, both at once. two_models.csv gets a line a run as it ends;
-two_models.png is made of it. Needs two cores; some 4 minutes, --quick some 2.
+carries alone. At every fraction: the first alone, the second alone, both at once. two_models.csv gets a line a run as
+it ends; two_models.png is made of it. Needs two cores; some 4 minutes, --quick some 2.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from backends.probe import capacity_qps, latencies_ms
 from experiments.scheduling.virtual import MEDIUM_SLA_MS
 from infra.cli import parse
 from infra.config import RunConfig
-from infra.figures import color, style
+from infra.figures import color, plain_log, style
 from infra.progress import Progress
 from infra.report import console, frame
 from loadGenerator import draw_schedule
@@ -118,7 +118,7 @@ def draw(rows: pd.DataFrame) -> Figure:
             axes.plot(own["fraction"], own["p95_ms"] / own["sla_ms"], "o-" if together else "o--",
                       color=color(str(model)), markersize=4, label=f"{model} {company}")  # fmt: skip
         axes.axhline(1, color="#c1121f", linestyle=":", label="SLA")
-        axes.set_yscale("log")
+        plain_log(axes, "y")
         style(axes, "load, of what the engine carries alone", "p95 over the SLA" if i == 0 else "", pair)
         axes.legend(fontsize=7, frameon=False)
     return figure

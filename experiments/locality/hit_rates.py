@@ -77,7 +77,8 @@ def of_laws(n: int) -> pd.DataFrame:
 
 def of_movielens(data: Interactions) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Users and items in the order of time, shuffled, drawn by their Zipf fit, and drawn by their stack distances."""
-    parts, fits = [], []
+    parts: list[pd.DataFrame] = []
+    fits = []
     for name, ids in (("users", data.user), ("items", data.item)):
         n_ids, alpha, rng = len(np.unique(ids)), fitted_alpha(ids), stream(2, name)
         traces = {

@@ -60,7 +60,7 @@ def agreement(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append({
             "model": model, "batch": batch, "published": theirs, "share": top[PUBLISHED].max(), "here": ours,
             "share here": top[AS_RELEASED].max(), "of theirs here": top[AS_RELEASED][theirs],
-            "agrees": "yes" if theirs == ours else "NO" if sure else "no (theirs below 60 %)",
+            "agrees": "yes" if theirs == ours else "NO" if sure else "unsure",
             "ours": top["ours"].idxmax(), "share ours": top["ours"].max(),
         })  # fmt: skip
     return pd.DataFrame(lines)
@@ -90,8 +90,8 @@ def draw(rows: pd.DataFrame) -> Figure:
                     axes.annotate("PRO"[bar], (at + (bar - 1) * 0.27, 1.01), ha="center", fontsize=6, color="#444444")
         axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
         axes.set_yticks(np.arange(0, 1.01, 0.25), [f"{tick:.0%}" for tick in np.arange(0, 1.01, 0.25)])
+        axes.set_ylim(0, 1.07)
         style(axes, "batch (items)", "share of the run time" if i % n_columns == 0 else "", model)
-        axes.title.set_position((0, 1.04))
     handles = [Patch(color=COLORS[name], label=name) for name in OPERATORS]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.suptitle(

@@ -83,7 +83,7 @@ class EmbeddingTables(nn.Module):
     `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all have as many.
     """
 
-    operator = "SparseLengthsSum"
+    operator: str
     weight_RD: Tensor
 
     def __init__(
@@ -100,7 +100,8 @@ class EmbeddingTables(nn.Module):
         self.one_by_one: nn.ModuleList | None = None
         if operator == "per_table":
             self.one_by_one = nn.ModuleList([OneTable() for _ in table_rows])
-            self.operator = "Stack"  # its own time is what the tables' look-ups leave
+        else:
+            self.operator = "SparseLengthsSum"
         self._pool: Callable[..., None] | None = None
 
     @property

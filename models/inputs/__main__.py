@@ -15,6 +15,7 @@ from infra.rng import stream
 from models.inputs.stack_distance import generate, locality_of, read_locality, write_locality
 
 Int64Array = npt.NDArray[np.int64]
+MOST_ID = 2**62
 
 
 def read_ids(path: Path) -> Int64Array:
@@ -25,9 +26,12 @@ def read_ids(path: Path) -> Int64Array:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a trace of ids")
     if path.suffix == ".npy":
-        ids = np.load(path, allow_pickle=False)
-        if not np.issubdtype(ids.dtype, np.integer) or ids.size == 0 or ids.min() < 0:
-            raise ValueError(f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers of at least 0")
+        try:
+            ids = np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path}: not readable: {error}") from error
+        if not np.issubdtype(ids.dtype, np.integer) or ids.size == 0 or ids.min() < 0 or ids.max() > MOST_ID:
+            raise ValueError(f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers from 0 to {MOST_ID}")
         flat: Int64Array = ids.reshape(-1).astype(np.int64)
         return flat
     text = path.read_text(errors="replace").replace(",", " ")
@@ -39,12 +43,17 @@ def read_ids(path: Path) -> Int64Array:
             ids = np.array([-1])
     if len(ids) == 0:
         raise ValueError(f"{path}: is empty; expected ids")
-    if ids.min() < 0:
-        for number, line in enumerate(text.splitlines(), start=1):
-            for word in line.split():
-                if not word.isdecimal():
-                    raise ValueError(f"{path}, line {number}: {word!r} is no id; expected numbers from 0 and no header")
+    if ids.min() < 0 or ids.max() > MOST_ID:
+        raise ValueError(f"{path}, {_first_wrong(text)}; expected numbers from 0 to {MOST_ID} and no header")
     return ids
+
+
+def _first_wrong(text: str) -> str:
+    for number, line in enumerate(text.splitlines(), start=1):
+        for word in line.split():
+            if not (word.isascii() and word.isdecimal() and int(word) <= MOST_ID):
+                return f"line {number}: {word!r} is no id"
+    return "somewhere: no ids"
 
 
 def write_ids(path: Path, ids: Int64Array, bag_ids: int) -> None:

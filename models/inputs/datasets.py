@@ -7,7 +7,10 @@ Categories become 64-bit hashes; who uses them takes them modulo a table's rows.
 
 from __future__ import annotations
 
+import csv
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +42,19 @@ class Interactions:
     def item_before(self, k: int) -> Int64Array:
         """The item that the same user took k interactions earlier (k >= 1); whoever has fewer: counted round and round
         in what came before; the first one of a user: its own item. int64[N]."""
-        order = np.argsort(self.user, kind="stable")
-        user, item = self.user[order], self.item[order]
-        begin = np.searchsorted(user, user, side="left")
-        n_before = np.arange(len(user)) - begin
+        order, begin, n_before = self._by_user
         source = np.where(n_before > 0, begin + n_before - 1 - (k - 1) % np.maximum(n_before, 1), begin)
-        before = np.empty_like(item)
-        before[order] = item[source]
+        before = np.empty_like(self.item)
+        before[order] = self.item[order][source]
         return before
+
+    @cached_property
+    def _by_user(self) -> tuple[Int64Array, Int64Array, Int64Array]:
+        """Order of the samples by user, then where their user begins and how many came before."""
+        order = np.argsort(self.user, kind="stable")
+        user = self.user[order]
+        begin = np.searchsorted(user, user, side="left")
+        return order, begin, np.arange(len(user)) - begin
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,13 @@ def read_interactions(path: str) -> Interactions:
     layout = next(kind for kind in _LAYOUTS if file.name.endswith(kind))
     separator, has_header = _LAYOUTS[layout]
     try:
-        table = pd.read_csv(
-            file, sep=separator, header=0 if has_header else None, engine="python" if len(separator) > 1 else "c",
-            dtype=str, encoding="latin-1",
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
+            table = pd.read_csv(
+                file, sep=separator, header=0 if has_header else None, engine="python" if len(separator) > 1 else "c",
+                dtype=str, encoding="latin-1", index_col=False,
+            )  # fmt: skip
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{file}: not readable: {' '.join(str(error).split())}") from error
     if len(table) == 0:
         raise ValueError(f"{file}: is empty; expected a line for every interaction")
@@ -127,11 +137,14 @@ def read_criteo(path: str, n: int) -> Criteo:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; expected Criteo's click logs (train.txt: {n_columns} columns, tabs)")
     try:
-        table = pd.read_csv(path, sep="\t", header=None, nrows=n, dtype="string[pyarrow]", keep_default_na=False)
+        table = pd.read_csv(path, sep="\t", header=None, nrows=n, dtype="string[pyarrow]", keep_default_na=False,
+                            quoting=csv.QUOTE_NONE)  # fmt: skip
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable: {' '.join(str(error).split())}") from error
     if table.shape[1] != n_columns:
         raise ValueError(f"{path}: {table.shape[1]} columns; expected {n_columns} with tabs between")
+    if len(short := np.flatnonzero(table.isna().any(axis=1))):
+        raise ValueError(f"{path}, line {short[0] + 1}: fewer than {n_columns} columns; is the file cut off?")
     numbers = table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0").apply(pd.to_numeric, errors="coerce")
     bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | ~numbers[0].isin((0, 1)).to_numpy())
     if len(bad):

@@ -109,12 +109,14 @@ class Samples:
 
 def _interaction_column(data: Interactions, model: ModelConfig, table: int) -> Int64Array:
     """What a table holds: NCF users and items in turn; DIN and DIEN user, earlier items, item, time; else in turn."""
-    hour = (data.time // 3600 % 24).astype(np.int64)
-    if model.model_type in ("din", "dien"):
-        last = len(model.table_rows) - 1
-        named = {0: data.user, last - 1: data.item, last: hour}
-        return named[table] if table in named else data.item_before(table)
-    return (data.user, data.item)[table % 2]
+    last = len(model.table_rows) - 1
+    if model.model_type not in ("din", "dien"):
+        return (data.user, data.item)[table % 2]
+    if table == last:
+        return (data.time // 3600 % 24).astype(np.int64)
+    if table == last - 1:
+        return data.item
+    return data.user if table == 0 else data.item_before(table)
 
 
 def _order(n: int, randomize: str, rng: np.random.Generator) -> Int64Array:
@@ -137,7 +139,8 @@ def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
         case "zipf":
             return Zipf(model.table_rows, inputs.zipf_alpha, inputs.numpy_rand_seed)
         case "synthetic":
-            localities = tuple(_locality(inputs.data_trace_file, t, n) for t, n in enumerate(model.table_rows))
+            known: dict[Path, Locality] = {}
+            localities = tuple(_locality(inputs.data_trace_file, t, n, known) for t, n in enumerate(model.table_rows))
             return StackDistances(
                 model.table_rows, localities, inputs.data_trace_enable_padding, inputs.numpy_rand_seed
             )
@@ -152,12 +155,12 @@ def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
     return None
 
 
-def _locality(pattern: str, table: int, n_rows: int) -> Locality:
+def _locality(pattern: str, table: int, n_rows: int, known: dict[Path, Locality]) -> Locality:
     """The table's profile: a j that stands alone in the file's name is the table's number."""
     path = Path(pattern)
     file = path.with_name(re.sub(r"(?<![A-Za-z])j(?![A-Za-z])", str(table), path.name))
     try:
-        locality = read_locality(file)
+        locality = known[file] = known[file] if file in known else read_locality(file)
     except ValueError as error:
         raise ConfigError("data_trace_file", f"{error} (python -m models.inputs profile writes such a file)") from error
     if len(locality.first_ids) and locality.first_ids.max() >= n_rows:

@@ -9,6 +9,7 @@ et al., IBM Systems Journal 9, 1970).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import pandas as pd
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 _FEWEST_SLOTS = 64
+NOTEWORTHY = 0.01  # share of ids that are not as far apart as drawn, above which it is said
+log = logging.getLogger(__name__)
 _compiled = numba.njit(cache=True)
 
 
@@ -46,6 +49,8 @@ class Locality:
             raise ValueError(f"the last cumulative share is {self.cumulative[-1]:g}; expected 1")
         if len(self.first_ids) and self.first_ids.min() < 0:
             raise ValueError(f"id {self.first_ids.min()} is below 0")
+        if len(np.unique(self.first_ids)) < len(self.first_ids):
+            raise ValueError("an id stands twice among the first uses")
 
     @property
     def share(self) -> FloatArray:
@@ -83,22 +88,27 @@ def generate(locality: Locality, n_rows: int, n: int, rng: np.random.Generator, 
     """n ids of a table of `n_rows` with the profile's distances, each drawn by its share; O(log n_rows) an id.
 
     New ids come in the profile's order, then from the table's other rows in a random one. A distance deeper than what
-    was used so far changes places with the next new id, so that all the distances drawn occur, in another order;
-    `padding`: it is drawn anew among those possible instead, as the release does. When no row is left, a new id is the
-    one not used for longest. Raises ValueError if the profile has an id outside of the table.
+    was used so far changes places with the next new id, so that the distances drawn occur in another order; where no
+    new id is to come (far fewer ids than were profiled), it becomes one, and a warning says how often. `padding`: it
+    is drawn anew among those possible instead, as the release does. When no row is left, a new id is the one not used
+    for longest. Raises ValueError if the profile has an id outside of the table.
     """
     if len(locality.first_ids) and locality.first_ids.max() >= n_rows:
         raise ValueError(f"id {locality.first_ids.max()} is outside of its table of {n_rows} rows")
     distances = locality.distance[np.searchsorted(locality.cumulative, rng.random(n) * locality.cumulative[-1])]
     n_new = min(n, n_rows)
     fresh = locality.first_ids[:n_new]
-    if len(fresh) < n_new and (padding or int((distances == 0).sum()) >= len(fresh) or locality.distance[0] > 0):
+    few = padding or int((distances == 0).sum()) >= len(fresh) or int(distances.max(initial=0)) > len(fresh)
+    if len(fresh) < n_new and few:
         others = np.ones(n_rows, dtype=bool)
         others[fresh] = False
         fresh = np.concatenate((fresh, rng.permutation(np.flatnonzero(others))[: n_new - len(fresh)]))
     possible = locality.cumulative if padding else np.empty(0)
     uniform = rng.random(n if padding else 0)
-    ids: Int64Array = _ids(distances, fresh, locality.distance, possible, uniform, _n_slots(len(fresh)))
+    ids: Int64Array
+    ids, n_shallow = _ids(distances, fresh, locality.distance, possible, uniform, _n_slots(len(fresh)))
+    if n_shallow > NOTEWORTHY * n:
+        log.warning("%.1f %% of %d ids could not be as far apart as profiled: they are too few", 100 * n_shallow / n, n)
     return ids
 
 
@@ -225,7 +235,7 @@ def _next_new(distances: Any, first: int) -> int:
 def _ids(distances: Any, fresh: Any, known: Any, cumulative: Any, uniform: Any, n_slots: int) -> Any:
     tree, owner = np.zeros(n_slots + 1, np.int32), np.full(n_slots, -1, np.int64)
     ids = np.empty(len(distances), np.int64)
-    end = live = later = 0
+    end = live = later = n_shallow = 0
     for t in range(len(distances)):
         distance = distances[t]
         if distance > live and len(cumulative) > 0:
@@ -234,6 +244,8 @@ def _ids(distances: Any, fresh: Any, known: Any, cumulative: Any, uniform: Any, 
             later = _next_new(distances, max(later, t + 1))
             if later < len(distances):
                 distances[later] = distance
+            else:
+                n_shallow += 1
             distance = 0
         if distance == 0 and live == len(fresh):
             distance = live
@@ -250,4 +262,4 @@ def _ids(distances: Any, fresh: Any, known: Any, cumulative: Any, uniform: Any, 
         owner[end] = ids[t]
         _add(tree, end, 1)
         end += 1
-    return ids
+    return ids, n_shallow

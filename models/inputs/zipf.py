@@ -32,7 +32,7 @@ def draw_ranks(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> I
         kept = rank[(rank - x <= at_once) | (area >= _area(rank + 0.5, alpha) - rank**-alpha)].astype(np.int64)
         parts.append(kept[:missing])
         missing -= len(parts[-1])
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def draw_rows(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> Int64Array:

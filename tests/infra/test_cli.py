@@ -164,6 +164,7 @@ BAD = [
     ((*WND, "--queue", "perhaps"), "queue is 'perhaps'; expected true or false"),
     ((*WND, "--data_generation", "novel"), "data_generation is 'novel'"),
     ((*WND, "--data_generation", "dataset"), "raw_data_file is not set"),
+    ((*WND, "--queue", "--tune_batch_qps", "--arrival_process", "mmpp"), "a trial of a tuning run ends before"),
     ((*WND, "--batch_size_distribution", "trace"), "needs arrival_process trace"),
     ((*WND, "--arrival_burst_s", "0"), "arrival_burst_s is 0"),
     ((*WND, "--num_indices_per_lookup", "2000000"), "a table has 1000000 rows"),

@@ -39,6 +39,11 @@ def test_ndcg_is_scikit_learn_s(k):
         assert ours == pytest.approx(ndcg_score([gains], [scores], k=k), abs=1e-9)
 
 
+def test_scores_of_any_type_rank_the_best_first():
+    assert list(ranking.top_items([1, 2, 3], np.array([0, 5, 9], np.uint8), 2)) == [3, 2]
+    assert list(ranking.top_items([1, 2, 3], [True, False, True], 2)) == [1, 3]
+
+
 def test_ndcg_of_a_list_without_gains_is_zero():
     assert ranking.ndcg_at_k([0, 0, 0], [0, 0, 0, 0], 3) == 0
 
@@ -86,3 +91,5 @@ def test_pairing_sees_a_difference_that_the_spread_over_queries_hides():
     assert same.p_value == 1
     with pytest.raises(ValueError, match="cannot be paired"):
         ranking.paired(base, base[1:])
+    with pytest.raises(ValueError, match="no finite number"):
+        ranking.paired([np.nan, 1.0], [1.0, 1.0])

@@ -174,8 +174,9 @@ def test_fused_off_is_operator_by_operator_and_gives_the_same_scores():
     torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6)
 
 
-def test_units_one_by_one_have_the_weights_of_the_fused_ones():
-    config = ModelConfig(model_type="din", arch_embedding_size="50-60-70-80", user_behavior_tables=5,
+@pytest.mark.parametrize("n_behaviours", [1, 5])
+def test_units_one_by_one_have_the_weights_of_the_fused_ones(n_behaviours):
+    config = ModelConfig(model_type="din", arch_embedding_size="50-60-70-80", user_behavior_tables=n_behaviours,
                          arch_mlp_bot="3-2", arch_mlp_top="9-2", arch_sparse_feature_size=8)  # fmt: skip
     batch = InputPool(config, 1, 20, seed=1).batch(0, 0, 20)
     fused, one_by_one = (build(replace(config, fused=fused), seed=4)(batch) for fused in ("on", "off"))

@@ -88,6 +88,26 @@ def test_new_ids_come_in_the_profile_s_order_and_then_from_the_rest_of_the_table
     assert list(ids[10:]) == [7, 3]  # no row is left: the one not used for longest
 
 
+def test_distances_beyond_what_was_profiled_take_rows_of_the_rest_of_the_table():
+    locality = Locality(np.arange(10), np.array([0, 50]), np.array([1e-4, 1.0]))
+    found = locality_of(generate(locality, 1_000_000, 20_000, np.random.default_rng(1)))
+    assert dict(zip(found.distance, found.share, strict=True))[50] > 0.99
+
+
+def test_too_few_ids_for_their_profile_are_said(caplog):
+    locality = Locality(np.arange(100), np.array([0, 1, 90]), np.array([0.05, 0.5, 1.0]))
+    generate(locality, 1000, 200, np.random.default_rng(1))
+    assert "could not be as far apart" in caplog.text
+    caplog.clear()
+    generate(locality, 1000, 200_000, np.random.default_rng(1))
+    assert caplog.text == ""
+
+
+def test_no_ids_are_no_ids():
+    assert len(draw_ranks(10, 1.0, 0, np.random.default_rng(1))) == 0
+    assert len(generate(locality_of([1, 2]), 5, 0, np.random.default_rng(1))) == 0
+
+
 def test_padding_draws_only_distances_that_are_possible():
     locality = Locality(np.arange(100), np.array([0, 1, 50]), np.array([0.2, 0.6, 1.0]))
     rng = np.random.default_rng(2)
@@ -162,6 +182,7 @@ BAD_PROFILES = [
     ("1, 2\n0, 1\n0.5, 0.9\n", "the last cumulative share is 0.9"),
     ("1, x\n0, 1\n0.5, 1\n", "invalid literal"),
     ("-1, 2\n0, 1\n0.5, 1\n", "id -1 is below 0"),
+    ("1, 1, 2\n0, 1\n0.5, 1\n", "stands twice"),
 ]
 
 
@@ -196,7 +217,8 @@ def test_the_command_line_profiles_and_generates(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [("", "is empty"), ("id\n1\n", "line 1: 'id' is no id"), ("1 2\n3 -4\n", "line 2: '-4'"),
-     ("1\n2.5\n", "line 2: '2.5'"), ("1\nnan\n", "line 2: 'nan'"), (None, "no such file")],
+     ("1\n2.5\n", "line 2: '2.5'"), ("1\n18446744073709551615\n", "line 2: '18446744073709551615'"),
+     ("1 \u0663\n", "line 1: '\u0663'"), ("1\nnan\n", "line 2: 'nan'"), (None, "no such file")],
 )  # fmt: skip
 def test_a_bad_trace_is_one_line_and_exit_code_2(text, message, tmp_path, capsys):
     trace = tmp_path / "trace.txt"
@@ -207,6 +229,17 @@ def test_a_bad_trace_is_one_line_and_exit_code_2(text, message, tmp_path, capsys
     assert message in error
     assert error.count("\n") == 1
     assert not Path(tmp_path / "sd.log").exists()
+
+
+def test_an_empty_or_fractional_array_is_one_line(tmp_path, capsys):
+    for name, content in (("a.npy", b""), ("b.npy", np.array([0.5]))):
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            np.save(tmp_path / name, content)
+        words = ["--profile_trace_file", str(tmp_path / name), "--sd_file_cumm", str(tmp_path / "sd.log")]
+        assert main(["profile", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

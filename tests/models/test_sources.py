@@ -173,6 +173,7 @@ BAD_RATINGS = [
     ("u.data", "1\t2\t3\t4\n1\t2\tnan\t4\n", "line 2"),
     ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n1,,3,4\n", "line 3"),
     ("ratings.csv", "1,2,3,4\n5,6,7,8\n", "its header has no column for the user"),
+    ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4,5\n1,2,3,4,5\n", "not readable"),
 ]
 
 
@@ -211,11 +212,18 @@ def test_click_logs_give_dense_features_and_one_column_a_table(tmp_path):
     assert seen[0] != seen[26]  # the 27th table holds the first column, hashed differently
 
 
+def test_quotes_are_letters_like_others(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text(criteo_line(sparse='"a') + "\n" + criteo_line(sparse="b") + "\n")
+    assert len(read_criteo(str(file), 10)) == 2
+
+
 BAD_CLICKS = [
     ("label\t" + criteo_line()[2:], "line 1: label"),
     (criteo_line() + "\n" + criteo_line(dense="x"), "line 2"),
     (criteo_line() + "\n" + criteo_line(label=3), "line 2: 3"),
     (criteo_line(dense="nan"), "line 1"),
+    (criteo_line() + "\n1\t5\t5\n", "line 2: fewer than 40 columns"),
     ("1\t2", "2 columns; expected 40"),
     ("", "not readable"),
 ]

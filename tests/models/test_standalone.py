@@ -76,6 +76,15 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
         model(torch.zeros(1))
     model(torch.zeros(1))
     assert own_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
+    now = iter(range(0, 10**12, 1_000_000))  # every look at the clock takes 1 ms: those of hooks are in nobody's time
+    monkeypatch.setattr("models.profiler.time.perf_counter_ns", lambda: next(now))
+    with operator_times(torch.nn.Sequential(Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)]))) as own_ms:
+        pass
+    outer = Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)])
+    with operator_times(outer) as own_ms:
+        outer(torch.zeros(1))
+    assert own_ms["FC"] == 5.0  # one look each between its two
+    assert own_ms["Concat"] == 6.0  # between the children and around them
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

@@ -3,9 +3,10 @@
 
 python experiments/colocation/engines.py [--profile amd_epyc_zen4] [--quick] [--out FOLDER]
 
-Service times are those of the profile, alone and beside a busy neighbour; more neighbours than were measured count as
-the most that were. The same arrivals meet the same engines with the slow-down and without it. engines.csv, engines.png;
-under a minute.
+Service times are a core's from the profile; the slow-down by a neighbour that runs the same model is that of pairs.csv.
+How it goes on from two neighbours on was not measured, so there are two worlds: it stays, or every busy neighbour adds
+as much (up to those of a socket). The same arrivals meet the same engines in each world and without any slow-down.
+engines.csv, engines.png; under a minute.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.devices import accelerator_root, latency_profile, load_device, model_configs
-from accelerator.service import table_of_profiles
+from accelerator.service import ServiceTable, table_of_profiles
 from backends.probe import capacity_qps, latencies_ms
 from backends.simulated import SimulatedSession
 from infra.cli import parse
-from infra.config import ConfigError
+from infra.config import ConfigError, ModelConfig
 from infra.figures import color, plain_log, style
 from infra.messages import CPU
 from infra.progress import Progress
@@ -40,26 +41,43 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("rm1", "rm2", "rm3", "ncf", "wnd", "mtwnd", "din", "dien")
 ENGINES = (1, 2, 4, 8, 16, 32, 40)
 LOAD, BATCH, LARGEST = 0.7, 128, 1024
-BESIDE, ALONE = "with the slow-down", "without"
+ALONE, BESIDE, ADDING = "no slow-down", "as beside one", "each adds as much"
+SOCKET = 20  # cores that share caches and memory channels
+
+
+def service_tables(model: ModelConfig, device: str) -> dict[str, ServiceTable]:
+    """A core's times in each world. The profile beside a neighbour is the reference: alone is it over the slow-down."""
+    measured = latency_profile(load_device(accelerator_root("accelerator/"), device), model)
+    if 1 not in measured.busy_ms:
+        raise ConfigError("profile", f"{device} was not measured beside a neighbour (profiler.py --neighbours 1)")
+    pairs = pd.read_csv(HERE / "pairs.csv")
+    own = pairs[(pairs["model"] == model.name) & (pairs["neighbour"] == model.name)].sort_values("batch")
+    beside_ms = measured.busy_ms[1]
+
+    def slowdown(n_items: int) -> float:
+        return max(float(np.interp(np.log(n_items), np.log(own["batch"]), own["slowdown"])), 1.0)
+
+    def world(n_busy: Sequence[int]) -> ServiceTable:
+        alone = {n: ms / slowdown(n) for n, ms in beside_ms.items()}
+        busy = {k: {n: ms * (1 + (slowdown(n) - 1) * k) for n, ms in alone.items()} for k in n_busy}
+        return table_of_profiles(replace(measured, batch_ms=alone, busy_ms=busy), [], LARGEST, seed=5)
+
+    return {ALONE: world(()), BESIDE: world((1,)), ADDING: world(range(1, SOCKET))}
 
 
 def rows_of(name: str, device: str, n_queries: int) -> list[dict[str, object]]:
-    """A row a number of engines, with and without the slow-down by neighbours, on the same arrivals and sizes."""
+    """A row a number of engines and world, on the same arrivals and sizes."""
     config = parse([
         "--config_file", str(model_configs()[name]), "--queue", "--num_batches", "32", "--arrival_qps", "1",
         "--max_mini_batch_size", str(LARGEST), "--batch_size_distribution", "production",
     ])  # fmt: skip
-    measured = latency_profile(load_device(accelerator_root("accelerator/"), device), config.model)
-    tables = {
-        BESIDE: table_of_profiles(measured, [], LARGEST, seed=5),
-        ALONE: table_of_profiles(replace(measured, busy_ms={}), [], LARGEST, seed=5),
-    }
+    tables = service_tables(config.model, device)
     rows: list[dict[str, object]] = []
     for n_engines in ENGINES:
         sessions = {
             label: SimulatedSession({CPU: n_engines}, table, keep_tasks=False) for label, table in tables.items()
         }
-        rate = LOAD * capacity_qps(sessions[BESIDE], config, Policy(BATCH), n_engines)
+        rate = LOAD * capacity_qps(sessions[ADDING], config, Policy(BATCH), n_engines)
         schedule = draw_schedule(config, n_queries, n_queries // 10, rate, n_engines)
         for label, session in sessions.items():
             latency = latencies_ms(session.run(schedule, [Stage(Policy(BATCH))]))[schedule.n_warmup :]
@@ -72,21 +90,20 @@ def rows_of(name: str, device: str, n_queries: int) -> list[dict[str, object]]:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """Left: p95 by engines with (solid) and without (dashed) the slow-down; right: their ratio."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    tail, ratio = figure.subplots(1, 2)
+    """p95 over that without a slow-down, by engines, in each world."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    panels = dict(zip((BESIDE, ADDING), figure.subplots(1, 2), strict=True))
     for model, own in rows.groupby("model", sort=False):
         grid = own.pivot_table(index="engines", columns="service", values="p95_ms")
-        tail.plot(grid.index, grid[BESIDE], "o-", color=color(str(model)), markersize=3, label=str(model))
-        tail.plot(grid.index, grid[ALONE], "--", color=color(str(model)), linewidth=1)
-        ratio.plot(grid.index, grid[BESIDE] / grid[ALONE], "o-", color=color(str(model)), markersize=3)
-    for axes in (tail, ratio):
+        for kind, axes in panels.items():
+            axes.plot(
+                grid.index, grid[kind] / grid[ALONE], "o-", color=color(str(model)), markersize=3, label=str(model)
+            )
+    for kind, axes in panels.items():
         plain_log(axes, "x")
         axes.set_xticks(ENGINES, [str(n) for n in ENGINES])
-    plain_log(tail, "y")
-    style(tail, "CPU engines", "p95 (ms)", f"p95 at {LOAD:.0%} load; dashed: neighbours cost nothing")
-    style(ratio, "CPU engines", "p95 with the slow-down over p95 without", "What co-location costs")
-    tail.legend(fontsize=8, frameon=False, ncols=2)
+        style(axes, "CPU engines", "p95 over p95 without a slow-down", f"slow-down {kind}")
+    panels[BESIDE].legend(fontsize=8, frameon=False, ncols=2)
     return figure
 
 
@@ -109,10 +126,11 @@ def main(argv: Sequence[str]) -> int:
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "engines.csv", index=False, float_format="%.4g")
     draw(table).savefig(args.out / "engines.png", dpi=110)
-    grid = {label: table[table["service"] == label].pivot_table(index="model", columns="engines", values="p95_ms")
-            for label in (BESIDE, ALONE)}  # fmt: skip
-    ratio = (grid[BESIDE] / grid[ALONE]).reset_index()
-    console().print(frame("p95 with the slow-down by neighbours over p95 without, by number of engines", ratio))
+    for kind in (BESIDE, ADDING):
+        grid = {label: table[table["service"] == label].pivot_table(index="model", columns="engines", values="p95_ms")
+                for label in (kind, ALONE)}  # fmt: skip
+        ratio = (grid[kind] / grid[ALONE]).reset_index()
+        console().print(frame(f"p95 over p95 without a slow-down, by engines; {kind}", ratio))
     return 0
 
 

@@ -90,13 +90,12 @@ def of_movielens(data: Interactions) -> tuple[pd.DataFrame, pd.DataFrame]:
         curves = {label: curve(label, f"MovieLens {name}", trace) for label, trace in traces.items()}
         parts += curves.values()
         own = curves["in order of time"]
-        line: dict[str, object] = {"trace": f"MovieLens {name}", "accesses": len(ids), "ids": n_ids, "Zipf fit": alpha}
         for label, part in curves.items():
-            at = np.interp(np.log([n_ids / 10]), np.log(part["cache_rows"]), part["hit_rate"])
-            line[f"hits of a tenth, {label.split(' (')[0].removeprefix(f'{alpha:.2f}')}"] = float(at[0])
-            same = np.interp(np.log(own["cache_rows"]), np.log(part["cache_rows"]), part["hit_rate"])
-            line[f"largest error, {label.split(' ')[0]}"] = float(np.abs(same - own["hit_rate"]).max())
-        fits.append(line)
+            at = np.interp(np.log([n_ids / 10, *own["cache_rows"]]), np.log(part["cache_rows"]), part["hit_rate"])
+            fits.append({
+                "trace": f"{name}, {label}", "accesses": len(ids), "ids": n_ids, "hit rate of a tenth": at[0],
+                "largest error": np.abs(at[1:] - own["hit_rate"]).max(),
+            })  # fmt: skip
     return pd.concat(parts), pd.DataFrame(fits)
 
 
@@ -140,11 +139,9 @@ def main(argv: Sequence[str]) -> int:
             parser.error(str(error))
         more, fits = of_movielens(data)
         rows = pd.concat([rows, more])
-        fits.T.to_csv(args.out / "fits.csv", header=False, float_format="%.4g")
+        fits.to_csv(args.out / "fits.csv", index=False, float_format="%.4g")
         out.print(
-            frame(
-                "MovieLens and its models", fits.T.reset_index().set_axis(["what", "users", "items"], axis=1).iloc[1:]
-            )
+            frame("MovieLens: hit rate of an LRU cache of a tenth of the ids, and how far off its models are", fits)
         )
     rows.to_csv(args.out / "hit_rates.csv", index=False, float_format="%.5g")
     draw(rows).savefig(args.out / "hit_rates.png", dpi=110)

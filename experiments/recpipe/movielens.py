@@ -26,19 +26,22 @@ from models.inputs.datasets import Interactions
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-NEGATIVES, BATCH, LEARNING_RATE = 4, 1024, 2e-3
+NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY = 4, 1024, 2e-3, 1e-5
+VALIDATION_K = 10
 USERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Split:
-    """Every user's last item is the test, all before it is training; users with fewer than 3 items are left out.
+    """Every user's last item is the test, the one before it chooses when training ends, all before are training.
 
-    `train_user`, `train_item` int64[N]; `test_item` int64[U]; `seen` bool[U, I]: what a user took before the test.
+    Users with fewer than 3 items are left out. `train_user`, `train_item` int64[N]; `valid_item`, `test_item`
+    int64[U]; `seen` bool[U, I]: what a user took before the test.
     """
 
     train_user: Int64Array
     train_item: Int64Array
+    valid_item: Int64Array
     test_item: Int64Array
     seen: npt.NDArray[np.bool_]
 
@@ -56,34 +59,43 @@ class Split:
         """What the user had not taken before the test, the test item among it."""
         return np.flatnonzero(~self.seen[user])
 
+    def validation_ndcg(self, found: FloatArray, k: int) -> float:
+        """Mean NDCG@k of the validation items among all that the user had not taken before; `found` (U, I)."""
+        rows = np.arange(self.n_users)
+        own = found[rows, self.valid_item]
+        above = (found > own[:, None]) & ~self.seen  # the validation item itself counts as seen
+        places = above.sum(axis=1)
+        return float(np.where(places < k, 1 / np.log2(places + 2), 0.0).mean())
+
 
 def split(data: Interactions) -> Split:
-    """Leave one out by time: nothing that a user took after (or with) the test item is trained on."""
+    """Leave two out by time: nothing that a user took after (or with) the validation item is trained on."""
     order = np.lexsort((np.arange(len(data)), data.time, data.user))
     user, item = data.user[order], data.item[order]
-    kept = np.flatnonzero(np.bincount(user) >= 3)
-    renamed = np.full(user.max() + 1, -1)
+    counts = np.bincount(user)
+    kept = np.flatnonzero(counts >= 3)
+    renamed = np.full(len(counts), -1)
     renamed[kept] = np.arange(len(kept))
-    is_last = np.append(user[1:] != user[:-1], True)
+    from_end = np.cumsum(counts)[user] - 1 - np.arange(len(user))
     known = renamed[user] >= 0
-    train, test = known & ~is_last, known & is_last
+    train = known & (from_end >= 2)
     n_items = int(item.max()) + 1
+    valid_item, test_item = (item[known & (from_end == place)] for place in (1, 0))
     seen = np.zeros((len(kept), n_items), dtype=bool)
     seen[renamed[user[train]], item[train]] = True
-    test_item = np.empty(len(kept), dtype=np.int64)
-    test_item[renamed[user[test]]] = item[test]
+    seen[np.arange(len(kept)), valid_item] = True
     seen[np.arange(len(kept)), test_item] = False  # an item taken again is a candidate like others
-    return Split(renamed[user[train]], item[train], test_item, seen)
+    return Split(renamed[user[train]], item[train], valid_item, test_item, seen)
 
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data."""
+    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data at most."""
 
     name: str
     width: int
     tower: tuple[int, ...]
-    epochs: int = 12
+    epochs: int = 20
     seed: int = 1
 
     def model_config(self, data: Split) -> ModelConfig:
@@ -135,12 +147,16 @@ class NeuMF(nn.Module):
 
 
 def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[str, FloatArray]:
-    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it repeats exactly."""
+    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it repeats exactly.
+
+    The weights are those of the pass with the best validation NDCG@VALIDATION_K.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     net = NeuMF(config, data.n_users, data.n_items)
-    optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, weight_decay=1e-6)
+    optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    best, weights = -1.0, net.weights()
     for epoch in range(config.epochs):
         users = np.repeat(data.train_user, 1 + NEGATIVES)
         items, labels = _with_negatives(data, rng)
@@ -152,8 +168,23 @@ def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[st
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        on_fraction((epoch + 1) / config.epochs, f"loss {loss.item():.3f}")
-    return net.weights()
+        ndcg = data.validation_ndcg(_all_logits(net, data), VALIDATION_K)
+        if ndcg > best:
+            best, weights = ndcg, net.weights()
+        on_fraction((epoch + 1) / config.epochs, f"loss {loss.item():.3f}, validation NDCG {ndcg:.4f}")
+    return weights
+
+
+@torch.no_grad()
+def _all_logits(net: NeuMF, data: Split) -> FloatArray:
+    """(U, I)."""
+    items = torch.arange(data.n_items)
+    found = np.empty((data.n_users, data.n_items), dtype=np.float32)
+    for first in range(0, data.n_users, USERS_AT_ONCE):
+        users = torch.arange(first, min(first + USERS_AT_ONCE, data.n_users))
+        logits = net(users.repeat_interleave(data.n_items), items.repeat(len(users)))
+        found[first : first + len(users)] = logits.view(len(users), -1).numpy()
+    return found
 
 
 def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, FloatArray]:
@@ -170,7 +201,8 @@ def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, 
 
 def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> RecModel:
     """The ranker as a model of models/, from its checkpoint if it was trained on this data before."""
-    facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, torch.__version__]
+    facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY,
+             torch.__version__]  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts).encode())
     digest.update(data.train_user.tobytes() + data.train_item.tobytes())
     file = folder / f"{config.name}-{digest.hexdigest()[:12]}.npz"

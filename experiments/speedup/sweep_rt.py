@@ -107,7 +107,7 @@ def draw(rows: pd.DataFrame, baseline: str) -> Figure:
         for k, device in enumerate(devices):
             own = rows[(rows["model"] == model) & (rows["device"] == device)]
             published = own["kind"].iloc[0] == "speedup"
-            (line,) = axes.plot(own["batch"], own["speedup"], "ks--" if published else "o-", markersize=3,
+            (line,) = axes.plot(own["batch"], own["speedup"], "s--" if published else "o-", markersize=3,
                                 color="black" if published else SHADES[k % len(SHADES)])  # fmt: skip
             lines[own["name"].iloc[0] + (" (published)" if published else f" ({own['kind'].iloc[0]})")] = line
         axes.axhline(1, color="grey", linewidth=0.8)

@@ -11,6 +11,7 @@ from helpers import run_script
 from accelerator.rpaccel import Corrections
 from experiments.recpipe import accelerator, quality
 from experiments.recpipe.movielens import RANKERS, NeuMF, chain, scores, split, train, trained
+from infra.ranking import ndcg_at_k
 from models.inputs.datasets import Interactions
 
 TINY = replace(RANKERS[1], width=4, tower=(8, 4), epochs=2)
@@ -35,10 +36,23 @@ def test_the_split_leaves_out_the_last_of_every_user_and_trains_on_what_came_bef
         own = data.user == user
         last = data.item[own][np.argmax(data.time[own])]
         assert parts.test_item[user] == last
+        before = data.item[own][np.argsort(data.time[own])[-2]]
+        assert parts.valid_item[user] == before
         trained_on = set(parts.train_item[parts.train_user == user])
-        assert trained_on == set(data.item[own]) - {last}
+        assert trained_on == set(data.item[own]) - {last, before}
         assert last in parts.candidates(user)
-        assert not trained_on & set(parts.candidates(user))
+        assert not (trained_on | {before}) & set(parts.candidates(user))
+
+
+def test_validation_is_ndcg_among_what_was_not_taken_before():
+    parts = split(clusters())
+    found = np.random.default_rng(1).random((40, 30)).astype(np.float32)
+    values = []
+    for user in range(40):
+        pool = [*parts.candidates(user), parts.valid_item[user]]
+        ranked = sorted(pool, key=lambda i, user=user: -found[user, i])
+        values.append(ndcg_at_k([i == parts.valid_item[user] for i in ranked], [1], 10))
+    assert parts.validation_ndcg(found, 10) == pytest.approx(np.mean(values))
 
 
 def test_users_with_too_few_items_are_left_out():
@@ -53,9 +67,10 @@ def test_training_repeats_and_learns(tmp_path):
     one, again = (train(replace(TINY, epochs=3), data, lambda *_: None) for _ in range(2))
     assert all((one[name] == again[name]).all() for name in one)
     found = scores(trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None), data)
-    own_half = [found[u, 15 * (u % 2) : 15 * (u % 2) + 15].mean() for u in range(100)]
-    other = [found[u, 15 * (1 - u % 2) : 15 * (1 - u % 2) + 15].mean() for u in range(100)]
-    assert np.mean(own_half) > 1.25 * np.mean(other)
+    first, second = found[:, :15, None], found[:, None, 15:]
+    likes_first = (first > second).mean(axis=(1, 2))  # how often an item of the first half is above one of the second
+    assert likes_first[::2].mean() > 0.6
+    assert likes_first[1::2].mean() < 0.4
 
 
 def test_the_served_model_scores_as_the_trained_one(tmp_path):

@@ -386,3 +386,12 @@ def test_the_inverse_of_a_rate_curve_is_its_inverse(steps, targets):
     slope = np.divide(curve.rate[part + 1] - curve.rate[part], width, out=np.zeros_like(width), where=width > 0)
     back = periods * curve.expected[-1] + curve.expected[part] + into * (curve.rate[part] + slope * into / 2)
     assert back == pytest.approx(np.sort(targets), abs=1e-6)
+
+
+def test_bursty_arrivals_begin_in_a_burst_as_often_as_it_bursts():
+    load = LoadConfig(arrival_process="mmpp", arrival_burst_share=0.2, arrival_burst_factor=50.0, arrival_burst_s=5.0)
+    calm_qps = 100.0 / (1 + 0.2 * 49)
+    first_s = [draw_arrivals_ns(load, 100.0, 1, stream(seed, "x"))[0] / 1e9 for seed in range(2000)]
+    # Of the first gaps those shorter than 5 ms: almost all in a burst (50 times the calm rate), few in the calm.
+    early = 0.2 * (1 - np.exp(-50 * calm_qps * 0.005)) + 0.8 * (1 - np.exp(-calm_qps * 0.005))
+    assert (np.array(first_s) < 0.005).mean() == pytest.approx(early, abs=4 * np.sqrt(early * (1 - early) / 2000))

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -236,15 +237,30 @@ def resume(config: RunConfig) -> tuple[RunConfig, Path]:
     return from_settings({**saved.document["config"], **here}), saved.folder
 
 
+def _noted_signals() -> list[int]:
+    """From now on SIGTERM is like Ctrl-C, also while tables are built; gets the signals that have come."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return came
+
+
 def run_queue(config: RunConfig, folder: Path | None = None) -> int:
     """At-scale mode, in a new folder or the one to go on with; returns the exit code."""
     check(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, also while tables are built
+    signals = _noted_signals()
     folder = folder or results.new_folder(config)
     task_log = results.open_log(config.output.log_file)
     tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
     try:
         with Progress(config.output.progress) as progress, open_session(config, progress) as opened:
+            if signals:  # somebody's callback has swallowed the exception
+                raise KeyboardInterrupt
             work: Callable[..., Report] = run_tune if tuning else run_measure
             tell = work(config, opened, progress, folder, task_log)
         tell()

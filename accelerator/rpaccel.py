@@ -102,7 +102,7 @@ class Corrections:
     resident_weights: bool = False  # what fits the weight buffer is loaded once and not for every query
     overlap: bool = False  # a layer computes while the next weights load, rows are gathered beside the bottom MLP
     embedding_cache: bool = False  # the miss rate is the caller's, of an LRU cache on real ids
-    top_k_unit: bool = False  # the filter takes as long as it has to hand out, too
+    top_k_unit: bool = False  # the filter hands out the best, which takes time, and they go back over the link
     pcie_once: bool = False  # a query crosses the link once, not once a stage
     sub_batches: bool = False  # a stage begins with what the one before it has let through
 
@@ -229,7 +229,8 @@ def stage_parts(
     miss: float = RELEASED_MISS_RATE, *, first: bool = True, last: bool = True,
 ) -> Parts:  # fmt: skip
     """One stage of a query. `n_kept`: items handed out (the release always passes 0); `miss` is read with the
-    correction of the cache; `first`, `last`: where the stage stands in its pipeline, for PCIe once a query."""
+    correction of the cache; `first`, `last`: where the stage stands in its pipeline, for PCIe once a query.
+    """
     own = shared(array) if fixes.partitioned_sram else array
     resident = fixes.resident_weights and ranker.weight_bytes(dot=fixes.dot_interaction) <= own.weight_sram_bytes
     embedding = embedding_cycles(ranker, n_items, own, miss if fixes.embedding_cache else RELEASED_MISS_RATE)
@@ -253,15 +254,15 @@ def stage_s(parts: Parts, array: SubArray) -> float:
     return parts.total * array.clock_ns / NS_PER_S
 
 
-def pipelined_s(stage_times_s: Sequence[float], n_sub_batches: int) -> float:
+def pipelined_s(sub_batch_s: Sequence[float], n_sub_batches: int) -> float:
     """A query cut into equal sub-batches that follow each other through the stages; 1: one stage after the other.
 
-    The slowest stage sets the pace; the others are passed through once.
+    `sub_batch_s`: what one sub-batch takes in each stage. The slowest stage sets the pace; the others are passed
+    through once.
     """
     if n_sub_batches < 1:
         raise ValueError(f"{n_sub_batches} sub-batches; expected at least 1")
-    once = [seconds / n_sub_batches for seconds in stage_times_s]
-    return sum(once) + (n_sub_batches - 1) * max(once, default=0.0)
+    return sum(sub_batch_s) + (n_sub_batches - 1) * max(sub_batch_s, default=0.0)
 
 
 def fifo_misses(keys: Iterable[int], cache_rows: int, dram_rows: int) -> tuple[float, float]:

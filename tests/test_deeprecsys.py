@@ -1,5 +1,6 @@
 """The product as its users start it: measuring, tuning, interrupting, failing, running again."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import psutil
 import pytest
 from helpers import MS, ROOT, TINY, run_script
 
+import DeepRecSys
 from infra import results
 from infra.rows import TASK_COLUMNS
 from infra.stats import summarize
@@ -273,6 +275,25 @@ def test_a_signal_while_tables_are_built_ends_the_run_in_seconds(tmp_path, numbe
     assert process.returncode == 130
     assert err == "DeepRecSys.py: interrupted before the first query\n"
     assert not list(tmp_path.glob("results/*"))
+
+
+def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the_run(tmp_path, monkeypatch, capsys):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    @contextlib.contextmanager
+    def opening(*_):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        yield None
+
+    monkeypatch.setattr(DeepRecSys, "open_session", opening)
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert DeepRecSys.main(TINY) == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr().err == "DeepRecSys.py: interrupted before the first query\n"
 
 
 def test_an_interruption_while_the_capacity_is_measured_is_not_an_error_of_the_engines(tmp_path):

@@ -5,7 +5,8 @@ python experiments/colocation/engines.py [--profile amd_epyc_zen4] [--quick] [--
 
 Service times are a core's from the profile; the slow-down by a neighbour that runs the same model is that of pairs.csv.
 How it goes on from two neighbours on was not measured, so there are two worlds: it stays, or every busy neighbour adds
-as much (up to those of a socket). The same arrivals meet the same engines in each world and without any slow-down.
+as much (up to those of a socket). The arrivals, 70 % of what the engines carry in that world, meet them without any
+slow-down as well.
 engines.csv, engines.png; under a minute.
 """
 
@@ -75,35 +76,39 @@ def rows_of(name: str, device: str, n_queries: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for n_engines in ENGINES:
         sessions = {
-            label: SimulatedSession({CPU: n_engines}, table, keep_tasks=False) for label, table in tables.items()
+            world: SimulatedSession({CPU: n_engines}, table, keep_tasks=False) for world, table in tables.items()
         }
-        rate = LOAD * capacity_qps(sessions[ADDING], config, Policy(BATCH), n_engines)
-        schedule = draw_schedule(config, n_queries, n_queries // 10, rate, n_engines)
-        for label, session in sessions.items():
-            latency = latencies_ms(session.run(schedule, [Stage(Policy(BATCH))]))[schedule.n_warmup :]
-            p50, p95, p99 = np.quantile(latency, (0.5, 0.95, 0.99))
-            rows.append({
-                "model": name, "engines": n_engines, "service": label, "rate_qps": rate, "p50_ms": p50, "p95_ms": p95,
-                "p99_ms": p99,
-            })  # fmt: skip
+        for world in (BESIDE, ADDING):
+            rate = LOAD * capacity_qps(sessions[world], config, Policy(BATCH), n_engines)
+            schedule = draw_schedule(config, n_queries, n_queries // 10, rate, n_engines)
+            for label in (world, ALONE):
+                latency = latencies_ms(sessions[label].run(schedule, [Stage(Policy(BATCH))]))[schedule.n_warmup :]
+                p50, p95, p99 = np.quantile(latency, (0.5, 0.95, 0.99))
+                rows.append({
+                    "model": name, "engines": n_engines, "world": world, "service": label, "rate_qps": rate,
+                    "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
+                })  # fmt: skip
     return rows
+
+
+def ratios(rows: pd.DataFrame, world: str) -> pd.DataFrame:
+    """p95 in a world over p95 without a slow-down at the same rate: a row a model, a column a number of engines."""
+    own = rows[rows["world"] == world]
+    shape = {"index": "model", "columns": "engines", "values": "p95_ms", "sort": False}
+    slowed, alone = (own[own["service"] == label].pivot_table(**shape) for label in (world, ALONE))
+    return slowed / alone
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """p95 over that without a slow-down, by engines, in each world."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    panels = dict(zip((BESIDE, ADDING), figure.subplots(1, 2), strict=True))
-    for model, own in rows.groupby("model", sort=False):
-        grid = own.pivot_table(index="engines", columns="service", values="p95_ms")
-        for kind, axes in panels.items():
-            axes.plot(
-                grid.index, grid[kind] / grid[ALONE], "o-", color=color(str(model)), markersize=3, label=str(model)
-            )
-    for kind, axes in panels.items():
+    for world, axes in zip((BESIDE, ADDING), figure.subplots(1, 2), strict=True):
+        for model, line in ratios(rows, world).iterrows():
+            axes.plot(line.index, line, "o-", color=color(str(model)), markersize=3, label=str(model))
         plain_log(axes, "x")
         axes.set_xticks(ENGINES, [str(n) for n in ENGINES])
-        style(axes, "CPU engines", "p95 over p95 without a slow-down", f"slow-down {kind}")
-    panels[BESIDE].legend(fontsize=8, frameon=False, ncols=2)
+        style(axes, "CPU engines", "p95 over p95 without a slow-down", f"slow-down {world}")
+    figure.axes[0].legend(fontsize=8, frameon=False, ncols=2)
     return figure
 
 
@@ -126,11 +131,9 @@ def main(argv: Sequence[str]) -> int:
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "engines.csv", index=False, float_format="%.4g")
     draw(table).savefig(args.out / "engines.png", dpi=110)
-    for kind in (BESIDE, ADDING):
-        grid = {label: table[table["service"] == label].pivot_table(index="model", columns="engines", values="p95_ms")
-                for label in (kind, ALONE)}  # fmt: skip
-        ratio = (grid[kind] / grid[ALONE]).reset_index()
-        console().print(frame(f"p95 over p95 without a slow-down, by engines; {kind}", ratio))
+    for world in (BESIDE, ADDING):
+        shown = ratios(table, world).reset_index()
+        console().print(frame(f"p95 over p95 without a slow-down, by engines; {world}", shown))
     return 0
 
 

@@ -119,9 +119,14 @@ def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--movielens", type=Path, help="folder or file of MovieLens-style interactions")
+    parser.add_argument("--where", action="store_true", help="print the folder of MovieLens 100K and end")
     parser.add_argument("--n", type=int, default=1_000_000, help="ids of each law")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
+    if args.where:
+        found = movielens_folder()
+        print(found or "not here: pip install --no-deps recbole")
+        return 0 if found else 2
     if args.n < 1:
         parser.error(f"--n is {args.n}; expected at least 1")
     args.out.mkdir(parents=True, exist_ok=True)

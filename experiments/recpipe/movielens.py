@@ -69,7 +69,10 @@ class Split:
 
 
 def split(data: Interactions) -> Split:
-    """Leave two out by time: nothing that a user took after (or with) the validation item is trained on."""
+    """Leave two out by time: nothing that a user took after the validation item, or at the same time, is trained on.
+
+    What other users took later is trained on, as leave-one-out does.
+    """
     order = np.lexsort((np.arange(len(data)), data.time, data.user))
     user, item = data.user[order], data.item[order]
     counts = np.bincount(user)
@@ -78,12 +81,14 @@ def split(data: Interactions) -> Split:
     renamed[kept] = np.arange(len(kept))
     from_end = np.cumsum(counts)[user] - 1 - np.arange(len(user))
     known = renamed[user] >= 0
-    train = known & (from_end >= 2)
     n_items = int(item.max()) + 1
     valid_item, test_item = (item[known & (from_end == place)] for place in (1, 0))
+    valid_time = np.full(len(counts), np.inf)
+    valid_time[kept] = data.time[order][known & (from_end == 1)]
+    train = known & (data.time[order] < valid_time[user])
     seen = np.zeros((len(kept), n_items), dtype=bool)
-    seen[renamed[user[train]], item[train]] = True
-    seen[np.arange(len(kept)), valid_item] = True
+    before = known & (from_end >= 1)
+    seen[renamed[user[before]], item[before]] = True
     seen[np.arange(len(kept)), test_item] = False  # an item taken again is a candidate like others
     return Split(renamed[user[train]], item[train], valid_item, test_item, seen)
 
@@ -204,7 +209,8 @@ def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFrac
     facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY,
              torch.__version__]  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts).encode())
-    digest.update(data.train_user.tobytes() + data.train_item.tobytes())
+    for array in (data.train_user, data.train_item, data.valid_item, data.seen):
+        digest.update(array.tobytes())
     file = folder / f"{config.name}-{digest.hexdigest()[:12]}.npz"
     if file.is_file():
         weights = dict(np.load(file))

@@ -242,6 +242,8 @@ def main(argv: Sequence[str]) -> int:
     table = pd.DataFrame(rows)
     table.to_csv(args.out / "roofline.csv", index=False, float_format="%.4g")
     models = pd.DataFrame([model_line(config, ceilings, check_flops(config)) for config in configs.values()])
+    roof = {"gflops": ceilings.flops / 1e9, "stream_gb_s": ceilings.stream / 1e9, "rows_gb_s": ceilings.rows / 1e9}
+    pd.DataFrame([roof]).to_csv(args.out / "ceilings.csv", index=False, float_format="%.4g")
     models.to_csv(args.out / "models.csv", index=False, float_format="%.4g")
     draw(table, ceilings).savefig(args.out / "roofline.png", dpi=110)
     out = console()

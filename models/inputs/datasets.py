@@ -8,6 +8,7 @@ Categories become 64-bit hashes; who uses them takes them modulo a table's rows.
 from __future__ import annotations
 
 import csv
+import itertools
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,15 +137,16 @@ def read_criteo(path: str, n: int) -> Criteo:
     n_columns = 1 + CRITEO_DENSE + CRITEO_SPARSE
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; expected Criteo's click logs (train.txt: {n_columns} columns, tabs)")
+    with Path(path).open(encoding="latin-1") as lines:
+        for number, line in enumerate(itertools.islice(lines, n), start=1):
+            if line.count("\t") != n_columns - 1:
+                found = line.count("\t") + 1
+                raise ValueError(f"{path}, line {number}: {found} columns; expected {n_columns} with tabs between")
     try:
         table = pd.read_csv(path, sep="\t", header=None, nrows=n, dtype="string[pyarrow]", keep_default_na=False,
                             quoting=csv.QUOTE_NONE)  # fmt: skip
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable: {' '.join(str(error).split())}") from error
-    if table.shape[1] != n_columns:
-        raise ValueError(f"{path}: {table.shape[1]} columns; expected {n_columns} with tabs between")
-    if len(short := np.flatnonzero(table.isna().any(axis=1))):
-        raise ValueError(f"{path}, line {short[0] + 1}: fewer than {n_columns} columns; is the file cut off?")
     numbers = table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0").apply(pd.to_numeric, errors="coerce")
     bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | ~numbers[0].isin((0, 1)).to_numpy())
     if len(bad):

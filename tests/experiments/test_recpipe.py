@@ -8,11 +8,13 @@ import pytest
 import torch
 from helpers import run_script
 
+from accelerator.rpaccel import RANKERS as RPACCEL_RANKERS
 from accelerator.rpaccel import Corrections
-from experiments.recpipe import accelerator, quality
+from experiments.recpipe import accelerator, arrays, quality
 from experiments.recpipe.movielens import RANKERS, NeuMF, chain, scores, split, train, trained
 from infra.ranking import ndcg_at_k
 from models.inputs.datasets import Interactions
+from models.inputs.stack_distance import Locality
 
 TINY = replace(RANKERS[1], width=4, tower=(8, 4), epochs=2)
 
@@ -53,6 +55,15 @@ def test_validation_is_ndcg_among_what_was_not_taken_before():
         ranked = sorted(pool, key=lambda i, user=user: -found[user, i])
         values.append(ndcg_at_k([i == parts.valid_item[user] for i in ranked], [1], 10))
     assert parts.validation_ndcg(found, 10) == pytest.approx(np.mean(values))
+
+
+def test_what_was_taken_at_the_same_time_is_not_trained_on():
+    time = np.array([1.0, 2.0, 3.0, 3.0, 3.0])
+    parts = split(Interactions(np.zeros(5, dtype=int), np.arange(5), np.ones(5), time))
+    assert parts.valid_item == [3]
+    assert parts.test_item == [4]
+    assert list(parts.train_item) == [0, 1]
+    assert list(parts.candidates(0)) == [4]  # the item of the same time was taken before, too
 
 
 def test_users_with_too_few_items_are_left_out():
@@ -179,3 +190,31 @@ def test_the_accelerator_study_runs(tmp_path):
     assert best.loc[(2, 2000.0), "Poisson"] < 20
     assert np.isinf(best.loc[(1, 2000.0), "Poisson"])
     assert (tmp_path / "accelerator.png").stat().st_size > 10_000
+
+
+def test_small_arrays_are_used_better_and_none_more_than_whole():
+    for name in arrays.NAMES:
+        used = [arrays.utilisation(RPACCEL_RANKERS[name], side, 4096)[1] for side in arrays.SIDES]
+        assert used == sorted(used)
+        assert used[0] > 0
+        assert used[-1] <= 1
+    more, fewer = (arrays.utilisation(RPACCEL_RANKERS["rm-large"], 32, n)[1] for n in (4096, 64))
+    assert more > fewer  # filling and draining is spread over more items
+
+
+def test_the_access_time_weighs_both_caches_by_their_bytes():
+    uniform = Locality(np.arange(1000), np.array([1, 1000, 100_000]), np.array([0.2, 0.6, 1.0]))
+    whole = arrays.amat_cycles([0.0, 1.0], 1000 * 128 / 1e6, 1 / 8, uniform)
+    assert whole == pytest.approx([0.3 + 0.7 * 100] * 2)  # half of the bytes each, 0.6 of its accesses hit
+    packed = arrays.amat_cycles([1.0], 1000 * 16 / 1e6, 1 / 8, uniform, arrays.ROW_BYTES)
+    assert packed == pytest.approx([0.3 + 0.7 * 100])
+
+
+def test_the_array_study_runs(tmp_path):
+    done = run_script("experiments/recpipe/arrays.py", "--out", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "cache_split.csv")
+    error = (rows["ours"] / rows["amat_cycles"] - 1).abs()
+    assert error.median() < 0.1
+    assert (rows["packed"] <= rows["ours"] + 1e-9).all()
+    assert (tmp_path / "arrays.png").stat().st_size > 10_000

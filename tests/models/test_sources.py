@@ -223,8 +223,8 @@ BAD_CLICKS = [
     (criteo_line() + "\n" + criteo_line(dense="x"), "line 2"),
     (criteo_line() + "\n" + criteo_line(label=3), "line 2: 3"),
     (criteo_line(dense="nan"), "line 1"),
-    (criteo_line() + "\n1\t5\t5\n", "line 2: fewer than 40 columns"),
-    ("1\t2", "2 columns; expected 40"),
+    (criteo_line() + "\n1\t5\t5\n", "line 2: 3 columns; expected 40"),
+    ("1\t2", "line 1: 2 columns; expected 40"),
     ("", "not readable"),
 ]
 

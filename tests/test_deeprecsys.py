@@ -240,17 +240,8 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number
 
 
 def test_an_interrupted_search_leaves_what_it_has(tmp_path):
-    words = [
-        "--tune_batch_qps",
-        "--batch_configs",
-        "32-16",
-        "--min_arr_range",
-        "9",
-        "--max_arr_range",
-        "10",
-        "--arr_steps",
-        "2",
-    ]
+    words = ["--tune_batch_qps", "--batch_configs", "32-16", "--min_arr_range", "9", "--max_arr_range", "10",
+             "--arr_steps", "2"]  # fmt: skip
     process = start(tmp_path, *words, "--req_granularity", "2000")
     wait_for_engines(process, 2)
     time.sleep(2)
@@ -279,6 +270,7 @@ def test_a_signal_while_tables_are_built_ends_the_run_in_seconds(tmp_path, numbe
 
 def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the_run(tmp_path, monkeypatch, capsys):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
 
     @contextlib.contextmanager
     def opening(*_):
@@ -287,7 +279,6 @@ def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the
         yield None
 
     monkeypatch.setattr(DeepRecSys, "open_session", opening)
-    monkeypatch.chdir(tmp_path)
     try:
         assert DeepRecSys.main(TINY) == 130
     finally:

@@ -117,6 +117,8 @@ def read_locality(path: str | Path) -> Locality:
 
     Raises ValueError naming the file and what is wrong.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; expected a profile of stack distances")
     try:
         lines = Path(path).read_text().strip().splitlines()
         if len(lines) != 3:

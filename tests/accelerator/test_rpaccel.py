@@ -16,7 +16,7 @@ NAMES = {"dim_4_0": "rm-small", "dim_16": "rm-med", "dim_32_0": "rm-large", "mov
 ONE = RELEASED_ARRAYS[1]
 
 
-def same(value, golden):
+def assert_same(value, golden):
     assert value == pytest.approx(golden, rel=1e-12, abs=0)
 
 
@@ -30,20 +30,20 @@ def test_a_query_takes_what_the_released_model_says(case):
     named = {"pcie_in": "input_pcie", "embedding": "embedding", "bottom": "mlp_bot", "top": "mlp_top", "filter": "sort",
              "pcie_out": "output_pcie"}  # fmt: skip
     for ours, theirs in named.items():
-        same(getattr(parts, ours), golden["parts_cycles"][f"{theirs}_cycles"])
-    same(parts.total, golden["total_cycles"])
-    same(stage_s(parts, array), golden["inference_time_s"])
+        assert_same(getattr(parts, ours), golden["parts_cycles"][f"{theirs}_cycles"])
+    assert_same(parts.total, golden["total_cycles"])
+    assert_same(stage_s(parts, array), golden["inference_time_s"])
 
 
 @pytest.mark.parametrize("case", ["C01", "C03", "C05"])
 def test_a_layer_takes_what_the_released_model_says(case):
     given = COMPONENTS[case]["input"]
-    same(rpaccel.mlp_cycles(given["layers"], given["items_per_query"], ONE), COMPONENTS[case]["output"])
+    assert_same(rpaccel.mlp_cycles(given["layers"], given["items_per_query"], ONE), COMPONENTS[case]["output"])
 
 
 @pytest.mark.parametrize("case", ["C07", "C09"])
 def test_a_transfer_takes_what_the_released_model_says(case):
-    same(rpaccel.transfer_cycles(COMPONENTS[case]["input"]["bytes"], ONE), COMPONENTS[case]["output"])
+    assert_same(rpaccel.transfer_cycles(COMPONENTS[case]["input"]["bytes"], ONE), COMPONENTS[case]["output"])
 
 
 @pytest.mark.parametrize("case", ["C11", "C13", "C15"])
@@ -60,7 +60,7 @@ def test_caches_that_throw_out_what_came_first_miss_as_released():
     given = COMPONENTS["C17"]["input"]
     keys = list(itertools.chain.from_iterable(given["idx"]))
     miss, flash_miss = rpaccel.fifo_misses(keys, given["l1_vectors"], given["dram_vectors"])
-    same(rpaccel.embedding_cycles(RANKERS["rm-small"], 2, ONE, miss, flash_miss), COMPONENTS["C17"]["output"])
+    assert_same(rpaccel.embedding_cycles(RANKERS["rm-small"], 2, ONE, miss, flash_miss), COMPONENTS["C17"]["output"])
 
 
 @pytest.mark.parametrize("case", ["C19", "C21"])

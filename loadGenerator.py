@@ -136,10 +136,8 @@ def too_short(config: RunConfig, schedule: Schedule) -> tuple[str, ...]:
     """Why a run does not show its load: it ends before the rate curve does, or after too few bursts."""
     load, lasts_s = config.load, int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
     if load.arrival_process == "diurnal":
-        needed_s, what = (
-            float(read_rate_curve(load.arrival_file, load.arrival_time_scale).time_s[-1]),
-            "one round of the rate curve",
-        )
+        curve = read_rate_curve(load.arrival_file, load.arrival_time_scale)
+        needed_s, what = float(curve.time_s[-1]), "one round of the rate curve"
     elif load.arrival_process == "mmpp":
         needed_s, what = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share, f"{FEWEST_BURSTS} bursts"
     else:

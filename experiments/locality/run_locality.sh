@@ -6,10 +6,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../build/env.sh"
 out=${OUT:-results/locality}
 mkdir -p "$out"
-# MovieLens 100K lies in recbole's wheel; of the package only that is read.
-python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("recbole") is None)' ||
-    python -m pip install -qq --disable-pip-version-check --no-deps recbole==1.2.1 ||
-    echo "recbole could not be installed: without MovieLens" >&2
+"$here/../../build/movielens.sh" || echo "recbole could not be installed: without MovieLens" >&2
 python "$here/hit_rates.py" --out "$out"
 python "$here/look_ups.py" "$@" --out "$out"
 echo "Rows and figures: $out"

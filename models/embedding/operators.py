@@ -1,27 +1,18 @@
-"""Embedding operators: each sums the rows of every bag. They differ in speed, not in the result."""
+"""Embedding look-ups: the rows of every bag summed, all tables in one call or one table by itself."""
 
 # B items, T tables, D embedding width, L ids, M = B * T bags, R rows of all tables
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-LookUp = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def fused(weight_RD: Tensor, ids_L: Tensor, offsets: Tensor, n_tables: int) -> Tensor:
     """One call over all tables; (B, T, D), already laid out for the next layer."""
     pooled_MD = F.embedding_bag(ids_L, weight_RD, offsets, mode="sum", include_last_offset=True)
     return pooled_MD.view(-1, n_tables, weight_RD.shape[1])
-
-
-def per_table(weight_RD: Tensor, ids_L: Tensor, offsets: Tensor, n_tables: int) -> Tensor:
-    """One call a table, as the release does (one SparseLengthsSum each); (B, T, D)."""
-    return torch.stack([bag(weight_RD, *own) for own in split_by_table(ids_L, offsets, n_tables)], dim=1)
 
 
 def bag(weight_RD: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
@@ -45,6 +36,3 @@ def split_by_table(
         ends = torch.cumsum(lengths_BT[:, table], 0, dtype=offsets.dtype)
         parts.append((ids_L[table_of_id == table], torch.cat((offsets.new_zeros(1), ends))))
     return parts
-
-
-OPERATORS: dict[str, LookUp] = {"fused": fused, "per_table": per_table}

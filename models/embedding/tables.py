@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from infra.rng import stream
 from models.batch import Batch, first_rows
 from models.embedding.kernels import pooling
-from models.embedding.operators import OPERATORS, bag, split_by_table
+from models.embedding.operators import bag, fused, split_by_table
 
 _HUGE_PAGE_BYTES = 2 << 20
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
@@ -120,7 +120,7 @@ class EmbeddingTables(nn.Module):
         if self.one_by_one is not None:
             return torch.stack(self.pooled(batch), dim=1)
         if self._pool is None:
-            return OPERATORS[self._operator](self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
+            return fused(self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
         if out_BTD is None:
             out_BTD = self.weight_RD.new_empty(batch.n_items, *self.shape_TD)
         self._pool(self._weight, batch.ids_L.numpy(), batch.offsets.numpy(), out_BTD.numpy())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -133,6 +134,7 @@ def _mixed(x: UInt64Array) -> UInt64Array:
     return x ^ (x >> np.uint64(31))
 
 
+@lru_cache(maxsize=1)  # asked for when a run is checked and again when its inputs are built, which then forget it
 def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
     """None for uniformly drawn ids; reads what the others need. Raises ConfigError naming the file and the fault."""
     match inputs.data_generation:

@@ -85,6 +85,7 @@ class InputPool:
         """The inputs that a run's settings ask for; raises ConfigError if a file of ids cannot be used."""
         n_inputs, max_items = config.inputs.num_batches, config.inputs.max_mini_batch_size
         source = source_of(config.model, config.inputs)
+        source_of.cache_clear()
         return cls(config.model, n_inputs, max_items, config.inputs.numpy_rand_seed, on_progress, source)
 
     def batch(self, input_id: int, first_item: int, n_items: int) -> Batch:

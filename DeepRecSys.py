@@ -22,6 +22,7 @@ from rich.console import Console
 from accelerator.devices import accelerator_root, load_device, published_speedups
 from accelerator.service import replayed_rows, service_of
 from backends.opening import OpenSession, n_engines, open_session
+from backends.pipeline import check_pipeline, pipeline_of, with_pipeline
 from backends.power import ServerPower, check_power, server_power
 from backends.probe import capacity_qps
 from backends.search_log import SearchLog, table
@@ -31,10 +32,13 @@ from infra import figures, report, results
 from infra.cli import parse
 from infra.config import ConfigError, RunConfig, from_settings
 from infra.memory import check_memory
+from infra.pipeline import Pipeline
 from infra.progress import Progress
 from infra.provenance import provenance
+from infra.queries import read_queries
 from infra.rows import Rows
-from infra.stats import Summary, summarize
+from infra.stage_rows import answers_by_input, stage_parts
+from infra.stats import Estimate, Summary, summarize
 from loadGenerator import Schedule, check_files, draw_schedule, schedule_of, too_short
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
@@ -49,6 +53,9 @@ def check(config: RunConfig) -> None:
     """Everything that can be wrong with the input and is not the settings' own; before anything is started."""
     check_files(config)
     check_power(config)
+    if config.engines.pipeline:
+        check_pipeline(config, pipeline_of(config, n_engines(config)))
+        return
     if config.engines.backend == "simulated":
         service_of(config)
         return
@@ -93,7 +100,7 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
 def _measured(
     config: RunConfig, opened: OpenSession, progress: Progress, schedule: Schedule, faults: tuple[str, ...] = ()
 ) -> tuple[Rows, Summary]:
-    title = f"{config.model.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
+    title = f"{config.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
     with progress.step(title) as on_fraction:
         rows = opened.session.run(
             schedule, [Stage(fixed_policy(config))], lambda n_done: on_fraction(n_done / len(schedule))
@@ -108,27 +115,58 @@ def run_measure(
     """Measure and save; returns what prints the report."""
     rows, summary = measure(config, opened, progress)
     memory = opened.session.memory()
-    _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory})
-    figures.latency_cdf(rows.queries, summary, config.model.name).savefig(folder / "latency.png", dpi=120)
+    quality = quality_of(opened, rows)
+    saved = {name: estimate.as_json() for name, estimate in quality.items()}
+    _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory, "quality": saved or None})
+    figures.latency_cdf(rows.queries, summary, config.name).savefig(folder / "latency.png", dpi=120)
+    if opened.pipeline is not None:
+        figures.stage_bars(stage_parts(rows), opened.pipeline.labels, config.name).savefig(
+            folder / "stages.png", dpi=120
+        )
     if task_log is not None:
         results.write_log(task_log, rows.tasks)
-    return lambda: _report_measure(config, opened, summary, memory, folder)
+    return lambda: _report_measure(config, opened, rows, summary, memory, folder)
+
+
+def quality_of(opened: OpenSession, rows: Rows) -> dict[str, Estimate]:
+    """Of what a pipeline answered to queries with labels; {} where that is not known."""
+    pipeline = opened.pipeline
+    if pipeline is None or not (pipeline.queries and rows.answers):
+        return {}
+    return read_queries(pipeline.queries).quality(answers_by_input(rows), pipeline.stages[-1].keep_items or 1)
 
 
 def _report_measure(
-    config: RunConfig, opened: OpenSession, summary: Summary, memory: dict[str, Any], folder: Path
+    config: RunConfig, opened: OpenSession, rows: Rows, summary: Summary, memory: dict[str, Any], folder: Path
 ) -> None:
     policy, out = fixed_policy(config), report.console()
     offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
     engines = f"{opened.n_engines} {kind(opened)} engine(s), tasks of at most {policy.batch_items} items{offload}"
-    out.print(report.measurement(f"{config.model.name}, {engines}", summary, memory))
+    out.print(report.measurement(f"{config.name}, {engines}", summary, memory))
+    if opened.pipeline is not None:
+        _print_pipeline(opened.pipeline, rows, quality_of(opened, rows), out)
     _print_service(opened, out)
     out.print(f"Results: {folder}", soft_wrap=True)
     print("\n".join(report.closing_lines(summary)))
 
 
+def _print_pipeline(pipeline: Pipeline, rows: Rows, quality: dict[str, Estimate], out: Console) -> None:
+    """Where the time went, and how good the answers are."""
+    parts = stage_parts(rows)
+    parts.insert(1, "model", [pipeline.labels[i] for i in parts["stage"]])
+    out.print(report.frame("Time by stage (ms); they add up to the latency", parts))
+    k = pipeline.stages[-1].keep_items
+    for name, estimate in quality.items():
+        word = f"{name}@{k}" + (" (assumes as many clicks as places)" if name == "ndcg_released" else "")
+        out.print(f"{word}: {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]", soft_wrap=True)
+    if k is not None and not pipeline.is_ranked:
+        out.print("A modelled device gives no scores: which items survive is not known, only how many", soft_wrap=True)
+
+
 def kind(opened: OpenSession) -> str:
     """What the report calls the engines."""
+    if opened.pipeline is not None:
+        return "simulated" if opened.service else "pipeline's"
     return "simulated CPU" if opened.service else "CPU"
 
 
@@ -156,7 +194,7 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
         results.save_document(folder, config, _document(config, opened, document))
     else:
         _save(folder, config, opened, best.rows, {**document, "summary": best.summary.as_json()})
-        figures.latency_cdf(best.rows.queries, best.summary, config.model.name).savefig(folder / "latency.png", dpi=120)
+        figures.latency_cdf(best.rows.queries, best.summary, config.name).savefig(folder / "latency.png", dpi=120)
         if task_log is not None:
             results.write_log(task_log, best.rows.tasks)
     if found.trials:
@@ -171,7 +209,7 @@ def _report_tune(
 ) -> None:  # fmt: skip
     tune, out = config.tune, report.console()
     title = (
-        f"{config.model.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} "
+        f"{config.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} "
         f"{kind(opened)} engines, scheduler {tune.scheduler}: highest rate, confirmed with a fresh seed"
     )
     out.print(report.search(title, lines, tune.sla_percentile))
@@ -222,6 +260,7 @@ def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> 
         "n_engines": opened.n_engines,
         "accelerator": opened.device,
         "service": opened.service or None,
+        "pipeline": opened.pipeline and opened.pipeline.as_json(),
         "engine_deaths": [*opened.session.deaths],
     }
 
@@ -252,6 +291,8 @@ def _noted_signals() -> list[int]:
 
 def run_queue(config: RunConfig, folder: Path | None = None) -> int:
     """At-scale mode, in a new folder or the one to go on with; returns the exit code."""
+    if config.engines.pipeline:
+        config = with_pipeline(config, pipeline_of(config, n_engines(config)))
     check(config)
     signals = _noted_signals()
     folder = folder or results.new_folder(config)

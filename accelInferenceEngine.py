@@ -12,6 +12,7 @@ from accelerator.latency import LatencyModel
 from infra.clock import monotonic_ns, wait_until_ns
 from infra.config import RunConfig
 from infra.messages import WireTask
+from infra.pipeline import Pipeline
 from infra.progress import Progress
 
 _SPIN_NS = 200_000
@@ -51,16 +52,17 @@ class CudaEngine:
     same steps without pinning, for tests.
     """
 
-    def __init__(self, config: RunConfig, device: str = "cuda") -> None:
+    def __init__(self, config: RunConfig, device: str = "cuda", workload: Any = None) -> None:
         import torch  # noqa: PLC0415 (a modelled device does not need it)
 
-        from inferenceEngine import prepare  # noqa: PLC0415
+        from inferenceEngine import packed_scores, prepare, task_batch  # noqa: PLC0415
         from models.batch import Staging  # noqa: PLC0415
 
         self._torch, self._device = torch, torch.device(device)
         self._on_gpu = self._device.type == "cuda"
-        workload = prepare(config, Progress("none"), self._device)
-        self._model, self._inputs = workload.model, workload.inputs
+        workload = workload or prepare(config, Progress("none"), self._device)
+        self._model, self._inputs, self._ranks = workload.model, workload.inputs, workload.ranks
+        self._task_batch, self._packed_scores = task_batch, packed_scores
         largest = self._inputs.batch(0, 0, self._inputs.max_items)
         self._merge_bytes = config.engines.accel_merge_mib * 2**20
         self._largest_bytes = largest.nbytes
@@ -77,9 +79,10 @@ class CudaEngine:
         held = sum(int(self._slice(task).nbytes) for task in tasks)
         return bool(held + self._largest_bytes <= self._merge_bytes)
 
-    def score(self, task: WireTask) -> None:
+    def score(self, task: WireTask) -> bytes | None:
         """Copy, score, copy back, wait for the device."""
-        self.scores([task])
+        out = self.scores([task])
+        return self._packed_scores(out) if self._ranks else None
 
     def score_merged(self, tasks: Sequence[WireTask]) -> None:
         """Several tasks as one batch."""
@@ -96,7 +99,7 @@ class CudaEngine:
         return on_host
 
     def _slice(self, task: WireTask) -> Any:
-        return self._inputs.batch(task.input_id, task.first_item, task.n_items)
+        return self._task_batch(self._inputs, task)
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,23 @@ class CudaFactory:
     def __call__(self, index: int) -> CudaEngine:
         del index
         return CudaEngine(self.config)
+
+
+@dataclass(frozen=True)
+class CudaStagesFactory:
+    """Builds, in its (spawned) process, one engine for some stages of a pipeline."""
+
+    config: RunConfig
+    pipeline: Pipeline
+    stages: tuple[int, ...]
+    device: str = "cuda"
+
+    def __call__(self, index: int) -> Any:
+        import torch  # noqa: PLC0415 (a modelled device does not need it)
+
+        from inferenceEngine import PipelineEngine, prepare_stages  # noqa: PLC0415
+
+        del index
+        device = torch.device(self.device)
+        workloads = prepare_stages(self.config, self.pipeline, self.stages, Progress("none"), device)
+        return PipelineEngine({i: CudaEngine(self.config, self.device, own) for i, own in workloads.items()})

@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
+from infra.messages import ACCEL, CPU, ITEM_BYTES, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
+from infra.ranking import best_packed
 from infra.rate_search import RateBisection, RateWalk
 from infra.sequential import Verdict
 from infra.stats import Estimate
@@ -35,20 +36,24 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of a pipeline; a single model is a pipeline of one stage."""
+    """One step of a pipeline; a single model is a pipeline of one stage.
+
+    `keep_items`: how many of the best items go on, from the last stage as the answer; None: all, unranked.
+    """
 
     policy: Policy
-    keep_items: int | None = None  # how many of the best items go on; None = last stage
+    keep_items: int | None = None
+    pool: str = CPU  # whose engines serve what the policy does not offload
 
 
-def split(n_items: int, policy: Policy) -> list[tuple[str, int, int]]:
+def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int, int]]:
     """(pool, first_item, n_items) of every task of a query; a partition in order, only the last may be short."""
     if policy.offload_items is not None and n_items >= policy.offload_items:
         return [(ACCEL, 0, n_items)]
     batch = policy.batch_items
     if n_items <= batch:
-        return [(CPU, 0, n_items)]
-    return [(CPU, first, min(batch, n_items - first)) for first in range(0, n_items, batch)]
+        return [(pool, 0, n_items)]
+    return [(pool, first, min(batch, n_items - first)) for first in range(0, n_items, batch)]
 
 
 @dataclass(slots=True)
@@ -58,6 +63,9 @@ class _Open:
     query: Query
     stage: int
     parts: set[int]
+    n_items: int  # of the stage
+    items: bytes  # which, as in Task
+    scores: dict[int, bytes]  # by part, where there are any
     end_ns: int = 0  # of the latest part: two engines' answers can arrive in the other order
     failures: dict[int, int] | None = None  # by part
 
@@ -78,7 +86,7 @@ class Dispatcher:
         """A query arrived."""
         return self._enter(query, 0, query.n_items)
 
-    def on_done(self, event: TaskDone) -> list[Enqueue | Answer]:
+    def on_done(self, event: TaskDone) -> list[Enqueue | Answer | Fail]:
         """A task ended; what no longer counts (its query has failed, its part is done already) is ignored."""
         task = event.task
         state = self._open.get(task.query_id)
@@ -86,13 +94,26 @@ class Dispatcher:
             return []
         state.parts.discard(task.part)
         state.end_ns = max(state.end_ns, event.end_ns)
-        if state.parts:
-            return []
-        keep = self._stages[task.stage].keep_items
-        if keep is None:
-            del self._open[task.query_id]
-            return [Answer(state.query, state.end_ns)]
-        return [*self._enter(state.query, task.stage + 1, min(keep, state.query.n_items))]
+        if event.scores:
+            state.scores[task.part] = event.scores
+        return [] if state.parts else self._stage_done(state)
+
+    def _stage_done(self, state: _Open) -> list[Enqueue | Answer | Fail]:
+        """The parts have joined: the best items go on, exactly; as many where the engines give no scores."""
+        keep, n_items, items = self._stages[state.stage].keep_items, state.n_items, state.items
+        if keep is not None and state.scores:
+            try:
+                items = best_packed(items, b"".join(own for _, own in sorted(state.scores.items())), n_items, keep)
+            except ValueError as error:
+                del self._open[state.query.query_id]
+                return [Fail(state.query, f"stage {state.stage} cannot be ranked: {error}")]
+            n_items = len(items) // ITEM_BYTES
+        elif keep is not None:
+            n_items = min(keep, n_items)
+        if state.stage + 1 < len(self._stages):
+            return [*self._enter(state.query, state.stage + 1, n_items, items)]
+        del self._open[state.query.query_id]
+        return [Answer(state.query, state.end_ns, items)]
 
     def on_failed(self, event: TaskFailed) -> list[Enqueue | Fail]:
         """A task's engine died or raised: the task is redone once, then its query is given up."""
@@ -108,13 +129,13 @@ class Dispatcher:
         del self._open[task.query_id]
         return [Fail(state.query, f"task {task.part} failed {failures} times, last: {event.error}")]
 
-    def _enter(self, query: Query, stage: int, n_items: int) -> list[Enqueue]:
-        query_id = query.query_id
+    def _enter(self, query: Query, stage: int, n_items: int, items: bytes = b"") -> list[Enqueue]:
+        query_id, own = query.query_id, self._stages[stage]
         tasks = [
-            Enqueue(Task(query_id, stage, part, first, n, pool))
-            for part, (pool, first, n) in enumerate(split(n_items, self._stages[stage].policy))
+            Enqueue(Task(query_id, stage, part, first, n, pool, items[ITEM_BYTES * first : ITEM_BYTES * (first + n)]))
+            for part, (pool, first, n) in enumerate(split(n_items, own.policy, own.pool))
         ]
-        self._open[query_id] = _Open(query, stage, set(range(len(tasks))))
+        self._open[query_id] = _Open(query, stage, set(range(len(tasks))), n_items, items, {})
         return tasks
 
 

@@ -41,6 +41,7 @@ from infra.progress import OnFraction, Progress
 from infra.provenance import cpu_name, package_versions, usable_cores
 from models import build
 from models.base import RecModel
+from models.inputs.queries import QueryPool
 from models.inputs.synthetic import InputPool
 from models.standalone import time_model
 
@@ -51,7 +52,7 @@ _NEIGHBOUR_ITEMS = 64
 _PR_SET_PDEATHSIG, _START_S = 1, 60
 
 
-def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] = BATCHES) -> Profile:
+def measure_cpu_core(model: RecModel, inputs: InputPool | QueryPool, batches: Sequence[int] = BATCHES) -> Profile:
     """Median ms of slicing and forward on one core, one thread; fresh items for every call, some seconds in all.
 
     Batches beyond the pool's inputs are left out; the largest input is measured in their place.
@@ -60,7 +61,11 @@ def measure_cpu_core(model: RecModel, inputs: InputPool, batches: Sequence[int] 
 
 
 def measure_cpu_cores(
-    model: RecModel, inputs: InputPool, batches: Sequence[int], n_neighbours: int, on_fraction: OnFraction | None = None
+    model: RecModel,
+    inputs: InputPool | QueryPool,
+    batches: Sequence[int],
+    n_neighbours: int,
+    on_fraction: OnFraction | None = None,
 ) -> Profile:
     """The same, and while 1, ..., `n_neighbours` forked neighbours run the model on inputs of their own choice."""
     torch.set_num_threads(1)
@@ -90,7 +95,7 @@ def measure_cpu_cores(
 
 
 def measure_cuda(
-    model: RecModel, inputs: InputPool, batches: Sequence[int], *, with_transfer: bool
+    model: RecModel, inputs: InputPool | QueryPool, batches: Sequence[int], *, with_transfer: bool
 ) -> Profile:  # pragma: no cover (needs a GPU)
     """Median ms by CUDA events of forward on the device, the copy of the inputs from pinned memory included or not."""
     where, stream = torch.device("cuda"), torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -119,7 +124,7 @@ def measure_cuda(
 
 
 @contextmanager
-def neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[[int], None]]:
+def neighbours(model: RecModel, inputs: InputPool | QueryPool, n: int) -> Iterator[Callable[[int], None]]:
     """n processes that run the model; what is yielded lets the first k of them work and stops the others.
 
     Raises RuntimeError if one does not start.
@@ -149,7 +154,7 @@ def neighbours(model: RecModel, inputs: InputPool, n: int) -> Iterator[Callable[
 
 
 @torch.inference_mode()
-def _keep_busy(model: RecModel, inputs: InputPool, index: int, parent: int, ready: Semaphore) -> None:
+def _keep_busy(model: RecModel, inputs: InputPool | QueryPool, index: int, parent: int, ready: Semaphore) -> None:
     # A stopped neighbour looks at nothing: the kernel ends it with its parent.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -187,7 +192,7 @@ def standalone_rows(device: Device, config: RunConfig, on_fraction: OnFraction) 
 
 
 @torch.inference_mode()
-def _times_s(model: RecModel, inputs: InputPool, n_items: int, budget_s: float) -> list[float]:
+def _times_s(model: RecModel, inputs: InputPool | QueryPool, n_items: int, budget_s: float) -> list[float]:
     """Some calls on fresh items, the first two left out. A core that was idle is slow at first, so it runs warm."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < _SETTLE_S:

@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import reduction
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,8 +35,8 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Get ready to score at full speed."""
 
-    def score(self, task: WireTask) -> None:
-        """Score the task's items; raises if it cannot."""
+    def score(self, task: WireTask) -> bytes | None:
+        """Score the task's items; raises if it cannot. The scores (float32, packed) where the stage ranks by them."""
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ class MergingEngine(Protocol):
     def takes_more(self, tasks: Sequence[WireTask]) -> bool:
         """Whether any further task, however large, may be scored in one batch with these."""
 
-    def score(self, task: WireTask) -> None:
+    def score(self, task: WireTask) -> bytes | None:
         """Score one task."""
 
     def score_merged(self, tasks: Sequence[WireTask]) -> None:
@@ -64,6 +65,7 @@ class PoolSpec:
     factory: EngineFactory
     start_method: str = "fork"
     cores: tuple[int, ...] = ()  # engine i is pinned to cores[i % len]; empty: not pinned
+    message_bytes: int = MESSAGE_BYTES  # of the largest message, where items travel
     yields: bool = False  # gives way at once to the driver and to accelerators, which must be on time
 
 
@@ -142,7 +144,7 @@ def run_engine(
     gc.freeze()
     engine = spec.factory(index)
     engine.warm_up()
-    receive = _polled(tasks) if spec.yields else tasks.recv
+    receive = partial(_polled(tasks) if spec.yields else tasks.recv, spec.message_bytes)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         replies.send(WireReply(0, slot, READY, 0, 0).pack())
         _serve(engine, slot, tasks, receive, replies, slots)
@@ -166,25 +168,25 @@ def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
 
 
 def _serve(
-    engine: Engine, slot: int, tasks: socket.socket, receive: Callable[[int], bytes], replies: socket.socket,
-    slots: Slots,
-) -> None:  # fmt: skip
+    engine: Engine, slot: int, tasks: socket.socket, receive: Callable[[], bytes], replies: socket.socket, slots: Slots
+) -> None:
     merging = engine if isinstance(engine, MergingEngine) else None  # asked once: it takes 10 us
-    while message := receive(MESSAGE_BYTES):
+    while message := receive():
         first = WireTask.unpack(message)
         slots[slot] = first.ticket
         taken = [first] if merging is None else [first, *_more_to_merge(merging, first, tasks)]
-        start_ns, error = monotonic_ns(), ""
+        start_ns, error, scores = monotonic_ns(), "", None
         try:
             if merging is not None and len(taken) > 1:
                 merging.score_merged(taken)
             else:
-                engine.score(first)
+                scores = engine.score(first)
         except Exception as problem:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
             error = f"{type(problem).__name__}: {problem}"
         end_ns = monotonic_ns()
         for task in taken:
-            replies.send(WireReply(task.ticket, slot, ERROR if error else DONE, start_ns, end_ns, error).pack())
+            reply = WireReply(task.ticket, slot, ERROR if error else DONE, start_ns, end_ns, error, scores or b"")
+            replies.send(reply.pack())
         slots[slot] = IDLE
 
 

@@ -14,10 +14,12 @@ from accelerator.latency import Profile, ProfiledDevice
 from accelerator.service import service_of
 from accelInferenceEngine import CudaFactory, ModelledFactory
 from backends.engine_process import PoolSpec
+from backends.pipeline import PipelineSession, pipeline_of, process_pipeline, virtual_pipeline
 from backends.process import ProcessSession
 from backends.simulated import SimulatedSession
 from infra.config import RunConfig
 from infra.messages import ACCEL, CPU
+from infra.pipeline import Pipeline
 from infra.progress import Progress
 from infra.provenance import usable_cores
 
@@ -28,10 +30,11 @@ log = logging.getLogger(__name__)
 class OpenSession:
     """Engines that are ready, and what the report says of them."""
 
-    session: ProcessSession | SimulatedSession
+    session: ProcessSession | SimulatedSession | PipelineSession
     n_engines: int
     device: dict[str, Any] | None  # the accelerator's provenance
     service: dict[str, Any] = field(default_factory=dict)  # where virtual time's service times come from
+    pipeline: Pipeline | None = None
 
 
 def n_engines(config: RunConfig) -> int:
@@ -42,6 +45,10 @@ def n_engines(config: RunConfig) -> int:
 @contextmanager
 def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
     """The engines of the backend that the settings name."""
+    if config.engines.pipeline:
+        with _opened_pipeline(config, progress) as opened:
+            yield opened
+        return
     if config.engines.backend == "simulated":
         with _signals_noted(opened := _virtual(config)):
             yield opened
@@ -63,6 +70,19 @@ def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]
         specs.append(spec)
     with ProcessSession(specs, ready_timeout_s=config.engines.engine_timeout) as session:
         yield OpenSession(session, n_engines(config), device)
+
+
+@contextmanager
+def _opened_pipeline(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
+    pipeline = pipeline_of(config, n_engines(config))
+    n = sum(pool.engines for pool in pipeline.pools)
+    if config.engines.backend == "simulated":
+        session, service = virtual_pipeline(config, pipeline)
+        with _signals_noted(opened := OpenSession(session, n, None, service, pipeline)):
+            yield opened
+        return
+    with process_pipeline(config, pipeline, progress) as running:
+        yield OpenSession(running, n, None, pipeline=pipeline)
 
 
 def _virtual(config: RunConfig) -> OpenSession:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from backends.engine_process import PoolSpec
-from infra.messages import MESSAGE_BYTES, Task, WireTask
+from infra.messages import Task, WireTask
 
 
 @dataclass(slots=True)
@@ -46,5 +46,5 @@ class Pool:
         taken = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                taken.append(WireTask.unpack(self.engine_end.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)).ticket)
+                taken.append(WireTask.unpack(self.engine_end.recv(self.spec.message_bytes, socket.MSG_DONTWAIT)).ticket)
         return taken

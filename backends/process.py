@@ -31,7 +31,6 @@ from infra.clock import NS_PER_S, monotonic_ns
 from infra.memory import no_garbage_collection
 from infra.messages import (
     ERROR,
-    MESSAGE_BYTES,
     READY,
     Answer,
     Enqueue,
@@ -82,6 +81,7 @@ class ProcessSession:
         self, specs: Sequence[PoolSpec], ready_timeout_s: float = 120.0, stall_timeout_s: float = 60.0
     ) -> None:
         self._specs = tuple(specs)
+        self._message_bytes = max((spec.message_bytes for spec in specs), default=0)
         self._ready_timeout_s, self._stall_timeout_s = ready_timeout_s, stall_timeout_s
         self.deaths: list[dict[str, Any]] = []
         self.interrupted = False
@@ -338,7 +338,7 @@ class ProcessSession:
             run.read_ns = run.now_ns()
         with contextlib.suppress(BlockingIOError):
             while limit is None or n < limit:
-                self._on_reply(WireReply.unpack(self._replies.recv(MESSAGE_BYTES)), run)
+                self._on_reply(WireReply.unpack(self._replies.recv(self._message_bytes)), run)
                 n += 1
         return n
 
@@ -356,7 +356,8 @@ class ProcessSession:
             log.warning("%s: %s", engine.process.name, reply.error)
             self._carry_out(run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error)))
             return
-        event = TaskDone(ticket.task, engine.index, reply.start_ns - run.start_ns, reply.end_ns - run.start_ns)
+        start_ns, end_ns = reply.start_ns - run.start_ns, reply.end_ns - run.start_ns
+        event = TaskDone(ticket.task, engine.index, start_ns, end_ns, reply.scores)
         run.done(event, ticket.enqueued_ns)
         self._carry_out(run, run.dispatcher.on_done(event))
 
@@ -365,6 +366,8 @@ class ProcessSession:
             if isinstance(command, Enqueue):
                 input_id = run.schedule.query(command.task.query_id).input_id
                 self._send(self._new_ticket(command.task, input_id), run.now_ns())
+            elif isinstance(command, Answer) and command.items:  # ranking is part of the answer
+                run.ended(command._replace(done_ns=run.now_ns()))
             else:
                 run.ended(command)
 
@@ -378,7 +381,7 @@ class ProcessSession:
 
     def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int = 0) -> int:
         self._n_tickets += 1
-        wire = pack_task(self._n_tickets, task.stage, input_id, task.first_item, task.n_items)
+        wire = pack_task(self._n_tickets, task.stage, input_id, task.first_item, task.n_items) + task.items
         self._tickets[self._n_tickets] = Ticket(task, wire, input_id, enqueued_ns)
         return self._n_tickets
 

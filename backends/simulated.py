@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from accelerator.pipeline_service import PipelineService
 from accelerator.service import ServiceTable, drawn_index
 from backends.fifo_kernel import Engines, Int64Array, serve
 from backends.session import InOrder, Watch, busiest
@@ -24,6 +25,7 @@ from scheduler import Dispatcher, Policy, Stage
 
 ServiceTime = Callable[[Task], int]  # ns
 _TookNs = Callable[[Task, int, int, list[int]], int]  # task, engine, start, end of each engine's latest task
+Commands = Sequence[Enqueue | Answer | Fail]
 PIECE = 2048  # queries served between two looks of a watch, or two reports of progress, at least
 
 
@@ -37,7 +39,11 @@ class SimulatedSession:
     deaths: Sequence[dict[str, Any]] = ()  # engines of virtual time do not die
 
     def __init__(
-        self, engines: Mapping[str, int], service: ServiceTime | ServiceTable, *, keep_tasks: bool = True
+        self,
+        engines: Mapping[str, int],
+        service: ServiceTime | ServiceTable | PipelineService,
+        *,
+        keep_tasks: bool = True,
     ) -> None:
         self._engines, self._service, self._keep_tasks = dict(engines), service, keep_tasks
         self.interrupted = False
@@ -126,16 +132,24 @@ class _EventLoop:
 
     def __init__(
         self, schedule: Schedule, stages: Sequence[Stage], engines: Mapping[str, int],
-        service: ServiceTime | ServiceTable, watch: Watch | None,
+        service: ServiceTime | ServiceTable | PipelineService, watch: Watch | None,
     ) -> None:  # fmt: skip
         self._schedule = schedule
         self._took_ns, self._delay_ns = _service(service, schedule)
+        self._filter = (0, 0.0)
+        cores: frozenset[str] = frozenset()
+        if isinstance(service, PipelineService):
+            self._filter, cores = (service.filter_ns, service.filter_item_ns), service.on_cores
+        ranked = [stage.keep_items is not None for stage in stages]
+        self._filters = self._filter != (0, 0.0) and any(ranked)
+        self._stages = tuple(stages)
         self._dispatcher, self._recorder = Dispatcher(stages), Recorder(schedule.n_warmup)
         self._in_order = InOrder(schedule, engines, watch) if watch is not None else None
         self._idle = {pool: deque(range(n)) for pool, n in engines.items()}
-        self._end_ns = {pool: [0] * n for pool, n in engines.items()}  # of each engine's latest task
+        self._end_ns, self._first = _neighbours(engines, cores)  # of each engine's latest task
         self._waiting: dict[str, deque[tuple[Task, int]]] = {pool: deque() for pool in engines}
-        self._ends: list[tuple[int, int, TaskDone, int]] = []  # end, order of beginning, event, enqueued
+        # end, order, event, enqueued; or the commands that follow when the best items are found
+        self._ends: list[tuple[int, int, TaskDone | Commands, int]] = []
         self._n_begun = self.n_answered = 0
 
     def rows(self) -> Rows:
@@ -165,6 +179,10 @@ class _EventLoop:
         ends, recorder, dispatcher = self._ends, self._recorder, self._dispatcher
         while ends and (limit_ns is None or ends[0][0] < limit_ns):
             now_ns, _, done, enqueued_ns = heappop(ends)
+            if not isinstance(done, TaskDone):
+                if self._carry_out(done, now_ns):
+                    return True
+                continue
             pool = done.task.pool
             recorder.done(done, enqueued_ns)
             if self._in_order is not None:
@@ -176,11 +194,30 @@ class _EventLoop:
             else:
                 self._idle[pool].append(done.engine)
             commands = dispatcher.on_done(done)
+            if commands and (self._filters and self._choose(commands, done.task.stage, now_ns)):
+                continue
             if commands and self._carry_out(commands, now_ns):
                 return True
         return False
 
-    def _carry_out(self, commands: Sequence[Enqueue | Answer | Fail], now_ns: int) -> bool:
+    def _choose(self, commands: Commands, stage: int, now_ns: int) -> bool:
+        """Put off what follows a stage that chooses until the best items are found; False if it does not choose."""
+        if self._stages[stage].keep_items is None:
+            return False
+        n_items = self._n_items(commands[0], stage)
+        then_ns = now_ns + self._filter[0] + int(self._filter[1] * n_items)
+        self._n_begun += 1
+        later = [c._replace(done_ns=then_ns) if isinstance(c, Answer) else c for c in commands]
+        heappush(self._ends, (then_ns, self._n_begun, later, 0))
+        return True
+
+    def _n_items(self, command: Enqueue | Answer | Fail, stage: int) -> int:
+        """Items that came into a stage, by a command that follows it."""
+        query_id = command.task.query_id if isinstance(command, Enqueue) else command.query.query_id
+        kept = [own.keep_items for own in self._stages[:stage] if own.keep_items is not None]
+        return min([int(self._schedule.n_items[query_id]), *kept])
+
+    def _carry_out(self, commands: Commands, now_ns: int) -> bool:
         answered = False
         for command in commands:
             if type(command) is Enqueue:
@@ -199,20 +236,37 @@ class _EventLoop:
         return answered and self._in_order is not None and self._in_order.show(now_ns)
 
     def _begin(self, task: Task, enqueued_ns: int, engine: int, now_ns: int) -> None:
-        end_ns = self._end_ns[task.pool]
-        start_ns = now_ns + self._delay_ns(task, end_ns[engine] > enqueued_ns)
-        end_ns[engine] = done_ns = start_ns + self._took_ns(task, engine, start_ns, end_ns)
+        end_ns, at = self._end_ns[task.pool], self._first[task.pool] + engine
+        start_ns = now_ns + self._delay_ns(task, end_ns[at] > enqueued_ns)
+        end_ns[at] = done_ns = start_ns + self._took_ns(task, engine, start_ns, end_ns)
         self._n_begun += 1
         heappush(self._ends, (done_ns, self._n_begun, TaskDone(task, engine, start_ns, done_ns), enqueued_ns))
 
 
+def _neighbours(engines: Mapping[str, int], cores: frozenset[str]) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """A list of ends for each pool, one for all on the machine's cores, and where a pool's engines begin in it."""
+    shared = list[int]()
+    lists, first = {}, {}
+    for pool, n in engines.items():
+        own = shared if pool in cores else []
+        lists[pool], first[pool] = own, len(own)
+        own.extend([0] * n)
+    return lists, first
+
+
 def _service(
-    service: ServiceTime | ServiceTable, schedule: Schedule
+    service: ServiceTime | ServiceTable | PipelineService, schedule: Schedule
 ) -> tuple[_TookNs, Callable[[Task, bool], int]]:  # fmt: skip
     """What a task takes, and what passes before it begins on an engine that was idle or (True) busy.
 
     From the table as Python numbers: elements of arrays cost ten times as much.
     """
+    if isinstance(service, PipelineService):
+        by_stage = [_service(table, schedule) for table in service.tables]
+        return (
+            lambda task, *where: by_stage[task.stage][0](task, *where),
+            lambda task, was_busy: by_stage[task.stage][1](task, was_busy),
+        )
     if not isinstance(service, ServiceTable):
         return lambda task, *_: service(task), lambda *_: 0
     if service.recording is not None:
@@ -224,27 +278,27 @@ def _service(
     cpu_ns, accel_ns, factors = service.cpu_ns.tolist(), service.accel_ns.tolist(), service.factors.tolist()
     n_factors, last, stolen_ns = service.factors.shape[1], len(cpu_ns) - 1, service.stolen_ns
     arrivals = schedule.arrival_ns.tolist() if stolen_ns else []
-    overhead = {pool: astuple(service.overhead(pool)) for pool in (CPU, ACCEL)}
-    rows = {
-        pool: None if row is None or (row < 0).all() else row.tolist()
-        for pool, row in ((CPU, service.cpu_row), (ACCEL, service.accel_row))
-    }
+    overhead = [astuple(service.overhead(pool)) for pool in (CPU, ACCEL)]
+    rows = [
+        None if row is None or (row < 0).all() else row.tolist() for row in (service.cpu_row, service.accel_row)
+    ]  # fmt: skip
 
     def took_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
-        if task.pool == ACCEL:
+        on_accel = task.pool == ACCEL
+        if on_accel:
             took = accel_ns[engine][task.n_items]
         else:
             n_busy = min(last, sum(end > start_ns for end in end_ns)) if last else 0
             took = cpu_ns[n_busy][task.n_items]
-        row = rows[task.pool]
+        row = rows[on_accel]
         if row is not None and row[task.n_items] >= 0:
             at = drawn_index(task.query_id, task.stage, task.part, service.seed, n_factors)
             took = max(1, int(took * factors[row[task.n_items]][at]))
-        if stolen_ns and task.pool == CPU:
+        if stolen_ns and not on_accel:
             took += stolen_ns * (bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns))
         return int(took)
 
-    return took_ns, lambda task, was_busy: overhead[task.pool][was_busy]
+    return took_ns, lambda task, was_busy: overhead[task.pool == ACCEL][was_busy]
 
 
 def _query_rows(schedule: Schedule, n: int, policy: Policy, first_start: Int64Array, done: Int64Array) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from infra.fields import ConfigError as ConfigError  # noqa: PLC0414 (everyone gets it from here)
@@ -112,6 +113,7 @@ class EngineConfig:
     sub_task_batch_size: int = flag(16, "per-core batch: items of the largest CPU task", low=1)
     fc_workers: int = flag(1, "threads of an engine (the larger of this and sls_workers)", low=1)
     sls_workers: int = flag(1, "threads of an engine (the larger of this and fc_workers)", low=1)
+    pipeline: str = flag("", "YAML of stages with models, items kept and engines of their own (README); no model flag")
     pin_cores: bool = flag(False, "pin CPU engine i to core i modulo cores")
     engine_timeout: float = flag(120.0, "seconds an engine may take to say that it is ready", low=0.1)
     model_accel: bool = flag(False, "add an accelerator engine")
@@ -256,7 +258,8 @@ class RunConfig:
     release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
 
     def __post_init__(self) -> None:
-        if self.inputs.num_batches < 1 and not self.output.resume:  # a resumed search has its settings on disk
+        known_later = self.output.resume or self.engines.pipeline  # settings on disk, or queries of their own
+        if self.inputs.num_batches < 1 and not known_later:
             raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
@@ -272,14 +275,32 @@ class RunConfig:
                 f"is {process}; a trial of a tuning run ends before the load has shown all its states",
             )
         self._check_backend(tuning)
+        self._check_pipeline()
         if not self.engines.queue:
             for name in ("tune_batch_qps", "tune_accel_qps"):
                 if getattr(self.tune, name):
                     raise ConfigError(name, "needs the at-scale mode; add queue")
-        if self.load.warmup_queries is not None and self.load.warmup_queries >= self.n_queries:
+        if self.load.warmup_queries is not None and 0 < self.n_queries <= self.load.warmup_queries:
             raise ConfigError(
                 "warmup_queries", f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all"
             )
+
+    def _check_pipeline(self) -> None:
+        if not self.engines.pipeline:
+            return
+        if not (self.engines.queue or self.output.resume):
+            raise ConfigError("pipeline", "needs the at-scale mode; add queue")
+        if self.engines.model_accel:
+            raise ConfigError(
+                "model_accel", "adds an accelerator to one model; a pipeline names its devices in its file"
+            )
+        if self.tune.scheduler in ("guided", "released") and self.tune.tune_batch_qps:
+            raise ConfigError("scheduler", f"is {self.tune.scheduler}, which knows one stage; take hill or exhaustive")
+
+    @property
+    def name(self) -> str:
+        """Of the pipeline or of the model, for reports and folders."""
+        return Path(self.engines.pipeline).stem if self.engines.pipeline else self.model.name
 
     def _check_backend(self, tuning: bool) -> None:
         if self.engines.backend != "simulated":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -134,3 +135,24 @@ def _band(rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, s
         name, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"), fontsize=6.5, ha="center", va="bottom",
         rotation=90,
     )  # fmt: skip
+
+
+def stage_bars(parts: pd.DataFrame, labels: Sequence[str], title: str) -> Figure:
+    """Where a pipeline's queries spend their time: mean waiting, computing and choosing of each stage, in a row.
+
+    `parts` as `infra.stage_rows.stage_parts` gives it.
+    """
+    figure = Figure(figsize=(7.5, 1.2 + 0.55 * len(parts)), layout="constrained")
+    axes = figure.add_subplot()
+    shades = {"queue": "#bbbbbb", "compute": "#1f77b4", "filter": "#d1495b"}
+    names = [f"{row.stage}: {labels[row.stage]}, {row.items:,.0f} items" for row in parts.itertuples()]
+    begin = 0.0
+    for name, row in zip(names, parts.itertuples(), strict=True):
+        for part, shade in shades.items():
+            width = float(getattr(row, f"{part}_ms"))
+            axes.barh(name, width, left=begin, color=shade, height=0.6, label=part if row.Index == 0 else None)
+            begin += width
+    axes.invert_yaxis()
+    style(axes, "mean time since the intended arrival (ms)", "", f"{title}: {begin:.3g} ms in the mean")
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure

@@ -25,23 +25,32 @@ class Query(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in one batch."""
+    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in one batch.
+
+    `items`: which items of the input these are (int32, packed) where a stage before has chosen; empty: they lie there
+    in a row.
+    """
 
     query_id: int
     stage: int
     part: int
     first_item: int
     n_items: int
-    pool: str  # CPU or ACCEL
+    pool: str  # CPU, ACCEL, or a name of the pipeline's
+    items: bytes = b""
 
 
 class TaskDone(NamedTuple):
-    """Event: `engine` (index within the task's pool) scored the task."""
+    """Event: `engine` (index within the task's pool) scored the task.
+
+    `scores`: one per item (float32, packed) where the stage ranks; empty where nobody asked or the engine has none.
+    """
 
     task: Task
     engine: int
     start_ns: int
     end_ns: int
+    scores: bytes = b""
 
 
 class TaskFailed(NamedTuple):
@@ -59,10 +68,11 @@ class Enqueue(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Command: the query is complete."""
+    """Command: the query is complete; `items`: the best of its input, best first (int32, packed), where ranked."""
 
     query: Query
     done_ns: int
+    items: bytes = b""
 
     @property
     def latency_ns(self) -> int:
@@ -81,33 +91,41 @@ _TASK = struct.Struct("<qiiii")
 _REPLY = struct.Struct("<qiiqq")
 
 READY, DONE, ERROR = 0, 1, 2
-MESSAGE_BYTES = 4096
+MESSAGE_BYTES = 4096  # where no items travel; with them see `message_bytes`
+ITEM_BYTES = 4  # an id or a score on the wire
 
 
-pack_task = _TASK.pack  # the fields of a WireTask
+pack_task = _TASK.pack  # the fields of a WireTask but the items
+
+
+def message_bytes(n_items: int) -> int:
+    """Of the largest message where tasks of so many items travel with their ids and scores."""
+    return max(MESSAGE_BYTES, _REPLY.size + ITEM_BYTES * n_items)
 
 
 class WireTask(NamedTuple):
-    """Driver to engine. `ticket` is the driver's number for this attempt (from 1)."""
+    """Driver to engine. `ticket` is the driver's number for this attempt (from 1); `items` as in Task."""
 
     ticket: int
     stage: int
     input_id: int
     first_item: int
     n_items: int
+    items: bytes = b""
 
     def pack(self) -> bytes:
-        """24 bytes."""
-        return pack_task(*self)
+        """24 bytes and the items."""
+        return pack_task(*self[:5]) + self.items
 
     @staticmethod
     def unpack(message: bytes) -> WireTask:
         """Inverse of `pack`."""
-        return WireTask(*_TASK.unpack(message))
+        ticket, stage, input_id, first_item, n_items = _TASK.unpack_from(message)
+        return WireTask(ticket, stage, input_id, first_item, n_items, message[_TASK.size :])
 
 
 class WireReply(NamedTuple):
-    """Engine to driver: READY once after warm-up (ticket 0), then DONE or ERROR for each ticket."""
+    """Engine to driver: READY once after warm-up (ticket 0), then DONE (with scores) or ERROR for each ticket."""
 
     ticket: int
     engine: int
@@ -115,15 +133,18 @@ class WireReply(NamedTuple):
     start_ns: int
     end_ns: int
     error: str = ""
+    scores: bytes = b""
 
     def pack(self) -> bytes:
-        """32 bytes and the error's text, cut to one message."""
+        """32 bytes, then the scores or the error's text, cut to one message."""
         head = _REPLY.pack(self.ticket, self.engine, self.kind, self.start_ns, self.end_ns)
-        return head + self.error.encode()[: MESSAGE_BYTES - len(head)]
+        return head + (self.scores or self.error.encode()[: MESSAGE_BYTES - len(head)])
 
     @staticmethod
     def unpack(message: bytes) -> WireReply:
         """Inverse of `pack`."""
-        error = message[_REPLY.size :].decode(errors="replace")
         ticket, engine, kind, start_ns, end_ns = _REPLY.unpack_from(message)
-        return WireReply(ticket, engine, kind, start_ns, end_ns, error)
+        rest = message[_REPLY.size :]
+        if kind == ERROR:
+            return WireReply(ticket, engine, kind, start_ns, end_ns, rest.decode(errors="replace"))
+        return WireReply(ticket, engine, kind, start_ns, end_ns, "", rest)

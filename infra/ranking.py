@@ -38,6 +38,17 @@ def top_items(ids: npt.ArrayLike, scores: npt.ArrayLike, k: int) -> Int64Array:
     return best
 
 
+def best_packed(items: bytes, scores: bytes, n_items: int, k: int) -> bytes:
+    """`top_items` of packed int32 ids (empty: 0 .. n_items - 1) and packed float32 scores, packed again.
+
+    Raises ValueError if the scores are not one per item.
+    """
+    if len(scores) != 4 * n_items:
+        raise ValueError(f"{len(scores) // 4} scores for {n_items} items")
+    ids = np.frombuffer(items, np.int32) if items else np.arange(n_items, dtype=np.int32)
+    return top_items(ids, np.frombuffer(scores, np.float32), k).astype(np.int32).tobytes()
+
+
 def dcg_at_k(gains: npt.ArrayLike, k: int) -> float:
     """Sum of gain / log2(place + 1) over the first k places, counted from 1 (Jarvelin and Kekalainen, TOIS 2002)."""
     own = np.asarray(gains, dtype=np.float64)[:k]

@@ -14,6 +14,7 @@ import pandas as pd
 from infra.clock import NS_PER_MS
 from infra.config import ConfigError, RunConfig, to_settings
 from infra.rows import Rows
+from infra.stage_rows import answer_table, stage_table
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class SavedRun:
 
 def new_folder(config: RunConfig) -> Path:
     """Create <results_dir>/<run id>/, named by time, model and a random part; raises ConfigError."""
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}-{secrets.token_hex(2)}"
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{secrets.token_hex(2)}"
     folder = Path(config.output.results_dir) / run_id
     try:
         folder.mkdir(parents=True)
@@ -44,6 +45,9 @@ def save(folder: Path, config: RunConfig, rows: Rows, document: dict[str, Any]) 
     """Write run.json (settings and `document`) and the rows."""
     rows.queries.to_parquet(folder / "queries.parquet", index=False)
     rows.tasks.to_parquet(folder / "tasks.parquet", index=False)
+    if config.engines.pipeline:
+        stage_table(rows).to_parquet(folder / "stages.parquet", index=False)
+        answer_table(rows).to_parquet(folder / "answers.parquet", index=False)
     save_document(folder, config, {**document, "notes": list(rows.notes)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +21,14 @@ class Rows:
     """`queries`: query_id, input_id, n_items, n_tasks, arrival_ns, sent_ns, first_start_ns, done_ns, is_warmup.
 
     `tasks`: TASK_COLUMNS. Times are ns since the run's start; sent_ns, first_start_ns and done_ns are null for a
-    query that was not sent, not started or not answered. `notes` are reasons why the run is INVALID.
+    query that was not sent, not started or not answered. `notes` are reasons why the run is INVALID. `answers`:
+    {query id: items of its input, best first (int32, packed)} of the queries that were ranked.
     """
 
     queries: pd.DataFrame
     tasks: pd.DataFrame
     notes: tuple[str, ...] = ()
+    answers: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -36,6 +39,8 @@ class Recorder:
     _queries: dict[int, list[int]] = field(default_factory=dict)
     _tasks: list[tuple[int, ...]] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
+    _answers: dict[int, bytes] = field(default_factory=dict)
+    _pools: dict[str, int] = field(default_factory=lambda: {CPU: 0, ACCEL: 1})
 
     def sent(self, query: Query, now_ns: int) -> None:
         """A query entered the system."""
@@ -46,9 +51,10 @@ class Recorder:
     def done(self, event: TaskDone, enqueued_ns: int) -> None:
         """A task ended."""
         task = event.task
+        pool = self._pools.setdefault(task.pool, len(self._pools))
         self._tasks.append((
-            task.query_id, task.stage, task.part, task.pool == ACCEL, event.engine, task.n_items, enqueued_ns,
-            event.start_ns, event.end_ns,
+            task.query_id, task.stage, task.part, pool, event.engine, task.n_items, enqueued_ns, event.start_ns,
+            event.end_ns,
         ))  # fmt: skip
         row = self._queries[task.query_id]
         row[2] += 1
@@ -57,6 +63,8 @@ class Recorder:
     def answered(self, answer: Answer) -> None:
         """A query is complete."""
         self._queries[answer.query.query_id][6] = answer.done_ns
+        if answer.items:
+            self._answers[answer.query.query_id] = answer.items
 
     def failed(self, fail: Fail) -> None:
         """A query was given up: the run is INVALID, and says why."""
@@ -73,8 +81,8 @@ class Recorder:
         queries = query_table(np.array(ids, dtype=np.int64), table, self.n_warmup)
         done = np.array(self._tasks, dtype=np.int64).reshape(len(self._tasks), len(TASK_COLUMNS))
         tasks = pd.DataFrame(done, columns=TASK_COLUMNS)
-        tasks["pool"] = np.array([CPU, ACCEL], object)[done[:, TASK_COLUMNS.index("pool")]]
-        return Rows(queries, tasks, tuple(self._notes))
+        tasks["pool"] = np.array([*self._pools], object)[done[:, TASK_COLUMNS.index("pool")]]
+        return Rows(queries, tasks, tuple(self._notes), self._answers)
 
 
 def query_table(ids: npt.NDArray[np.int64], table: npt.NDArray[np.int64], n_warmup: int) -> pd.DataFrame:

@@ -5,8 +5,9 @@ An architecture is imported when it is built, so that `models.costs` can be had 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.config import ModelConfig
 
@@ -35,18 +36,21 @@ def architecture(model_type: str) -> type[RecModel]:
 
 def build(
     config: ModelConfig, seed: int, on_progress: OnProgress | None = None, device: torch.device | None = None,
-    tables_of: RecModel | None = None,
+    tables_of: RecModel | None = None, weights: Mapping[str, Any] | None = None,
 ) -> RecModel:  # fmt: skip
     """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of the tables built.
 
     `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that can go anywhere.
-    `tables_of`: a model on the CPU of the same tables, whose rows are shared instead of drawn again.
+    `tables_of`: a model on the CPU of the same tables, whose rows are shared instead of drawn again. `weights`: trained
+    ones under the net's blob names instead of drawn ones; raises KeyError, ValueError if they are another net's.
     """
     import torch  # noqa: PLC0415 (see above)
 
     with torch.inference_mode(False), torch.no_grad():
         model = architecture(config.model_type)(config)
-        if tables_of is None:
+        if weights is not None:
+            model.load_reference(dict(weights))
+        elif tables_of is None:
             model.initialise(seed, on_progress)
         else:
             model.tables.weight_RD = tables_of.tables.weight_RD

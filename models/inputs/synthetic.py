@@ -106,6 +106,26 @@ class InputPool:
             own_offsets,
         )
 
+    def gather(self, input_id: int, items_B: npt.NDArray[np.int32]) -> Batch:
+        """Any items of an input in the order given; raises IndexError outside of it."""
+        if not (0 <= input_id < self.n_inputs and len(items_B)):
+            raise IndexError(f"{len(items_B)} items of input {input_id}: there are {self.n_inputs} inputs")
+        chosen, dense = torch.from_numpy(items_B.astype(np.int64)), self._dense[input_id]
+        dense_BF = None if dense is None else dense.index_select(0, chosen)
+        ids, offsets = self._ids[input_id], self._offsets[input_id]
+        if self._fixed:
+            ids_L = ids.view(self.max_items, -1).index_select(0, chosen).reshape(-1)
+            return Batch(len(items_B), dense_BF, ids_L, offsets[: len(items_B) * self._n_tables + 1])
+        ends_BT = offsets[1:].view(self.max_items, -1).index_select(0, chosen).numpy()
+        lengths_BT = torch.diff(offsets).view(self.max_items, -1).index_select(0, chosen).numpy()
+        own = np.concatenate(([0], np.cumsum(lengths_BT.reshape(-1))))
+        first_M = (ends_BT - lengths_BT).reshape(-1)
+        places_L = np.arange(own[-1]) + np.repeat(first_M - own[:-1], lengths_BT.reshape(-1))
+        return Batch(
+            len(items_B), dense_BF, ids.index_select(0, torch.from_numpy(places_L)),
+            torch.from_numpy(own.astype(np.int32)),
+        )  # fmt: skip
+
 
 def _draw_ids(config: ModelConfig, n_items: int, rng: np.random.Generator) -> tuple[Int32Array, Int32Array | None]:
     """Ids of one input (rows of the buffer of all tables) and, where bags differ in length, their offsets."""

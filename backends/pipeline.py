@@ -73,6 +73,9 @@ def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
     tuning = config.tune.tune_batch_qps
     if tuning and all(stage.batch_items for stage in pipeline.stages):
         raise ConfigError("tune_batch_qps", "has nothing to tune: every stage of the pipeline states its batch_items")
+    if pipeline.queries:
+        for stage in pipeline.stages:
+            read_queries(pipeline.queries).check(stage.model)
     if config.engines.backend == "simulated":
         pipeline_service(config, pipeline)
         return

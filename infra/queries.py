@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.config import ConfigError
+from infra.model_config import ModelConfig
 from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, ndcg_released, reciprocal_rank
 from infra.stats import Estimate
 
@@ -33,6 +34,23 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.n_items)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ConfigError if the model reads other tables or features, or several ids a bag."""
+        rows, largest = np.asarray(model.table_rows), self.ids.max(axis=(0, 1))
+        if len(largest) != len(rows) or self.dense.shape[2] != model.dense_width:
+            problem = (
+                f"reads {len(rows)} tables and {model.dense_width} dense features, the queries have {len(largest)} "
+                f"and {self.dense.shape[2]}"
+            )
+        elif model.num_indices_per_lookup != 1:
+            problem = f"reads {model.num_indices_per_lookup} ids a bag, the queries have one"
+        elif (largest >= rows).any():
+            table = int(np.argmax(largest >= rows))
+            problem = f"table {table} has {rows[table]} rows, the queries have id {largest[table]}"
+        else:
+            return
+        raise ConfigError("pipeline", f"{model.name}: {problem}")
 
     def quality(self, lists: Mapping[int, npt.NDArray[np.int32]], k: int) -> dict[str, Estimate]:
         """Of {query: its list, best first}: measures of the first k places with intervals over the queries.

@@ -50,3 +50,12 @@ def close(samples: np.ndarray, statistic: Callable[[np.ndarray], float], expecte
     parts = [statistic(batch) for batch in np.array_split(samples[len(samples) // 10 :], 20)]
     stderr = np.std(parts, ddof=1) / math.sqrt(len(parts))
     assert abs(np.mean(parts) - expected) < k * stderr, f"{np.mean(parts):.4f} +- {stderr:.4f}, expected {expected:.4f}"
+
+
+def erlang_c(n_servers: int, load: float) -> float:
+    """Probability that an arrival waits in M/M/c; `load` = rate x mean service, below n_servers."""
+    inverse_b = 1.0
+    for k in range(1, n_servers + 1):
+        inverse_b = 1 + inverse_b * k / load
+    b = 1 / inverse_b
+    return b / (1 - (load / n_servers) * (1 - b))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.config import ConfigError, ModelConfig
+from infra.config import ModelConfig
 from infra.queries import Queries
 from models.batch import Batch, first_rows
 
@@ -17,19 +17,8 @@ class QueryPool:
     """What InputPool is, of given queries: one id a bag. Raises ConfigError if the model reads other tables."""
 
     def __init__(self, queries: Queries, config: ModelConfig) -> None:
-        rows, n_tables = np.asarray(config.table_rows), queries.ids.shape[2]
-        if n_tables != len(rows) or queries.dense.shape[2] != config.dense_width:
-            raise ConfigError(
-                "pipeline",
-                f"{config.name}: reads {len(rows)} tables and {config.dense_width} dense features, the queries have "
-                f"{n_tables} and {queries.dense.shape[2]}",
-            )
-        largest = queries.ids.max(axis=(0, 1))
-        if (largest >= rows).any():
-            table = int(np.argmax(largest >= rows))
-            raise ConfigError(
-                "pipeline", f"{config.name}: table {table} has {rows[table]} rows, the queries have id {largest[table]}"
-            )
+        queries.check(config)
+        n_tables = queries.ids.shape[2]
         self.n_inputs, self.max_items = queries.ids.shape[:2]
         starts = first_rows(config.table_rows)[:-1].astype(np.int32)
         self._ids_QNT = torch.from_numpy(queries.ids + starts)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import MS, close, latencies_ms, poisson_schedule
+from helpers import MS, close, erlang_c, latencies_ms, poisson_schedule
 from scipy import stats
 
 from accelerator.service import table_of_law
@@ -21,14 +21,6 @@ def simulate(rate_qps, draw_ms, n_engines=1, stages=None, n_items=1, n=N, seed=0
     rng = np.random.default_rng(seed + 1000)
     session = SimulatedSession({CPU: n_engines, ACCEL: 1}, lambda _: int(draw_ms(rng) * MS))
     return session.run(poisson_schedule(rate_qps, n, n_items, seed), stages or [Stage(Policy(1))])
-
-
-def erlang_c(n_servers, load):
-    inverse_b = 1.0
-    for k in range(1, n_servers + 1):
-        inverse_b = 1 + inverse_b * k / load
-    b = 1 / inverse_b
-    return b / (1 - (load / n_servers) * (1 - b))
 
 
 def exponential(mean_ms):

@@ -15,6 +15,7 @@ import pandas as pd
 from accelerator.pipeline_service import PipelineService
 from accelerator.service import ServiceTable, drawn_index
 from backends.fifo_kernel import Engines, Int64Array, serve
+from backends.pipeline_kernel import Served, serve_pipeline
 from backends.session import InOrder, Watch, busiest
 from infra.clock import NS_PER_MS
 from infra.memory import no_garbage_collection
@@ -62,6 +63,8 @@ class SimulatedSession:
         """Walk the schedule in virtual time: idle engines pull from their pool's FIFO."""
         if isinstance(self._service, ServiceTable) and len(stages) == 1 and stages[0].keep_items is None:
             return self._run_compiled(schedule, stages[0].policy, self._service, on_progress, watch)
+        if isinstance(self._service, PipelineService) and not (self._keep_tasks or on_progress or watch):
+            return _pipeline_rows(schedule, serve_pipeline(schedule, stages, self._engines, self._service))
         loop = _EventLoop(schedule, stages, self._engines, self._service, watch)
         try:
             with no_garbage_collection():
@@ -299,6 +302,16 @@ def _service(
         return int(took)
 
     return took_ns, lambda task, was_busy: overhead[task.pool == ACCEL][was_busy]
+
+
+def _pipeline_rows(schedule: Schedule, served: Served) -> Rows:
+    """The queries' rows; none of tasks."""
+    columns = np.column_stack([
+        schedule.input_id, schedule.n_items, served.n_tasks, schedule.arrival_ns, schedule.arrival_ns,
+        served.first_start_ns, served.done_ns,
+    ]).astype(np.int64) if len(schedule) else np.zeros((0, 7), np.int64)  # fmt: skip
+    queries = query_table(np.arange(len(schedule), dtype=np.int64), columns, schedule.n_warmup)
+    return Rows(queries, _task_table(np.zeros((0, 7), np.int64), schedule))
 
 
 def _query_rows(schedule: Schedule, n: int, policy: Policy, first_start: Int64Array, done: Int64Array) -> pd.DataFrame:

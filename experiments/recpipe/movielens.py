@@ -1,4 +1,4 @@
-"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, scores of every candidate."""
+"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, a query a user."""
 
 # U users, I items, N training samples
 
@@ -7,8 +7,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from experiments.recpipe.queries import Queries, Ranker, checkpoint
 from infra.config import ModelConfig
 from infra.progress import OnFraction
-from infra.ranking import top_items
-from models import architecture
-from models.base import RecModel
-from models.batch import Batch
 from models.inputs.datasets import Interactions
 
 Int64Array = npt.NDArray[np.int64]
@@ -118,6 +114,11 @@ RANKERS = (
 )  # fmt: skip
 
 
+def quick(config: RankerConfig) -> RankerConfig:
+    """Two passes of training."""
+    return replace(config, epochs=2)
+
+
 class NeuMF(nn.Module):
     """For training; He et al. 2017, sec. 3.4. (user, item) -> logit."""
 
@@ -204,47 +205,25 @@ def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, 
     return items.reshape(-1), labels.reshape(-1)
 
 
-def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> RecModel:
-    """The ranker as a model of models/, from its checkpoint if it was trained on this data before."""
+def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> Ranker:
+    """From its checkpoint if it was trained on this data before."""
     facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY,
              torch.__version__]  # fmt: skip
     digest = hashlib.sha256(json.dumps(facts).encode())
     for array in (data.train_user, data.train_item, data.valid_item, data.seen):
         digest.update(array.tobytes())
     file = folder / f"{config.name}-{digest.hexdigest()[:12]}.npz"
-    if file.is_file():
-        weights = dict(np.load(file))
-    else:
-        weights = train(config, data, on_fraction)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(file, **weights)  # type: ignore[arg-type]
-    with torch.no_grad():
-        model = architecture("ncf")(config.model_config(data))
-        model.load_reference(weights)
-        model.eval()
-        model.pack()
-    return model
+    weights = checkpoint(file, lambda: train(config, data, on_fraction))
+    return Ranker(config.model_config(data), weights)
 
 
-@torch.inference_mode()
-def scores(model: RecModel, data: Split) -> FloatArray:
-    """The ranker's score of every item for every user; (U, I)."""
-    found = np.empty((data.n_users, data.n_items), dtype=np.float32)
-    starts = np.concatenate(([0], np.cumsum(model.config.table_rows)))[:4]
-    items = np.tile(np.arange(data.n_items), USERS_AT_ONCE)
-    for first in range(0, data.n_users, USERS_AT_ONCE):
-        n = min(USERS_AT_ONCE, data.n_users - first)
-        users = np.repeat(np.arange(first, first + n), data.n_items)
-        ids = np.stack((users, items[: len(users)], users, items[: len(users)]), axis=1) + starts
-        offsets = torch.arange(4 * len(users) + 1, dtype=torch.int32)
-        batch = Batch(len(users), None, torch.from_numpy(ids.reshape(-1).astype(np.int32)), offsets)
-        found[first : first + n] = model(batch).numpy().reshape(n, data.n_items)
-    return found
-
-
-def chain(scores_by_stage: Sequence[FloatArray], user: int, pool: Int64Array, keeps: Sequence[int]) -> Int64Array:
-    """What a pipeline answers: each stage ranks what the one before kept, exactly, ties by id; best first."""
-    items = pool
-    for own, keep in zip(scores_by_stage, keeps, strict=True):
-        items = top_items(items, own[user, items], keep)
-    return items
+def queries_of(data: Split) -> Queries:
+    """A query a user: all that the user had not taken before the test, by item, for the four tables of NCF."""
+    pools = [data.candidates(user) for user in range(data.n_users)]
+    n_items = np.array([len(pool) for pool in pools], np.int32)
+    shape = (data.n_users, int(n_items.max()))
+    ids, labels = np.zeros((*shape, 4), np.int32), np.zeros(shape, np.uint8)
+    for user, pool in enumerate(pools):
+        ids[user, : len(pool), 0::2], ids[user, : len(pool), 1::2] = user, pool[:, None]
+        labels[user, : len(pool)] = pool == data.test_item[user]
+    return Queries(ids, np.zeros((*shape, 0), np.float32), labels, n_items)

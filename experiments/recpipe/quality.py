@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How much quality does a pipeline of rankers keep, for how much computing? MovieLens, three trained NeuMF rankers.
+"""How much quality does a pipeline of rankers keep, for how much computing? Trained rankers, MovieLens and clicks.
 
-python experiments/recpipe/quality.py [--movielens FOLDER] [--cache FOLDER] [--quick] [--out FOLDER]
+python experiments/recpipe/quality.py [--data movielens] [--cache FOLDER] [--quick] [--out FOLDER]
 
-Leave-one-out by time; every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked.csv:
-quality of each ranker by the number of items ranked (as RecPipe's figure 3); chains.csv: quality and FLOPs of one, two
-and three stages, each paired with the large ranker alone. quality.png. Some 5 minutes the first time, then seconds.
+Every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked.csv: quality of each ranker by
+the number of items ranked (as RecPipe's figure 3); chain_quality.csv: quality and FLOPs of one, two and three stages,
+each paired with the large ranker alone; quality_<data>.png.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -24,24 +25,20 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.locality.hit_rates import movielens_folder
-from experiments.recpipe.movielens import RANKERS, RankerConfig, Split, chain, scores, split, trained
+from experiments.recpipe import rankers
+from experiments.recpipe.queries import RankedData, chain, scores
 from infra.figures import plain_log, style
-from infra.progress import Progress
-from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, paired, reciprocal_rank
+from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, ndcg_released, paired, reciprocal_rank
 from infra.report import console, frame
 from infra.rng import stream
-from models.costs import costs
-from models.inputs.datasets import read_interactions
 
 HERE = Path(__file__).resolve().parent
-K = 10
-POOLS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of the catalogue
-KEPT = (20, 50, 100, 200, 400)
-MEASURES = ("ndcg", "hit_rate", "mrr")
+POOLS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of a query's candidates
+KEPT = {"movielens": (20, 50, 100, 200, 400), "clicks": (128, 256, 512, 1024, 2048)}
+MEASURES = ("ndcg", "ndcg_released", "hit_rate", "mrr")
 SHADES = {"small": "#2a9d8f", "medium": "#edae49", "large": "#d1495b"}
 FloatArray = npt.NDArray[np.float64]
-Scores = dict[str, npt.NDArray[np.float32]]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -63,68 +60,100 @@ class Chain:
         return sum(of_item[name] * min(n, n_items) for name, n in zip(self.rankers, ranked, strict=True))
 
 
-def chains() -> Iterator[Chain]:
-    """One, two and three stages, each stage with a larger ranker than the one before."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A data set whose rankers have scored every candidate; `scores` (queries, items) by ranker."""
+
+    data: RankedData
+    scores: dict[str, npt.NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, data: RankedData) -> Scored:
+        """Scores every candidate with every ranker."""
+        return cls(data, {name: scores(ranker.model(), data.queries) for name, ranker in data.rankers.items()})
+
+    @property
+    def n_items(self) -> float:
+        """Candidates of a query, on average."""
+        return float(self.data.queries.n_items_Q.mean())
+
+    def parts(self, share: float) -> list[Int64Array]:
+        """A random part of each query's candidates; a larger share holds the smaller ones."""
+        rng = stream(11, "pools")
+        orders = [rng.permutation(int(n)) for n in self.data.queries.n_items_Q]
+        return [order[: max(round(share * len(order)), 1)] for order in orders]
+
+
+def chains(kept: Sequence[int], k: int) -> Iterator[Chain]:
+    """One, two and three stages, each stage with a larger ranker than the one before; lists of k."""
     for name in SHADES:
-        yield Chain((name,), (K,))
+        yield Chain((name,), (k,))
     for pair in (("small", "medium"), ("small", "large"), ("medium", "large")):
-        for keep in KEPT:
-            yield Chain(pair, (keep, K))
-    for first in KEPT[2:]:
-        for second in KEPT[:3]:
+        for keep in kept:
+            yield Chain(pair, (keep, k))
+    for first in kept[2:]:
+        for second in kept[:3]:
             if second < first:
-                yield Chain(("small", "medium", "large"), (first, second, K))
+                yield Chain(("small", "medium", "large"), (first, second, k))
 
 
-def quality(own: Chain, found: Scores, data: Split, pools: Sequence[npt.NDArray[np.int64]]) -> dict[str, FloatArray]:
-    """Each measure for every user; the ideal list has the user's test item first, whether the pool had it or not."""
-    by_stage = [found[name] for name in own.rankers]
-    lists = [chain(by_stage, user, pools[user], own.keeps) == data.test_item[user] for user in range(data.n_users)]
+def quality(own: Chain, scored: Scored, pools: Sequence[Int64Array]) -> dict[str, FloatArray]:
+    """Each measure for every query; the ideal list is the best of all its candidates, whether the pool had them or
+    not. `ndcg_released` is a discounted precision (infra.ranking)."""
+    by_stage = [scored.scores[name] for name in own.rankers]
+    k, queries = own.keeps[-1], scored.data.queries
+    every = [queries.labels(query) for query in range(len(queries))]
+    lists = [labels[chain(by_stage, query, pools[query], own.keeps)] for query, labels in enumerate(every)]
     return {
-        "ndcg": np.array([ndcg_at_k(hits, [1], K) for hits in lists]),
-        "hit_rate": np.array([hit_rate_at_k(hits, K) for hits in lists]),
+        "ndcg": np.array([ndcg_at_k(hits, labels, k) for hits, labels in zip(lists, every, strict=True)]),
+        "ndcg_released": np.array([ndcg_released(hits, k) for hits in lists]),
+        "hit_rate": np.array([hit_rate_at_k(hits, k) for hits in lists]),
         "mrr": np.array([reciprocal_rank(hits) for hits in lists]),
     }
 
 
-def means(by_user: dict[str, FloatArray]) -> dict[str, float]:
-    """Mean and 95 % interval over users of each measure."""
+@cache
+def quality_of(own: Chain, scored: Scored) -> dict[str, FloatArray]:
+    """Of a chain on all candidates, query by query; computed once."""
+    return quality(own, scored, [np.arange(n) for n in scored.data.queries.n_items_Q])
+
+
+def means(by_query: dict[str, FloatArray]) -> dict[str, float]:
+    """Mean and 95 % interval over queries of each measure."""
     line: dict[str, float] = {}
     for name in MEASURES:
-        mean = mean_with_interval(by_user[name])
+        mean = mean_with_interval(by_query[name])
         line |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
     return line
 
 
-def by_items_ranked(found: Scores, data: Split) -> pd.DataFrame:
-    """Quality of each ranker alone on a random part of each user's candidates."""
+def by_items_ranked(scored: Scored) -> pd.DataFrame:
+    """Quality of each ranker alone on a random part of each query's candidates."""
     lines = []
     for share in POOLS:
-        rng = stream(11, "pools")
-        pools = []
-        for user in range(data.n_users):
-            candidates = rng.permutation(data.candidates(user))
-            pools.append(candidates[: max(round(share * len(candidates)), 1)])
+        pools = scored.parts(share)
         n_items = float(np.mean([len(pool) for pool in pools]))
         lines += [
-            {"ranker": name, "items_ranked": n_items, **means(quality(Chain((name,), (K,)), found, data, pools))}
-            for name in found
-        ]
+            {"data": scored.data.name, "ranker": name, "items_ranked": n_items,
+             **means(quality(Chain((name,), (scored.data.k,)), scored, pools))}
+            for name in scored.scores
+        ]  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def by_chain(found: Scores, data: Split, of_item: dict[str, float]) -> pd.DataFrame:
+def by_chain(scored: Scored) -> pd.DataFrame:
     """Quality, FLOPs and the paired difference to the large ranker alone for every chain on all candidates."""
-    pools = [data.candidates(user) for user in range(data.n_users)]
-    n_items = float(np.mean([len(pool) for pool in pools]))
-    reference = quality(Chain(("large",), (K,)), found, data, pools)
+    data = scored.data
+    of_item = {name: ranker.item_flops for name, ranker in data.rankers.items()}
+    reference = quality_of(Chain(("large",), (data.k,)), scored)
     lines = []
-    for own in chains():
-        by_user = quality(own, found, data, pools)
-        against = paired(by_user["ndcg"], reference["ndcg"])
+    for own in chains(KEPT[data.name], data.k):
+        by_query = quality_of(own, scored)
+        against = paired(by_query["ndcg"], reference["ndcg"])
         lines.append({
-            "chain": own.label, "stages": len(own.rankers), "mflops": own.flops(n_items, of_item) / 1e6,
-            **means(by_user),
+            "data": data.name, "chain": own.label, "stages": len(own.rankers), "rankers": "+".join(own.rankers),
+            "keeps": "+".join(map(str, own.keeps)), "n_items": scored.n_items, "n_queries": len(data.queries),
+            "k": data.k, "mflops": own.flops(scored.n_items, of_item) / 1e6, **means(by_query),
             "less_than_large": against.difference.value, "less_low": against.difference.low,
             "less_high": against.difference.high, "p_value": against.p_value,
         })  # fmt: skip
@@ -141,12 +170,13 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """Left: quality by items ranked; right: quality by FLOPs, chains by their number of stages."""
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
+    measure = f"NDCG@{rows['k'].iloc[0]}, mean over queries"
     for name, own in ranked.groupby("ranker", sort=False):
         shade = SHADES[str(name)]
         left.plot(own["items_ranked"], own["ndcg"], "o-", color=shade, markersize=4, label=str(name))
         left.fill_between(own["items_ranked"], own["ndcg_low"], own["ndcg_high"], color=shade, alpha=0.12)
     plain_log(left, "x")
-    style(left, "items ranked per query", f"NDCG@{K}, mean over users", "One ranker, a random part of the candidates")
+    style(left, "items ranked per query", measure, "One ranker, a random part of the candidates")
     left.legend(frameon=False, fontsize=8)
     for n_stages, own in rows.groupby("stages"):
         right.errorbar(own["mflops"], own["ndcg"], [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
@@ -159,7 +189,7 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
             line["chain"], (line["mflops"], line["ndcg"]), xytext=(4, 5), textcoords="offset points", fontsize=8
         )
     plain_log(right, "x")
-    style(right, "MFLOPs per query", f"NDCG@{K}, mean over users", "All candidates ranked by the first stage")
+    style(right, "MFLOPs per query", measure, "All candidates ranked by the first stage")
     right.legend(frameon=False, fontsize=8)
     return figure
 
@@ -167,38 +197,22 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--movielens", type=Path, help="folder or file of MovieLens-style interactions")
-    parser.add_argument("--cache", type=Path, default=Path("results/recpipe"), help="folder of checkpoints")
-    parser.add_argument("--quick", action="store_true", help="two passes of training")
+    rankers.add_flags(parser)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
-    folder = args.movielens or movielens_folder()
-    if folder is None:
-        parser.error("no MovieLens here: --movielens FOLDER, or pip install --no-deps recbole")
     try:
-        data = split(read_interactions(str(folder)))
+        scored = Scored.of(rankers.load(args))
     except ValueError as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    found: Scores = {}
-    of_item: dict[str, float] = {}
-    with Progress("auto") as progress:
-        for ranker in RANKERS:
-            own: RankerConfig = replace(ranker, epochs=2) if args.quick else ranker
-            with progress.step(f"training {own.name}") as on_fraction:
-                model = trained(own, data, args.cache, on_fraction)
-            found[own.name] = scores(model, data)
-            of_item[own.name] = costs(own.model_config(data), 1).flops
-        with progress.step("ranking") as on_fraction:
-            ranked = by_items_ranked(found, data)
-            on_fraction(0.3)
-            rows = by_chain(found, data, of_item)
-    ranked.to_csv(args.out / "ranked.csv", index=False, float_format="%.5g")
-    rows.to_csv(args.out / "chains.csv", index=False, float_format="%.5g")
-    draw(ranked, rows).savefig(args.out / "quality.png", dpi=110)
+    ranked, rows = by_items_ranked(scored), by_chain(scored)
+    ranked.to_csv(args.out / f"ranked_{args.data}.csv", index=False, float_format="%.5g")
+    rows.to_csv(args.out / f"chain_quality_{args.data}.csv", index=False, float_format="%.5g")
+    draw(ranked, rows).savefig(args.out / f"quality_{args.data}.png", dpi=110)
     out = console()
-    out.print(frame(f"{data.n_users} users, {data.n_items} items: quality by items ranked", ranked))
-    shown = ["chain", "mflops", "ndcg", "hit_rate", "mrr", "less_than_large", "less_low", "less_high", "p_value"]
+    shown = ["ranker", "items_ranked", *MEASURES]
+    out.print(frame(f"{len(scored.data.queries)} queries: quality by items ranked", ranked[shown]))
+    shown = ["chain", "mflops", *MEASURES, "less_than_large", "less_low", "less_high", "p_value"]
     out.print(frame("Chains that no other one beats in quality and FLOPs", pareto(rows)[shown]))
     return 0
 

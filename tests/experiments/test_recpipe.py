@@ -11,7 +11,8 @@ from helpers import run_script
 from accelerator.rpaccel import RANKERS as RPACCEL_RANKERS
 from accelerator.rpaccel import Corrections
 from experiments.recpipe import accelerator, arrays, quality
-from experiments.recpipe.movielens import RANKERS, NeuMF, chain, scores, split, train, trained
+from experiments.recpipe.movielens import RANKERS, NeuMF, queries_of, split, train, trained
+from experiments.recpipe.queries import Queries, chain, scores
 from infra.ranking import ndcg_at_k
 from models.inputs.datasets import Interactions
 from models.inputs.stack_distance import Locality
@@ -73,11 +74,20 @@ def test_users_with_too_few_items_are_left_out():
     assert parts.n_items == 5
 
 
+def all_items(data):
+    """Every user's query has every item."""
+    user, item = np.indices((data.n_users, data.n_items), dtype=np.int32)
+    n_items = np.full(data.n_users, data.n_items, np.int32)
+    shape = user.shape
+    return Queries(np.stack((user, item) * 2, axis=2), np.zeros((*shape, 0), np.float32),
+                   np.zeros(shape, np.uint8), n_items)  # fmt: skip
+
+
 def test_training_repeats_and_learns(tmp_path):
     data = split(clusters(n_users=100))
     one, again = (train(replace(TINY, epochs=3), data, lambda *_: None) for _ in range(2))
     assert all((one[name] == again[name]).all() for name in one)
-    found = scores(trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None), data)
+    found = scores(trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None).model(), all_items(data))
     first, second = found[:, :15, None], found[:, None, 15:]
     likes_first = (first > second).mean(axis=(1, 2))  # how often an item of the first half is above one of the second
     assert likes_first[::2].mean() > 0.6
@@ -95,11 +105,23 @@ def test_the_served_model_scores_as_the_trained_one(tmp_path):
     user, item = np.divmod(np.arange(data.n_users * data.n_items), data.n_items)
     with torch.no_grad():
         expected = torch.sigmoid(net(torch.from_numpy(user), torch.from_numpy(item))).numpy()
-    served = scores(trained(TINY, data, tmp_path, lambda *_: None), data)
+    served = scores(trained(TINY, data, tmp_path, lambda *_: None).model(), all_items(data))
     assert served.reshape(-1) == pytest.approx(expected, abs=1e-5)
     assert len([*tmp_path.glob("medium-*.npz")]) == 1
-    again = scores(trained(TINY, data, tmp_path, lambda *_: pytest.fail("trained again")), data)
-    assert (again == served).all()
+    again = trained(TINY, data, tmp_path, lambda *_: pytest.fail("trained again"))
+    assert (scores(again.model(), all_items(data)) == served).all()
+
+
+def test_a_query_has_what_its_user_had_not_taken_and_seeks_the_item_taken_last():
+    data = split(clusters())
+    queries = queries_of(data)
+    for user in range(data.n_users):
+        n = queries.n_items_Q[user]
+        assert list(queries.ids_QNT[user, :n, 1]) == list(data.candidates(user))
+        assert (queries.ids_QNT[user, :n, 0] == user).all()
+        assert (queries.ids_QNT[user, :, :2] == queries.ids_QNT[user, :, 2:]).all()
+        assert list(queries.ids_QNT[user, :n, 1][queries.labels(user) == 1]) == [data.test_item[user]]
+        assert not queries.labels_QN[user, n:].any()
 
 
 def test_a_chain_keeps_exactly_the_best_of_each_stage():
@@ -130,15 +152,16 @@ def test_the_quality_study_runs(tmp_path):
     data = clusters(n_users=20)
     lines = [f"{u}\t{i}\t5\t{t}" for u, i, t in zip(data.user, data.item, data.time, strict=True)]
     (tmp_path / "u.data").write_text("\n".join(lines))
-    done = run_script("experiments/recpipe/quality.py", "--quick", "--movielens", str(tmp_path), "--cache",
-                      str(tmp_path), "--out", str(tmp_path), cwd=tmp_path)  # fmt: skip
+    here = str(tmp_path)
+    done = run_script("experiments/recpipe/quality.py", "--quick", "--data", "movielens", "--movielens", here,
+                      "--cache", here, "--out", here, cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = pd.read_csv(tmp_path / "chains.csv").set_index("chain")
+    rows = pd.read_csv(tmp_path / "chain_quality_movielens.csv").set_index("chain")
     assert rows.loc["large", "less_than_large"] == 0
     assert (rows["ndcg"] <= rows["hit_rate"] + 1e-9).all()
     assert (rows["mrr"] <= rows["ndcg"] + 1e-9).all()
     assert rows.loc["small 400 > large", "ndcg"] == rows.loc["large", "ndcg"]  # keeps all 30 items
-    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    assert (tmp_path / "quality_movielens.png").stat().st_size > 10_000
 
 
 # The accelerator

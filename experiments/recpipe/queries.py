@@ -1,0 +1,162 @@
+"""Ranking queries of a data set, the trained rankers that score them, and the files that hold both."""
+
+# Q queries, N candidates of the largest query, T tables, F dense features
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from infra.cli import read_file
+from infra.config import ModelConfig
+from infra.ranking import top_items
+from infra.rng import stream
+from models import architecture
+from models.base import RecModel
+from models.batch import Batch, first_rows
+from models.costs import costs
+
+Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+ITEMS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Candidates of every query: one id a table, counted from that table's first row; label 1 = what should be found.
+
+    `ids_QNT` int32, `dense_QNF` float32 (F may be 0), `labels_QN` uint8, `n_items_Q` int32: from there on a query's
+    rows are padding, ids 0. Raises ValueError if the shapes do not fit each other.
+    """
+
+    ids_QNT: npt.NDArray[np.int32]
+    dense_QNF: FloatArray
+    labels_QN: npt.NDArray[np.uint8]
+    n_items_Q: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        shape = self.ids_QNT.shape[:2]
+        if self.dense_QNF.shape[:2] != shape or self.labels_QN.shape != shape or self.n_items_Q.shape != shape[:1]:
+            found = ", ".join(f"{field.name} {getattr(self, field.name).shape}" for field in fields(self))
+            raise ValueError(f"the arrays do not belong to the same queries: {found}")
+        if len(self) and not 1 <= self.n_items_Q.min() <= self.n_items_Q.max() <= shape[1]:
+            raise ValueError(f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}")
+
+    def __len__(self) -> int:
+        return len(self.n_items_Q)
+
+    def sample(self, n: int) -> Queries:
+        """n of them, drawn at random and always the same, in their order; all where there are no more."""
+        drawn = np.sort(stream(1, "queries").permutation(len(self))[:n])
+        return Queries(*(getattr(self, field.name)[drawn] for field in fields(self)))
+
+    def labels(self, query: int) -> npt.NDArray[np.uint8]:
+        """Of its true candidates."""
+        return self.labels_QN[query, : self.n_items_Q[query]]
+
+    def batch(self, query: int, items: Int64Array, table_rows: Sequence[int]) -> Batch:
+        """Those candidates as a model takes them."""
+        ids_BT = self.ids_QNT[query, items] + first_rows(table_rows)[:-1]
+        dense_BF = torch.from_numpy(self.dense_QNF[query, items]) if self.dense_QNF.shape[2] else None
+        offsets = torch.arange(ids_BT.size + 1, dtype=torch.int32)
+        return Batch(len(items), dense_BF, torch.from_numpy(ids_BT.reshape(-1).astype(np.int32)), offsets)
+
+    def save(self, file: Path) -> None:
+        """As queries.npz: ids, dense, labels, n_items."""
+        names = (field.name.rpartition("_")[0] for field in fields(self))
+        arrays = {name: getattr(self, field.name) for name, field in zip(names, fields(self), strict=True)}
+        np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """The inverse of `save`."""
+        with np.load(file) as arrays:
+            return cls(*(arrays[field.name.rpartition("_")[0]] for field in fields(cls)))
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """A trained net: its configuration, and its weights under the blob names of models/."""
+
+    config: ModelConfig
+    weights: dict[str, FloatArray]
+
+    def model(self) -> RecModel:
+        """Ready to score on one core."""
+        with torch.inference_mode(False), torch.no_grad():
+            model = architecture(self.config.model_type)(self.config)
+            model.load_reference(self.weights)
+            model.pack()
+        return model.eval()
+
+    @property
+    def item_flops(self) -> float:
+        """Of one candidate."""
+        return costs(self.config, 1).flops
+
+    def save(self, folder: Path, name: str) -> None:
+        """As <name>.json, a file that --config_file takes, and <name>.npz."""
+        default = ModelConfig()
+        own = {field.name: getattr(self.config, field.name) for field in fields(ModelConfig)}
+        kept = {key: value for key, value in own.items() if key == "model_type" or value != getattr(default, key)}
+        (folder / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
+        np.savez_compressed(folder / f"{name}.npz", **self.weights)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Self:
+        """The inverse of `save`."""
+        with np.load(folder / f"{name}.npz") as weights:
+            return cls(ModelConfig(**read_file(str(folder / f"{name}.json"))), dict(weights))
+
+
+def checkpoint(file: Path, train: Callable[[], dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    """The weights in the file, which is written first if there is none."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        weights = train()
+        np.savez_compressed(file, **weights)  # type: ignore[arg-type]
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+@dataclass(frozen=True)
+class RankedData:
+    """A data set's ranking queries and its rankers, small to large, which all read them.
+
+    `k`: length of the lists whose quality is told; `provenance`: what the queries are and how they came about.
+    """
+
+    name: str
+    rankers: dict[str, Ranker]
+    queries: Queries
+    k: int
+    provenance: dict[str, Any]
+
+
+@torch.inference_mode()
+def scores(model: RecModel, queries: Queries) -> FloatArray:
+    """The ranker's score of every candidate; (Q, N), 0 in the padding."""
+    found = np.zeros(queries.labels_QN.shape, dtype=np.float32)
+    for query, n_items in enumerate(queries.n_items_Q):
+        for first in range(0, int(n_items), ITEMS_AT_ONCE):
+            items = np.arange(first, min(first + ITEMS_AT_ONCE, int(n_items)))
+            found[query, items] = model(queries.batch(query, items, model.config.table_rows)).numpy().reshape(-1)
+    return found
+
+
+def chain(scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int]) -> Int64Array:
+    """What a pipeline answers: each stage ranks what the one before kept, exactly, ties by place; best first.
+
+    `pool`: places of the query's candidates that the first stage ranks.
+    """
+    items = pool
+    for own, keep in zip(scores_by_stage, keeps, strict=True):
+        items = top_items(items, own[query, items], keep)
+    return items

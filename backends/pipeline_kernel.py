@@ -262,7 +262,7 @@ def _ended(load: _Load, state: _State, now: int, at: int) -> int:
     if fixed_ns == 0 and item_ns == 0:
         return int(query)
     then = now + np.int64(fixed_ns) + np.int64(item_ns * load.n_items[stage, query])
-    _push(state, then, len(load.group) + query)
+    _push(state, int(then), len(load.group) + int(query))
     return NONE
 
 
@@ -273,7 +273,7 @@ def _serve(load: _Load, state: _State) -> None:
     while coming < n or state.counts[EVENTS] > 0:
         if state.counts[EVENTS] == 0 or (coming < n and load.arrival_ns[coming] <= state.heap_ns[0]):
             coming += 1
-            _enter(load, state, load.arrival_ns[coming - 1], coming - 1, 0)
+            _enter(load, state, int(load.arrival_ns[coming - 1]), coming - 1, 0)
             continue
         now, what = int(state.heap_ns[0]), int(state.heap_what[0])
         _pop(state)

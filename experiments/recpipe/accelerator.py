@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """RecPipe's accelerator: its released model against its published runs, and what each correction of it changes.
 
-python experiments/recpipe/accelerator.py [--queries 20000] [--out FOLDER]
+python experiments/recpipe/accelerator.py [--queries 20000] [--cache FOLDER] [--quick] [--out FOLDER]
 
 Service times of all published designs (figures 12 and 13) are computed and compared; every design is then run in
-virtual time, on the release's whole-ms gaps and on Poisson arrivals. service.csv, designs.csv, best.csv,
-corrections.csv, accelerator.png (p95 against rate; area and power; corrections); some seconds.
+virtual time, on the release's whole-ms gaps and on Poisson arrivals; corrected, also with sub-batches, with the miss
+rates of its caches on the ids that its stages get of the synthetic clicks. service.csv, designs.csv, best.csv,
+corrections.csv, accelerator.png (p95 against rate; area and power; corrections); a minute, two more to train.
 """
 
 from __future__ import annotations
@@ -13,67 +14,36 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache
+from dataclasses import fields, replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import numba
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from accelerator import rpaccel
-from accelerator.rpaccel import RANKERS, RELEASED_ARRAYS, Corrections, shared, stage_parts, stage_s
-from infra.arrivals import draw_gaps_ns
-from infra.clock import NS_PER_MS
-from infra.config import LoadConfig
+from accelerator.rpaccel import Corrections
+from experiments.recpipe import rankers
+from experiments.recpipe.designs import Design, Misses, arrivals_ns, p95_ms, total_ms
+from experiments.recpipe.quality import Scored
 from infra.figures import plain_log, style
+from infra.progress import Progress
 from infra.report import console, frame
-from infra.rng import stream
-from models.inputs.stack_distance import Locality, locality_of
-from models.inputs.zipf import draw_rows
 
 HERE = Path(__file__).resolve().parent
 NAMES = {"dim_4_0": "rm-small", "dim_16": "rm-med", "dim_32_0": "rm-large"}
-GAPS = ("legacy", "exponential")
-LIST_ITEMS = 64  # of the answer
 RELEASED_QUERIES = 2000  # of a published run
 SCALING_QPS = 250.0  # of figure 13
 WORST_MS = 500.0  # what the release calls unachievable
-TABLE_ROWS, N_IDS, ZIPF_ALPHA = 1_000_000, 1_000_000, 1.05  # of the stream whose misses stand for the cache's
 N_SUB_BATCHES = 4
-FloatArray = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Design:
-    """A pipeline on sub-arrays: per stage the ranker, items in, sub-arrays a chip, and how many are its own."""
-
-    rankers: tuple[str, ...]
-    items: tuple[int, ...]
-    sub_arrays: tuple[int, ...]
-    engines: tuple[int, ...]
-
-    @property
-    def label(self) -> str:
-        """Sub-arrays a chip x engines, stage by stage."""
-        return f"{','.join(map(str, self.sub_arrays))} x {','.join(map(str, self.engines))}"
-
-    def stage_ms(self, fixes: Corrections, miss: Sequence[float]) -> list[float]:
-        """Service time of each stage for one query."""
-        times = []
-        for i, (name, n_items, n_arrays) in enumerate(zip(self.rankers, self.items, self.sub_arrays, strict=True)):
-            array, last = RELEASED_ARRAYS[n_arrays], i == len(self.items) - 1
-            n_kept = (LIST_ITEMS if last else self.items[i + 1]) if fixes.top_k_unit else 0
-            parts = stage_parts(RANKERS[name], n_items, n_kept, array, fixes, miss[i], first=i == 0, last=last)
-            times.append(stage_s(parts, array) * 1e3)
-        return times
+POOLS = ((4096, 64), (12_288, 24))  # candidates and queries whose ids the caches see
+QUICK_POOLS = ((4096, 12), (12_288, 4))
+KINDS = ["published p95_ms", "whole-ms gaps", "Poisson", "Poisson, corrected", "+ sub-batches"]
 
 
 def designs_of(rows: pd.DataFrame) -> list[Design]:
@@ -89,48 +59,6 @@ def _plus(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split("+"))
 
 
-@numba.njit(cache=True)
-def departures_ns(arrival_ns: Int64Array, n_engines: int, service_ns: int) -> Int64Array:
-    """When each query leaves a FIFO of engines that all take equally long: order is kept."""
-    out = np.empty_like(arrival_ns)
-    for i in range(len(arrival_ns)):
-        begin = arrival_ns[i]
-        if i >= n_engines and out[i - n_engines] > begin:
-            begin = out[i - n_engines]
-        out[i] = begin + service_ns
-    return out
-
-
-def p95_ms(stage_ms: Sequence[float], engines: Sequence[int], arrival_ns: Int64Array) -> float:
-    """Of a tandem of such stages."""
-    at = arrival_ns
-    for ms, n_engines in zip(stage_ms, engines, strict=True):
-        at = departures_ns(at, n_engines, round(ms * NS_PER_MS))
-    return float(np.quantile(at - arrival_ns, 0.95)) / NS_PER_MS
-
-
-def arrivals_ns(process: str, rate_qps: float, n: int) -> Int64Array:
-    """Whole-ms gaps as released, or Poisson arrivals."""
-    gaps = draw_gaps_ns(LoadConfig(arrival_process=process), rate_qps, n, stream(7, process))
-    return np.cumsum(gaps)
-
-
-def miss_rates(design: Design, fixes: Corrections) -> list[float]:
-    """Of an LRU cache of the sub-array's size over a Zipf stream, for the rows of each stage's width."""
-    rates = []
-    for name, n_arrays in zip(design.rankers, design.sub_arrays, strict=True):
-        array = RELEASED_ARRAYS[n_arrays]
-        own = shared(array) if fixes.partitioned_sram else array
-        rows = own.cache_bytes / (rpaccel.FLOAT_BYTES * RANKERS[name].width)
-        rates.append(1 - float(_locality().hit_rate(int(rows))))
-    return rates
-
-
-@cache
-def _locality() -> Locality:
-    return locality_of(draw_rows(TABLE_ROWS, ZIPF_ALPHA, N_IDS, stream(3, "ids")))
-
-
 def compare_services(rows: pd.DataFrame) -> pd.DataFrame:
     """Published and computed service time of every published run; the last column is their relative difference."""
     computed = []
@@ -143,65 +71,61 @@ def compare_services(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def run_designs(rows: pd.DataFrame, n_queries: int) -> pd.DataFrame:
-    """Every design at every published rate: p95 as published, on whole-ms gaps, on Poisson arrivals, corrected (all but
-    sub-batches)."""
+def run_designs(rows: pd.DataFrame, n_queries: int, misses: Misses) -> pd.DataFrame:
+    """Every design at every published rate: p95 as published, on whole-ms gaps, on Poisson arrivals, corrected in all
+    but sub-batches, and with them."""
     lines = []
-    all_fixes = replace(Corrections.all(), sub_batches=False)  # a query is one task of each stage here
+    whole = replace(Corrections.all(), sub_batches=False)
     known = {}
     for design in designs_of(rows):
-        known[design] = (design.stage_ms(rpaccel.RELEASED, [0.5] * len(design.items)),
-                         design.stage_ms(all_fixes, miss_rates(design, all_fixes)))  # fmt: skip
+        cut, rates = replace(design, n_sub_batches=N_SUB_BATCHES), misses.of(design, whole)
+        known[design] = (design.stage_ms(rpaccel.RELEASED, [0.5] * len(design.items)), design.stage_ms(whole, rates),
+                         cut.stage_ms(Corrections.all(), rates))  # fmt: skip
     for run in rows.itertuples(index=False):
         design = designs_of(pd.DataFrame([run]))[0]
         rate = 1e3 / run.gap_ms
-        released, corrected = known[design]
+        released, corrected, parts = known[design]
         poisson = arrivals_ns("exponential", rate, n_queries)
-        lines.append({
-            "figure": run.figure, "stages": run.stages, "items": run.items, "design": design.label, "rate_qps": rate,
-            "published p95_ms": run.p95_ms,
-            "whole-ms gaps": p95_ms(released, design.engines, arrivals_ns("legacy", rate, RELEASED_QUERIES)),
-            "Poisson": p95_ms(released, design.engines, poisson),
-            "Poisson, corrected": p95_ms(corrected, design.engines, poisson),
-        })  # fmt: skip
+        tails = [
+            run.p95_ms, p95_ms(released, design.engines, arrivals_ns("legacy", rate, RELEASED_QUERIES)),
+            p95_ms(released, design.engines, poisson), p95_ms(corrected, design.engines, poisson),
+            p95_ms(parts, design.engines, poisson, N_SUB_BATCHES),
+        ]  # fmt: skip
+        lines.append({"figure": run.figure, "stages": run.stages, "items": run.items, "design": design.label,
+                      "rate_qps": rate, **dict(zip(KINDS, tails, strict=True))})  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def best_by_rate(runs: pd.DataFrame) -> pd.DataFrame:
     """The lowest p95 over all designs of so many stages at each rate (figure 12); inf: above WORST_MS."""
     own = runs[runs["figure"] == 12]
-    kinds = ["published p95_ms", "whole-ms gaps", "Poisson", "Poisson, corrected"]
-    best = own.groupby(["stages", "rate_qps"])[kinds].min().reset_index()
-    return best.mask(best[kinds].gt(WORST_MS).reindex(columns=best.columns, fill_value=False), np.inf)
+    best = own.groupby(["stages", "rate_qps"])[KINDS].min().reset_index()
+    return best.mask(best[KINDS].gt(WORST_MS).reindex(columns=best.columns, fill_value=False), np.inf)
 
 
 def by_items(runs: pd.DataFrame) -> pd.DataFrame:
     """The lowest p95 over all designs at SCALING_QPS by the number of items (figure 13)."""
     own = runs[(runs["figure"] == 13) & np.isclose(runs["rate_qps"], SCALING_QPS)]
     first = own["items"].astype(str).str.split("+").str[0].astype(int)
-    kinds = ["published p95_ms", "whole-ms gaps", "Poisson", "Poisson, corrected"]
-    return own.assign(items=first).groupby(["stages", "items"])[kinds].min().reset_index()
+    return own.assign(items=first).groupby(["stages", "items"])[KINDS].min().reset_index()
 
 
-def corrections_of(designs: dict[str, Design]) -> pd.DataFrame:
+def corrections_of(designs: dict[str, Design], misses: Misses) -> pd.DataFrame:
     """Service time of each design: as released, with each correction alone, with all of them one after the other."""
     lines = []
     names = [field.name for field in fields(Corrections)]
     for label, design in designs.items():
-        base = total_ms(design, rpaccel.RELEASED)
+        base = _idle_ms(design, rpaccel.RELEASED, misses)
         lines.append({"design": label, "correction": "as released", "alone_ms": base, "together_ms": base})
         for i, name in enumerate(names):
             alone, together = Corrections(**{name: True}), Corrections(**dict.fromkeys(names[: i + 1], True))
-            lines.append({"design": label, "correction": name, "alone_ms": total_ms(design, alone),
-                          "together_ms": total_ms(design, together)})  # fmt: skip
+            lines.append({"design": label, "correction": name, "alone_ms": _idle_ms(design, alone, misses),
+                          "together_ms": _idle_ms(design, together, misses)})  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def total_ms(design: Design, fixes: Corrections) -> float:
-    """Time of one query through an idle pipeline."""
-    n = N_SUB_BATCHES if fixes.sub_batches else 1
-    part = replace(design, items=tuple(-(-n_items // n) for n_items in design.items))
-    return rpaccel.pipelined_s(part.stage_ms(fixes, miss_rates(design, fixes)), n)
+def _idle_ms(design: Design, fixes: Corrections, misses: Misses) -> float:
+    return total_ms(replace(design, n_sub_batches=N_SUB_BATCHES) if fixes.sub_batches else design, fixes, misses)
 
 
 def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -> Figure:
@@ -210,7 +134,8 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     (tails, items), (chip, fixes) = figure.subplots(2, 2)
     for n_stages, own in best.groupby("stages"):
         shade = ("#17507d", "#d1495b", "#2a9d8f")[int(n_stages) - 1]
-        for kind, line in (("published p95_ms", "s"), ("Poisson", "-"), ("Poisson, corrected", ":")):
+        for kind, line in (("published p95_ms", "s"), ("Poisson", "-"), ("Poisson, corrected", ":"),
+                           ("+ sub-batches", "--")):  # fmt: skip
             finite = own[np.isfinite(own[kind])]
             word = kind.split(" ")[0] if kind.startswith("published") else kind
             tails.plot(
@@ -222,7 +147,8 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     tails.legend(fontsize=7, frameon=False)
     for n_stages, own in scaling.groupby("stages"):
         shade = ("#17507d", "#d1495b")[int(n_stages) - 1]
-        for kind, line in (("published p95_ms", "s"), ("Poisson", "-"), ("Poisson, corrected", ":")):
+        for kind, line in (("published p95_ms", "s"), ("Poisson", "-"), ("Poisson, corrected", ":"),
+                           ("+ sub-batches", "--")):  # fmt: skip
             finite = own[own[kind] < WORST_MS]
             items.plot(finite["items"], finite[kind], line, color=shade, markersize=4)
     plain_log(items, "y")
@@ -260,17 +186,24 @@ def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=20_000, help="of a run on Poisson arrivals")
+    rankers.add_cache_flags(parser)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
     if args.queries < 100:
         parser.error(f"--queries is {args.queries}; expected at least 100")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = pd.read_csv(HERE / "published_accelerator.csv", comment="#")
-    services, runs = compare_services(rows), run_designs(rows, args.queries)
+    torch.set_num_threads(1)
+    with Progress("auto") as progress:
+        data = rankers.clicks(args, progress, QUICK_POOLS if args.quick else POOLS)
+        with progress.step("scores"):
+            misses = Misses(tuple(Scored.of(own) for own in data))
+        with progress.step("designs"):
+            services, runs = compare_services(rows), run_designs(rows, args.queries, misses)
     best, scaling = best_by_rate(runs), by_items(runs)
     two = Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
     corrections = corrections_of(
-        {"1 stage: RM-large": Design(("rm-large",), (4096,), (1,), (1,)), "2 stages: 4,4 x 2,2": two}
+        {"1 stage: RM-large": Design(("rm-large",), (4096,), (1,), (1,)), "2 stages: 4,4 x 2,2": two}, misses
     )
     for name, table in (
         ("service", services),

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """How much quality does a pipeline of rankers keep, for how much computing? Trained rankers, MovieLens and clicks.
 
-python experiments/recpipe/quality.py [--data movielens] [--cache FOLDER] [--quick] [--out FOLDER]
+python experiments/recpipe/quality.py [--data clicks|movielens|criteo] [--cache FOLDER] [--quick] [--out FOLDER]
 
-Every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked.csv: quality of each ranker by
-the number of items ranked (as RecPipe's figure 3); chain_quality.csv: quality and FLOPs of one, two and three stages,
-each paired with the large ranker alone; quality_<data>.png.
+Every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked_<data>.csv: quality of each
+ranker by the number of items ranked (RecPipe's figure 3, its points beside ours); chain_quality_<data>.csv: quality and
+FLOPs of one, two and three stages, each paired with the large ranker alone; quality_<data>.png. Some 2 to 3 minutes a
+data set the first time, then seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if __name__ == "__main__":
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.recpipe import rankers
@@ -34,9 +36,15 @@ from infra.rng import stream
 
 HERE = Path(__file__).resolve().parent
 POOLS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of a query's candidates
-KEPT = {"movielens": (20, 50, 100, 200, 400), "clicks": (128, 256, 512, 1024, 2048)}
+KEPT = {
+    "movielens": (20, 50, 100, 200, 400),
+    "clicks": (128, 256, 512, 1024, 2048),
+    "criteo": (128, 256, 512, 1024, 2048),
+}
 MEASURES = ("ndcg", "ndcg_released", "hit_rate", "mrr")
 SHADES = {"small": "#2a9d8f", "medium": "#edae49", "large": "#d1495b"}
+KNOWN = "knows the probabilities"
+PUBLISHED = {"dim_4_0": "small", "dim_16": "medium", "dim_32_0": "large"}
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
@@ -76,6 +84,11 @@ class Scored:
     def n_items(self) -> float:
         """Candidates of a query, on average."""
         return float(self.data.queries.n_items_Q.mean())
+
+    @classmethod
+    def known(cls, data: RankedData) -> Scored | None:
+        """A ranker that knows the probabilities of the labels, where they were drawn."""
+        return None if data.known_QN is None else cls(data, {KNOWN: data.known_QN})
 
     def parts(self, share: float) -> list[Int64Array]:
         """A random part of each query's candidates; a larger share holds the smaller ones."""
@@ -166,17 +179,35 @@ def pareto(rows: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered["ndcg"] > ordered["ndcg"].cummax().shift(fill_value=-1.0)]
 
 
+def _published(axes: Axes) -> None:
+    """Figure 3 of the release: other data, and its own measure (infra.ranking.ndcg_released)."""
+    rows = pd.read_csv(HERE / "published_pipelines.csv", comment="#", dtype={"figure": str})
+    for model, own in rows[(rows["figure"] == "3") & (rows["stages"] == 1)].groupby("models"):
+        axes.plot(
+            own["items"].astype(int),
+            own["dcg64"],
+            "s:",
+            color=SHADES[PUBLISHED[str(model)]],
+            markersize=4,
+            linewidth=0.6,
+        )
+
+
 def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """Left: quality by items ranked; right: quality by FLOPs, chains by their number of stages."""
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     measure = f"NDCG@{rows['k'].iloc[0]}, mean over queries"
     for name, own in ranked.groupby("ranker", sort=False):
-        shade = SHADES[str(name)]
+        shade = SHADES.get(str(name), "#888888")
         left.plot(own["items_ranked"], own["ndcg"], "o-", color=shade, markersize=4, label=str(name))
         left.fill_between(own["items_ranked"], own["ndcg_low"], own["ndcg_high"], color=shade, alpha=0.12)
+    title = "One ranker, a random part of the candidates"
+    if (rows["k"] == 64).all():
+        _published(left)
+        title += "\nsquares: published on Criteo, its ideal 64 clicks"
     plain_log(left, "x")
-    style(left, "items ranked per query", measure, "One ranker, a random part of the candidates")
+    style(left, "items ranked per query", measure, title)
     left.legend(frameon=False, fontsize=8)
     for n_stages, own in rows.groupby("stages"):
         right.errorbar(own["mflops"], own["ndcg"], [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
@@ -206,6 +237,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
     ranked, rows = by_items_ranked(scored), by_chain(scored)
+    if known := Scored.known(scored.data):
+        ranked = pd.concat((ranked, by_items_ranked(known)))
     ranked.to_csv(args.out / f"ranked_{args.data}.csv", index=False, float_format="%.5g")
     rows.to_csv(args.out / f"chain_quality_{args.data}.csv", index=False, float_format="%.5g")
     draw(ranked, rows).savefig(args.out / f"quality_{args.data}.png", dpi=110)

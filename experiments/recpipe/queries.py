@@ -130,7 +130,8 @@ def checkpoint(file: Path, train: Callable[[], dict[str, FloatArray]]) -> dict[s
 class RankedData:
     """A data set's ranking queries and its rankers, small to large, which all read them.
 
-    `k`: length of the lists whose quality is told; `provenance`: what the queries are and how they came about.
+    `k`: length of the lists whose quality is told; `provenance`: what the queries are and how they came about;
+    `known_QN`: where the labels were drawn, scores that no ranker can beat on average.
     """
 
     name: str
@@ -138,6 +139,7 @@ class RankedData:
     queries: Queries
     k: int
     provenance: dict[str, Any]
+    known_QN: FloatArray | None = None
 
 
 @torch.inference_mode()

@@ -60,10 +60,12 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Criteo:
-    """`dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes (N, 26)."""
+    """`dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes (N, 26); `label_N`
+    float32, 1 = clicked."""
 
     dense_NF: FloatArray
     sparse_NC: UInt64Array
+    label_N: FloatArray
 
     def __len__(self) -> int:
         return len(self.dense_NF)
@@ -154,4 +156,4 @@ def read_criteo(path: str, n: int) -> Criteo:
         raise ValueError(f"{path}, line {bad[0] + 1}: {words}, ...; expected a label 0 or 1, 13 integers and no header")
     dense_NF = np.log1p(np.maximum(numbers.iloc[:, 1:].to_numpy(np.float32), 0))
     columns = [pd.util.hash_array(table[c].to_numpy(object)) for c in range(1 + CRITEO_DENSE, n_columns)]
-    return Criteo(dense_NF, np.stack(columns, axis=1))
+    return Criteo(dense_NF, np.stack(columns, axis=1), numbers[0].to_numpy(np.float32))

@@ -1,4 +1,4 @@
-"""RecPipe's studies: the split leaks nothing, training repeats, chains filter exactly; the accelerator's queues."""
+"""RecPipe's studies: MovieLens' split leaks nothing, training repeats, chains filter exactly; arrays and caches."""
 
 from dataclasses import replace
 
@@ -9,8 +9,7 @@ import torch
 from helpers import run_script
 
 from accelerator.rpaccel import RANKERS as RPACCEL_RANKERS
-from accelerator.rpaccel import Corrections
-from experiments.recpipe import accelerator, arrays, quality
+from experiments.recpipe import arrays, quality
 from experiments.recpipe.movielens import RANKERS, NeuMF, queries_of, split, train, trained
 from experiments.recpipe.queries import Queries, chain, scores
 from infra.ranking import ndcg_at_k
@@ -164,55 +163,7 @@ def test_the_quality_study_runs(tmp_path):
     assert (tmp_path / "quality_movielens.png").stat().st_size > 10_000
 
 
-# The accelerator
-
-
-def test_every_published_service_time_is_the_model_s():
-    rows = pd.read_csv(accelerator.HERE / "published_accelerator.csv", comment="#")
-    table = accelerator.compare_services(rows)
-    assert len(table) == 647
-    assert (table["computed_ms"] - table["service_ms"]).abs().max() < 1e-5  # published with six digits
-
-
-def obvious_departures(arrivals, n_engines, service):
-    free, out = [0] * n_engines, []
-    for arrival in arrivals:
-        i = free.index(min(free))
-        free[i] = max(free[i], arrival) + service
-        out.append(free[i])
-    return out
-
-
-@pytest.mark.parametrize("n_engines", [1, 2, 5])
-def test_departures_are_those_of_an_obvious_queue(n_engines):
-    arrivals = np.cumsum(np.random.default_rng(n_engines).integers(0, 300, 500))
-    found = accelerator.departures_ns(arrivals, n_engines, 400)
-    assert list(found) == obvious_departures(arrivals.tolist(), n_engines, 400)
-
-
-def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
-    arrivals = accelerator.arrivals_ns("exponential", 250.0, 200_000)
-    out = accelerator.departures_ns(arrivals, 1, 2_000_000)
-    waits = (out - arrivals) / 1e6 - 2
-    blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
-    assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40))  # Pollaczek-Khinchine
-
-
-def test_corrections_alone_and_together_begin_at_the_released_time():
-    one = accelerator.Design(("rm-large",), (4096,), (1,), (1,))
-    table = accelerator.corrections_of({"one": one}).set_index("correction")
-    assert table.loc["as released", "alone_ms"] == pytest.approx(2.0907438257427215, rel=1e-12)
-    assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
-    assert table["together_ms"].iloc[-1] == pytest.approx(accelerator.total_ms(one, Corrections.all()))
-
-
-def test_the_accelerator_study_runs(tmp_path):
-    done = run_script("experiments/recpipe/accelerator.py", "--queries", "2000", "--out", str(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    best = pd.read_csv(tmp_path / "best.csv").set_index(["stages", "rate_qps"])
-    assert best.loc[(2, 2000.0), "Poisson"] < 20
-    assert np.isinf(best.loc[(1, 2000.0), "Poisson"])
-    assert (tmp_path / "accelerator.png").stat().st_size > 10_000
+# The array
 
 
 def test_small_arrays_are_used_better_and_none_more_than_whole():

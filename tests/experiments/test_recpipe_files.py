@@ -66,7 +66,7 @@ def test_what_is_read_back_scores_as_what_was_written(config, tmp_path):
 
 
 def test_the_files_are_enough_to_score_without_this_study(tmp_path):
-    """As a server reads them: the configuration as a file of flags, the weights by blob, ids with each table's start."""
+    """As a server does: the configuration is a file of flags, weights have their blobs' names, ids count by table."""
     queries = drawn_queries(DLRM, [6, 11], 2)
     data = RankedData("drawn", {"only": Ranker(DLRM, drawn_weights(DLRM, 3))}, queries, 4, {})
     rankers.export(data, tmp_path, 100)

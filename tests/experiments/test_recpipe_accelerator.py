@@ -1,0 +1,202 @@
+"""RPAccel's study: published service times, queues as obvious ones, caches on the ids that stages get, sub-batches."""
+
+import heapq
+import itertools
+from collections import OrderedDict
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import run_script
+
+from accelerator.rpaccel import Corrections
+from experiments.recpipe import accelerator, designs
+from experiments.recpipe.click_rankers import RANKERS
+from experiments.recpipe.quality import Scored
+from experiments.recpipe.queries import Queries, RankedData, Ranker
+
+WHOLE = replace(Corrections.all(), sub_batches=False)
+
+
+def drawn_misses(n_queries=6, n_items=400, seed=1):
+    """Three tables with a few popular rows, scores drawn."""
+    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
+    rows = (50, 300, 7)
+    ids = np.stack([np.minimum(rng.zipf(1.3, shape) - 1, n - 1) for n in rows], axis=2).astype(np.int32)
+    queries = Queries(ids, np.zeros((*shape, 13), np.float32), rng.integers(0, 2, shape).astype(np.uint8),
+                      np.full(n_queries, n_items, np.int32))  # fmt: skip
+    rankers = {config.name: Ranker(config.model_config(rows), {}) for config in RANKERS}
+    data = RankedData("drawn", rankers, queries, 64, {})
+    return designs.Misses((Scored(data, {name: rng.random(shape, np.float32) for name in rankers}),))
+
+
+def test_every_published_service_time_is_the_model_s():
+    rows = pd.read_csv(accelerator.HERE / "published_accelerator.csv", comment="#")
+    table = accelerator.compare_services(rows)
+    assert len(table) == 647
+    assert (table["computed_ms"] - table["service_ms"]).abs().max() < 1e-5  # published with six digits
+
+
+def obvious_departures(arrivals, n_engines, service):
+    free, out = [0] * n_engines, []
+    for arrival in arrivals:
+        i = free.index(min(free))
+        free[i] = max(free[i], arrival) + service
+        out.append(free[i])
+    return out
+
+
+@pytest.mark.parametrize("n_engines", [1, 2, 5])
+def test_departures_are_those_of_an_obvious_queue(n_engines):
+    arrivals = np.cumsum(np.random.default_rng(n_engines).integers(0, 300, 500))
+    found = designs.departures_ns(arrivals, n_engines, 400)
+    assert list(found) == obvious_departures(arrivals.tolist(), n_engines, 400)
+
+
+def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
+    arrivals = designs.arrivals_ns("exponential", 250.0, 200_000)
+    out = designs.departures_ns(arrivals, 1, 2_000_000)
+    waits = (out - arrivals) / 1e6 - 2
+    blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
+    assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40))  # Pollaczek-Khinchine
+
+
+def test_corrections_alone_and_together_begin_at_the_released_time():
+    one, misses = designs.Design(("rm-large",), (400,), (1,), (1,)), drawn_misses()
+    table = accelerator.corrections_of({"one": one}, misses).set_index("correction")
+    assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
+    last = replace(one, n_sub_batches=accelerator.N_SUB_BATCHES)
+    assert table["together_ms"].iloc[-1] == pytest.approx(designs.total_ms(last, Corrections.all(), misses))
+    whole = designs.Design(("rm-large",), (4096,), (1,), (1,))
+    assert sum(whole.stage_ms(Corrections(), [0.5])) == pytest.approx(2.0907438257427215, rel=1e-12)
+
+
+# Caches
+
+
+def lru_misses(keys, cache_rows, first_counted):
+    """Step by step."""
+    cache, missed = OrderedDict(), 0
+    for i, key in enumerate(keys):
+        if key in cache:
+            cache.move_to_end(key)
+        else:
+            missed += i >= first_counted
+            cache[key] = None
+            if len(cache) > cache_rows:
+                cache.popitem(last=False)
+    return missed / (len(keys) - first_counted)
+
+
+def stream_of(misses, rankers, items):
+    """The stage's keys, (table, row), by sorting what each filter lets through."""
+    (pools,) = misses.pools
+    keys = []
+    for query in range(len(pools.data.queries)):
+        kept = list(range(items[0]))
+        for name, keep in zip(rankers, items[1:], strict=True):
+            own = pools.scores[designs.TRAINED[name]][query]
+            kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[:keep]
+        keys += [(t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])]
+    return keys
+
+
+@pytest.mark.parametrize(("rankers", "items"), [((), (400,)), ((), (100,)), (("rm-small",), (400, 60)),
+                                               (("rm-small", "rm-med"), (400, 100, 30))])  # fmt: skip
+@pytest.mark.parametrize("cache_rows", [1, 20, 150, 10_000])
+def test_miss_rates_are_those_of_a_cache_kept_step_by_step(rankers, items, cache_rows):
+    misses = drawn_misses()
+    keys = stream_of(misses, rankers, items)
+    assert misses.rate(rankers, items, cache_rows) == pytest.approx(lru_misses(keys, cache_rows, len(keys) // 2))
+
+
+def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_chip():
+    misses = drawn_misses()
+    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 16), (1, 1))
+    first, second = misses.of(design, WHOLE)
+    assert first == misses.rate((), (400,), int(1e6 / 64 / 4 / 4))
+    assert second == misses.rate(("rm-small",), (400, 60), int(1e6 / 16 / 4 / 32))
+    alone = misses.of(design, replace(WHOLE, partitioned_sram=False))
+    assert alone == [misses.rate((), (400,), 62_500), misses.rate(("rm-small",), (400, 60), 7812)]
+
+
+def test_pools_that_have_too_few_candidates_are_refused():
+    with pytest.raises(ValueError, match="no query has 401"):
+        drawn_misses().pool(401)
+
+
+# Sub-batches
+
+
+def obvious_answers(stage_ns, engines, arrivals, n_parts):
+    """A heap of events; each stage a list of waiting tasks and of free engines. Also busy (start, end) by engine."""
+    free = [list(range(n)) for n in engines]
+    waiting, events, left = [[] for _ in engines], [], dict.fromkeys(range(len(arrivals)), n_parts)
+    for query, at in enumerate(arrivals):
+        for part in range(n_parts):
+            heapq.heappush(events, (at, query, part, 0, -1))
+    done, busy = {}, {}
+    while events:
+        at, query, part, stage, engine = heapq.heappop(events)
+        if engine >= 0:  # leaves the stage
+            free[stage].append(engine)
+            if stage + 1 == len(engines):
+                left[query] -= 1
+                done[query] = at
+            else:
+                heapq.heappush(events, (at, query, part, stage + 1, -1))
+        else:
+            waiting[stage].append((query, part))
+        while waiting[stage] and free[stage]:
+            own, engine = waiting[stage].pop(0), free[stage].pop()
+            busy.setdefault((stage, engine), []).append((at, at + stage_ns[stage]))
+            heapq.heappush(events, (at + stage_ns[stage], *own, stage, engine))
+    assert not any(left.values())
+    return [done[query] for query in range(len(arrivals))], busy
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 4])
+@pytest.mark.parametrize(("stage_ms", "engines"), [((1.0,), (1,)), ((0.9, 2.3), (1, 3)), ((2.1, 0.7, 1.3), (4, 1, 2))])
+def test_sub_batches_leave_as_from_an_obvious_simulation(stage_ms, engines, n_parts):
+    arrivals = np.cumsum(np.random.default_rng(n_parts).integers(1, 4_000_000 * n_parts, 300))
+    stage_ns = [round(ms * 1e6) for ms in stage_ms]
+    expected, busy = obvious_answers(stage_ns, engines, arrivals.tolist(), n_parts)
+    assert list(designs.answers_ns(stage_ms, engines, arrivals, n_parts)) == expected
+    for times in busy.values():  # no engine does two things at once
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(times))
+    worked = sum(end - begin for times in busy.values() for begin, end in times)
+    assert worked == len(arrivals) * n_parts * sum(stage_ns)
+
+
+def test_one_sub_batch_is_the_query_itself():
+    arrivals = designs.arrivals_ns("exponential", 300.0, 500)
+    at = arrivals
+    for ms, n in ((1.1, 1), (4.0, 2)):
+        at = designs.departures_ns(at, n, round(ms * 1e6))
+    assert list(designs.answers_ns((1.1, 4.0), (1, 2), arrivals)) == list(at)
+
+
+@pytest.mark.parametrize("n_parts", [1, 3, 8])
+def test_an_idle_pipeline_of_single_engines_takes_what_the_formula_says(n_parts):
+    stage_ms = (0.5, 1.25, 0.75)
+    found = designs.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array([0, 10**9])
+    expected = accelerator.rpaccel.pipelined_s(stage_ms, n_parts) * 1e6
+    assert list(found) == pytest.approx([expected] * 2)
+
+
+def test_a_part_ranks_and_hands_on_its_share_of_the_items():
+    whole = designs.Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
+    quarter = designs.Design(("rm-small", "rm-large"), (1024, 128), (4, 4), (2, 2))
+    cut = replace(whole, n_sub_batches=4).stage_ms(Corrections.all(), [0.3, 0.4])
+    assert cut == quarter.stage_ms(Corrections.all(), [0.3, 0.4])  # the last stage's list is 64 in both
+
+
+def test_the_accelerator_study_runs(tmp_path):
+    done = run_script("experiments/recpipe/accelerator.py", "--queries", "2000", "--quick", "--cache",
+                      str(tmp_path), "--out", str(tmp_path), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    best = pd.read_csv(tmp_path / "best.csv").set_index(["stages", "rate_qps"])
+    assert best.loc[(2, 2000.0), "Poisson"] < 20
+    assert np.isinf(best.loc[(1, 2000.0), "Poisson"])
+    assert (tmp_path / "accelerator.png").stat().st_size > 10_000

@@ -21,7 +21,7 @@ from accelerator.profiler import measure_cpu_cores
 from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, SubArray, stage_parts, stage_s
 from accelerator.service import ServiceTable, table_of_profiles
 from backends.simulated import SimulatedSession
-from experiments.recpipe.quality import Chain, Scored, quality_of
+from experiments.recpipe.quality import Chain, Scored, quality, quality_of
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import CPU
 from infra.progress import Progress
@@ -52,7 +52,7 @@ FloatArray = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Design:
     """A chain and where its stages run. `devices` by stage: cpu (all share the cores), gpu (one, whole queries), or
-    rpaccel with `sub_arrays` a chip, of which a stage has 1 / stages. `cores` by stage: engines of its own, () = shared.
+    rpaccel with `sub_arrays` a chip, of which a stage has 1 / stages. `cores`: engines of a stage's own, () = shared.
     """
 
     chain: Chain
@@ -60,6 +60,7 @@ class Design:
     batch_items: int = 256
     cores: tuple[int, ...] = ()
     sub_arrays: tuple[int, ...] = ()
+    share: float = 1.0  # of a query's candidates, drawn at random, that the first stage ranks at all
 
     @property
     def mapping(self) -> str:
@@ -81,7 +82,7 @@ class Design:
 
     def key(self) -> str:
         """A name that no other design has."""
-        return json.dumps([self.chain.label, self.chain.keeps[-1], self.mapping, self.batch_items])
+        return json.dumps([self.chain.label, self.chain.keeps[-1], self.mapping, self.batch_items, self.share])
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class World:
     n_queries: int = 2000
     fixes: Corrections = field(default_factory=lambda: replace(Corrections.all(), sub_batches=False))
     miss_rates: dict[str, float] = field(default_factory=dict)  # of RPAccel's embedding cache by ranker; else 0.5
+    _quality: dict[tuple[Chain, float], Estimate] = field(default_factory=dict)
     _tables: dict[tuple[str, str, int, int, int], ServiceTable] = field(default_factory=dict)
 
     @cached_property
@@ -121,14 +123,21 @@ class World:
         arrival_ns = np.rint(self.unit_s[:n] / rate_qps * NS_PER_S).astype(np.int64)
         return Schedule(arrival_ns, self.sizes[:n], np.zeros(n, np.int32), round(WARM_UP * n))
 
-    def quality(self, chain: Chain) -> Estimate:
+    def quality(self, chain: Chain, share: float = 1.0) -> Estimate:
         """NDCG of what the chain answers, the very lists of its filters; mean and interval over the queries."""
-        return mean_with_interval(quality_of(chain, self.scored)["ndcg"])
+        key = (chain, share)
+        if key not in self._quality:
+            by_query = quality_of(chain, self.scored) if share == 1 else (
+                quality(chain, self.scored, self.scored.parts(share)))  # fmt: skip
+            self._quality[key] = mean_with_interval(by_query["ndcg"])
+        return self._quality[key]
 
     def run(self, design: Design, rate_qps: float, lasts_s: float = 0.0) -> Shown:
         """p95 at a rate."""
         stages, engines, service = self.built(design)
         schedule = self.schedule(rate_qps, lasts_s)
+        ranked = np.maximum(np.rint(schedule.n_items * design.share), 1).astype(np.int32)
+        schedule = replace(schedule, n_items=ranked)
         queries = SimulatedSession(engines, service, keep_tasks=False).run(schedule, stages).queries
         done, arrival = queries["done_ns"].to_numpy(np.int64), schedule.arrival_ns
         counted = slice(schedule.n_warmup, None)

@@ -3,8 +3,8 @@
 
 python experiments/recpipe/real.py [--data clicks|movielens] [--engines 2] [--quick]
 
-The chain is the cheapest (virtual time, these engines) whose NDCG does not differ from the large ranker's for the
-worse, query by query. Both sides run in turn, several rounds, at the same rates: p95 (real_<data>.csv), then the highest
+The chain is the cheapest (virtual time, these engines) whose NDCG is not worse than the large ranker's, query by query
+(95 %). Both sides run in turn, several rounds, at the same rates: p95 (real_<data>.csv), then the highest
 rate under the SLA. Some 4 minutes.
 """
 

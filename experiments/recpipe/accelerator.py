@@ -78,9 +78,12 @@ def run_designs(rows: pd.DataFrame, n_queries: int, misses: Misses) -> pd.DataFr
     whole = replace(Corrections.all(), sub_batches=False)
     known = {}
     for design in designs_of(rows):
-        cut, rates = replace(design, n_sub_batches=N_SUB_BATCHES), misses.of(design, whole)
-        known[design] = (design.stage_ms(rpaccel.RELEASED, [0.5] * len(design.items)), design.stage_ms(whole, rates),
-                         cut.stage_ms(Corrections.all(), rates))  # fmt: skip
+        cut = replace(design, n_sub_batches=N_SUB_BATCHES)
+        known[design] = (
+            design.stage_ms(rpaccel.RELEASED, [0.5] * len(design.items)),
+            design.stage_ms(whole, misses.of(design, whole)),
+            cut.stage_ms(Corrections.all(), misses.of(cut, whole)),
+        )
     for run in rows.itertuples(index=False):
         design = designs_of(pd.DataFrame([run]))[0]
         rate = 1e3 / run.gap_ms

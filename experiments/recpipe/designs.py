@@ -14,7 +14,7 @@ import numpy.typing as npt
 from accelerator import rpaccel
 from accelerator.rpaccel import RANKERS, RELEASED_ARRAYS, Corrections, shared, stage_parts, stage_s
 from experiments.recpipe.quality import Scored
-from experiments.recpipe.queries import chain
+from experiments.recpipe.queries import handed_on
 from infra.arrivals import draw_gaps_ns
 from infra.clock import NS_PER_MS
 from infra.config import LoadConfig
@@ -110,16 +110,16 @@ class Misses:
     """
 
     pools: tuple[Scored, ...]
-    _known: dict[tuple[tuple[str, ...], tuple[int, ...]], Locality] = field(default_factory=dict)
+    _known: dict[tuple[tuple[str, ...], tuple[int, ...], int], Locality] = field(default_factory=dict)
 
-    def rate(self, rankers: Sequence[str], items: Sequence[int], cache_rows: int) -> float:
-        """Of the stage that gets items[-1] items after `rankers` have filtered the items before; rankers of chips."""
-        key = (tuple(rankers), tuple(items))
+    def rate(self, rankers: Sequence[str], items: Sequence[int], cache_rows: int, n_parts: int = 1) -> float:
+        """Of the stage that gets items[-1] items after `rankers` (chips' names) have filtered the others, in parts."""
+        key = (tuple(rankers), tuple(items), n_parts if rankers else 1)
         if key not in self._known:
-            self._known[key] = warm_locality(self.ids(rankers, items))
+            self._known[key] = warm_locality(self.ids(rankers, items, n_parts))
         return 1 - float(self._known[key].hit_rate(cache_rows))
 
-    def ids(self, rankers: Sequence[str], items: Sequence[int]) -> Int64Array:
+    def ids(self, rankers: Sequence[str], items: Sequence[int], n_parts: int = 1) -> Int64Array:
         """The stage's stream of rows."""
         pools = self.pool(items[0])
         queries = pools.data.queries
@@ -127,7 +127,7 @@ class Misses:
         by_stage = [pools.scores[TRAINED[name]] for name in rankers]
         parts = []
         for query in range(len(queries)):
-            kept = chain(by_stage, query, np.arange(items[0]), items[1:])
+            kept = handed_on(by_stage, query, np.arange(items[0]), items[1:], n_parts)
             parts.append((queries.ids_QNT[query, kept] + starts).reshape(-1))
         return np.concatenate(parts)
 
@@ -145,7 +145,7 @@ class Misses:
             array = RELEASED_ARRAYS[n_arrays]
             own = shared(array) if fixes.partitioned_sram else array
             rows = own.cache_bytes / (rpaccel.FLOAT_BYTES * RANKERS[name].width)
-            rates.append(self.rate(design.rankers[:i], design.items[: i + 1], int(rows)))
+            rates.append(self.rate(design.rankers[:i], design.items[: i + 1], int(rows), design.n_sub_batches))
         return rates
 
 

@@ -110,13 +110,13 @@ def chains(kept: Sequence[int], k: int) -> Iterator[Chain]:
                 yield Chain(("small", "medium", "large"), (first, second, k))
 
 
-def quality(own: Chain, scored: Scored, pools: Sequence[Int64Array]) -> dict[str, FloatArray]:
+def quality(own: Chain, scored: Scored, pools: Sequence[Int64Array], n_parts: int = 1) -> dict[str, FloatArray]:
     """Each measure for every query; the ideal list is the best of all its candidates, whether the pool had them or
-    not. `ndcg_released` is a discounted precision (infra.ranking)."""
+    not. `ndcg_released` is a discounted precision (infra.ranking); `n_parts`: in which the filters work."""
     by_stage = [scored.scores[name] for name in own.rankers]
     k, queries = own.keeps[-1], scored.data.queries
     every = [queries.labels(query) for query in range(len(queries))]
-    lists = [labels[chain(by_stage, query, pools[query], own.keeps)] for query, labels in enumerate(every)]
+    lists = [labels[chain(by_stage, query, pools[query], own.keeps, n_parts)] for query, labels in enumerate(every)]
     return {
         "ndcg": np.array([ndcg_at_k(hits, labels, k) for hits, labels in zip(lists, every, strict=True)]),
         "ndcg_released": np.array([ndcg_released(hits, k) for hits in lists]),
@@ -126,9 +126,9 @@ def quality(own: Chain, scored: Scored, pools: Sequence[Int64Array]) -> dict[str
 
 
 @cache
-def quality_of(own: Chain, scored: Scored) -> dict[str, FloatArray]:
+def quality_of(own: Chain, scored: Scored, n_parts: int = 1) -> dict[str, FloatArray]:
     """Of a chain on all candidates, query by query; computed once."""
-    return quality(own, scored, [np.arange(n) for n in scored.data.queries.n_items_Q])
+    return quality(own, scored, [np.arange(n) for n in scored.data.queries.n_items_Q], n_parts)
 
 
 def means(by_query: dict[str, FloatArray]) -> dict[str, float]:

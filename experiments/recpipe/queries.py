@@ -153,12 +153,26 @@ def scores(model: RecModel, queries: Queries) -> FloatArray:
     return found
 
 
-def chain(scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int]) -> Int64Array:
-    """What a pipeline answers: each stage ranks what the one before kept, exactly, ties by place; best first.
+def handed_on(
+    scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int], n_parts: int = 1
+) -> Int64Array:
+    """What filters let through, exactly, ties by place; best first.
 
-    `pool`: places of the query's candidates that the first stage ranks.
+    `pool`: places of the query's candidates that the first stage ranks, cut into `n_parts` in their order; of each
+    part a stage keeps its share (rounded up), without seeing the others.
     """
-    items = pool
-    for own, keep in zip(scores_by_stage, keeps, strict=True):
-        items = top_items(items, own[query, items], keep)
-    return items
+    kept = []
+    for part in np.array_split(pool, n_parts):
+        items = part
+        for own, keep in zip(scores_by_stage, keeps, strict=True):
+            items = top_items(items, own[query, items], -(-keep // n_parts))
+        kept.append(items)
+    return np.concatenate(kept)
+
+
+def chain(
+    scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int], n_parts: int = 1
+) -> Int64Array:
+    """What a pipeline answers: each stage ranks what the one before handed on, the last one all of it; best first."""
+    items = handed_on(scores_by_stage[:-1], query, pool, keeps[:-1], n_parts)
+    return top_items(items, scores_by_stage[-1][query, items], keeps[-1])

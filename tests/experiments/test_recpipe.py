@@ -1,5 +1,6 @@
 """RecPipe's studies: MovieLens' split leaks nothing, training repeats, chains filter exactly; arrays and caches."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from helpers import run_script
 from accelerator.rpaccel import RANKERS as RPACCEL_RANKERS
 from experiments.recpipe import arrays, quality
 from experiments.recpipe.movielens import RANKERS, NeuMF, queries_of, split, train, trained
-from experiments.recpipe.queries import Queries, chain, scores
+from experiments.recpipe.queries import Queries, RankedData, chain, handed_on, scores
 from infra.ranking import ndcg_at_k
 from models.inputs.datasets import Interactions
 from models.inputs.stack_distance import Locality
@@ -133,6 +134,59 @@ def test_a_chain_keeps_exactly_the_best_of_each_stage():
         assert list(chain([first, second], user, pool, (10, 4))) == expected
         everything = chain([first, second], user, pool, (30, 4))
         assert list(everything) == list(chain([second], user, pool, (4,)))  # a filter that keeps all is no filter
+
+
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_filters_that_work_in_parts_keep_their_share_of_each_part(n_parts):
+    rng = np.random.default_rng(3)
+    first, second, third = rng.integers(0, 9, (3, 2, 50)).astype(np.float32)
+    pool = rng.permutation(50)[:41]
+    bounds = {1: [(0, 41)], 3: [(0, 14), (14, 28), (28, 41)]}[n_parts]
+    for query in range(2):
+        kept = []
+        for begin, end in bounds:
+            own = sorted(pool[begin:end], key=lambda i, query=query: (-first[query, i], i))[: -(-20 // n_parts)]
+            kept += sorted(own, key=lambda i, query=query: (-second[query, i], i))[: -(-10 // n_parts)]
+        expected = sorted(kept, key=lambda i, query=query: (-third[query, i], i))[:5]
+        assert list(handed_on([first, second], query, pool, (20, 10), n_parts)) == kept
+        assert list(chain([first, second, third], query, pool, (20, 10, 5), n_parts)) == expected
+
+
+def oracle(n_queries=20, n_items=200, rate=0.2, seed=4):
+    """Queries with a few clicks and a ranker that knows them."""
+    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
+    labels = (rng.random(shape) < rate).astype(np.uint8)
+    queries = Queries(np.zeros((*shape, 1), np.int32), np.zeros((*shape, 0), np.float32), labels,
+                      np.full(n_queries, n_items, np.int32))  # fmt: skip
+    return quality.Scored(RankedData("clicks", {}, queries, 10, {}), {"large": labels.astype(np.float32)})
+
+
+def test_an_oracle_s_quality_is_one_and_falls_with_the_items_it_gets():
+    scored, own = oracle(), quality.Chain(("large",), (10,))
+    found = quality.quality_of(own, scored)
+    for name in quality.MEASURES:
+        assert (found[name] == 1).all()
+    shares = [quality.quality(own, scored, scored.parts(share)) for share in quality.POOLS]
+    for less, more in itertools.pairwise(shares):
+        assert (less["ndcg"] <= more["ndcg"] + 1e-12).all()
+    assert shares[0]["ndcg"].mean() < 0.9
+    assert (shares[-1]["ndcg"] == 1).all()
+
+
+def test_the_release_s_measure_asks_for_a_full_list_of_clicks():
+    scored, own = oracle(rate=0.02), quality.Chain(("large",), (10,))
+    found = quality.quality_of(own, scored)
+    n_clicks = scored.data.queries.labels_QN.sum(axis=1)
+    assert (found["ndcg"][n_clicks > 0] == 1).all()
+    assert (found["ndcg_released"][n_clicks < 10] < 1).all()
+    assert n_clicks.min() < 10
+
+
+def test_quality_is_computed_once_a_chain(monkeypatch):
+    scored = oracle()
+    found = quality.quality_of(quality.Chain(("large",), (10,)), scored)
+    monkeypatch.setattr(quality, "quality", lambda *_: pytest.fail("computed again"))
+    assert quality.quality_of(quality.Chain(("large",), (10,)), scored) is found
 
 
 def test_flops_of_a_chain_are_those_of_the_items_each_stage_ranks():

@@ -102,6 +102,8 @@ class World:
     n_cores: int = 32
     n_queries: int = 2000
     fixes: Corrections = field(default_factory=lambda: replace(Corrections.all(), sub_batches=False))
+    filter_ns: int = FILTER_NS
+    filter_item_ns: float = FILTER_NS_PER_ITEM
     miss_rates: dict[str, float] = field(default_factory=dict)  # of RPAccel's embedding cache by ranker; else 0.5
     _quality: dict[tuple[Chain, float], Estimate] = field(default_factory=dict)
     _tables: dict[tuple[str, str, int, int, int], ServiceTable] = field(default_factory=dict)
@@ -189,7 +191,7 @@ class World:
             stages.append(Stage(Policy(batch), keep, pool))
             tables.append(self._table(name, design, i))
         on_chip = ARRAYS in design.devices  # its filter is part of the stage
-        filters = (0, 0.0) if on_chip else (FILTER_NS, FILTER_NS_PER_ITEM)
+        filters = (0, 0.0) if on_chip else (self.filter_ns, self.filter_item_ns)
         cores = frozenset(pool for pool in engines if pool.startswith(CPU))
         return stages, engines, PipelineService(tuple(tables), cores, *filters)
 
@@ -266,7 +268,7 @@ def pareto(rows: Sequence[tuple[float, ...]]) -> list[int]:
 
     Nothing is rounded; of equal rows the first stays.
     """
-    values = np.array(rows, dtype=float).reshape(len(rows), -1)
+    values = np.array(rows, dtype=float)
     kept = []
     for i, own in enumerate(values):
         better = np.all(values >= own, axis=1) & np.any(values > own, axis=1)

@@ -105,7 +105,7 @@ def draw(rows: pd.DataFrame, floor: float, rate_qps: float, k: int) -> Figure:
         few.errorbar(own["p95_ms"], own["ndcg"], [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
                      fmt="o-", color=shade, markersize=4, elinewidth=0.6, label=name)  # fmt: skip
     for n_stages, own in cpu.groupby("stages"):
-        _front(fronts, own, STAGE_SHADES[int(n_stages)], f"{n_stages} stages")
+        _front(fronts, own, STAGE_SHADES[int(n_stages)], _stages(n_stages))
     fronts.axhline(floor, color="#c1121f", linestyle="--", linewidth=1)
     for axes, word in (
         (few, "One ranker on 1/16 to all of the candidates"),
@@ -114,8 +114,8 @@ def draw(rows: pd.DataFrame, floor: float, rate_qps: float, k: int) -> Figure:
         plain_log(axes, "x")
         style(axes, f"p95 at {rate_qps:g} QPS (ms)", f"NDCG@{k}", f"{word}, 32 cores")
         axes.legend(frameon=False, fontsize=8)
-    _by_rate(rates, rows[rows["kind"] == "CPU"], "stages", floor, STAGE_SHADES, "{} stages")
-    _by_rate(gpus, rows, "kind", floor, KIND_SHADES, "{}")
+    _by_rate(rates, rows[rows["kind"] == "CPU"], "stages", floor, STAGE_SHADES)
+    _by_rate(gpus, rows, "kind", floor, KIND_SHADES)
     style(rates, "arrivals per second", "p95 (ms)", f"NDCG >= {floor:.3f}; squares: published, 32 Cascade Lake engines")
     style(gpus, "arrivals per second", "p95 (ms)", "Same, by mapping; GPU: a T4 by its roofline, published: measured")
     return figure
@@ -127,12 +127,17 @@ def _front(axes: Axes, own: pd.DataFrame, shade: str, label: str) -> None:
     axes.plot(kept["p95_ms"], kept["ndcg"], "o-", color=shade, markersize=4, label=label)
 
 
-def _by_rate(axes: Axes, rows: pd.DataFrame, by: str, floor: float, shades: dict[Any, str], label: str) -> None:
+def _stages(name: Any) -> str:
+    """A kind by its name, a number of stages in words."""
+    return str(name) if isinstance(name, str) else f"{name} stage{'s' if name > 1 else ''}"
+
+
+def _by_rate(axes: Axes, rows: pd.DataFrame, by: str, floor: float, shades: dict[Any, str]) -> None:
     best, theirs = lowest(rows, floor, by), published()
     if by == "stages":
         theirs = theirs[theirs["kind"] == "CPU"]
     for name, own in best.groupby(by, sort=False):
-        axes.plot(own["rate_qps"], own["p95_ms"], "o-", color=shades[name], markersize=4, label=label.format(name))
+        axes.plot(own["rate_qps"], own["p95_ms"], "o-", color=shades[name], markersize=4, label=_stages(name))
         points = theirs[theirs[by] == name].groupby("rate_qps")["p95_ms"].min()
         axes.plot(points.index, points, "s--", color=shades[name], markersize=4, linewidth=0.6, alpha=0.6)
     plain_log(axes, "x")

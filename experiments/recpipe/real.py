@@ -32,7 +32,7 @@ from backends.probe import Sla, latencies_ms, max_rate_qps
 from experiments.recpipe import rankers
 from experiments.recpipe.design import WARM_UP, Design, World, cpu_profiles
 from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality_of
-from infra.clock import NS_PER_MS, NS_PER_S
+from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from infra.config import RunConfig, from_settings
 from infra.messages import CPU
 from infra.progress import Progress
@@ -40,7 +40,7 @@ from infra.ranking import paired
 from infra.report import console, frame
 from infra.rng import stream
 from infra.rows import Rows
-from infra.stage_rows import answers_by_input, stage_parts
+from infra.stage_rows import answers_by_input, stage_parts, stage_table
 from infra.stats import quantile
 from loadGenerator import CommonLoad, Schedule
 from scheduler import Policy, Stage
@@ -83,12 +83,43 @@ def run(config: RunConfig, session: OpenSession, rate_qps: float, seed: int, las
     return session.session.run(schedule, [Stage(Policy(config.engines.sub_task_batch_size))])
 
 
+def calibrated(world: World, design: Design, rows: Rows, n_engines: int) -> World:
+    """The world with so many engines as a run at leisure on them showed: the level of each stage's times, what passes
+    before a task on an idle and on a busy engine, what choosing takes (medians)."""
+    tasks = rows.tasks.sort_values("start_ns")
+    took_ms = (tasks["end_ns"] - tasks["start_ns"]) / NS_PER_MS
+    free = tasks.groupby(["pool", "engine"])["end_ns"].shift().fillna(0)
+    delay_us = (tasks["start_ns"] - np.maximum(free, tasks["enqueued_ns"])) / NS_PER_US
+    idle = free <= tasks["enqueued_ns"]
+    wake_us, gap_us = (float(delay_us[on].median()) if on.any() else 0.0 for on in (idle, ~idle))
+    cpu = dict(world.cpu)
+    for stage, name in enumerate(design.chain.rankers):
+        own = tasks["stage"] == stage
+        expected = tasks["n_items"][own].map(world.cpu[name].ms)
+        level = float((took_ms[own] / expected).median())
+        known = world.cpu[name]
+        cpu[name] = replace(
+            known, batch_ms={n: ms * level for n, ms in known.batch_ms.items()}, wake_us=wake_us, gap_us=gap_us,
+            busy_ms={k: {n: ms * level for n, ms in times.items()} for k, times in known.busy_ms.items()},
+        )  # fmt: skip
+    table = stage_table(rows)
+    choosing = table[table["stage"] < len(design.devices) - 1] if len(design.devices) > 1 else table
+    filter_ns = round(float((choosing["next_ns"] - choosing["end_ns"]).median()))
+    return replace(world, cpu=cpu, n_cores=n_engines, filter_ns=filter_ns, filter_item_ns=0.0, _tables={})
+
+
 def confirm(world: World, design: Design, n_engines: int, sla_ms: float, progress: Progress) -> pd.DataFrame:
-    """A design foretold for so many engines and run on them, at shares of the rate that it is foretold to carry."""
-    here = replace(world, n_cores=n_engines, _tables={})
-    carried, lines = here.max_qps(design, sla_ms * world.n_cores / n_engines / 4), []
+    """A design foretold for so many engines and run on them, at shares of the rate that it is foretold to carry.
+
+    The SLA is as much longer as the engines are fewer. The forecast is calibrated by a run at a tenth of that rate.
+    """
+    slower = sla_ms * max(world.n_cores / n_engines / 4, 1.0)
+    rough = replace(world, n_cores=n_engines, _tables={}).max_qps(design, slower)
+    lines = []
     with opened(world, design, n_engines, progress) as (config, session):
-        run(config, session, carried / 2, 0, 2.0)
+        run(config, session, rough / 4, 0, 2.0)
+        here = calibrated(world, design, run(config, session, rough / 10, 2), n_engines)
+        carried = here.max_qps(design, slower)
         for load in LOADS:
             rows = run(config, session, load * carried, 1)
             measured = quantile(latencies_ms(rows)[rows.queries["is_warmup"].to_numpy().sum() :], 0.95)

@@ -13,6 +13,7 @@ pipeline on CPU cores is foretold for the engines of this machine and run on the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -96,12 +97,8 @@ def search(
     """Rows of all designs; what the file has of the same settings is not computed again."""
     settings = {"data": args.data, "sla_ms": args.sla_ms, "rate_qps": args.rate_qps, "cores": world.n_cores,
                 "profiles": {name: dict(p.provenance) for name, p in world.cpu.items()}}  # fmt: skip
-    known: dict[str, dict[str, Any]] = {}
-    if file.is_file():
-        head, *lines = (json.loads(line) for line in file.read_text().splitlines() if line.endswith("}"))
-        known = {line["key"]: line for line in lines} if head == settings else {}
-    if not known:
-        file.write_text(json.dumps(settings) + "\n")
+    known = _done_before(file, settings)
+    file.write_text("".join(json.dumps(line) + "\n" for line in (settings, *known.values())))
     with progress.step(f"{len(todo)} designs") as on_fraction:
         for i, design in enumerate(todo):
             if design.key() not in known:
@@ -110,6 +107,15 @@ def search(
                     out.write(json.dumps(known[design.key()]) + "\n")
             on_fraction((i + 1) / len(todo), design.chain.label)
     return pd.DataFrame([known[design.key()] for design in todo])
+
+
+def _done_before(file: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{design: row} that a search under the same settings left; the line at which it was killed does not count."""
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text().splitlines() if file.is_file() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return {line["key"]: line for line in lines[1:]} if lines and lines[0] == settings else {}
 
 
 def front(rows: pd.DataFrame) -> pd.DataFrame:

@@ -102,6 +102,7 @@ class Corrections:
     resident_weights: bool = False  # what fits the weight buffer is loaded once and not for every query
     overlap: bool = False  # a layer computes while the next weights load, rows are gathered beside the bottom MLP
     embedding_cache: bool = False  # the miss rate is the caller's, of an LRU cache on real ids
+    cache_port: bool = False  # the cache's port is as wide as the array; the release's as the smallest array's for all
     top_k_unit: bool = False  # the filter hands out the best, which takes time, and they go back over the link
     pcie_once: bool = False  # a query crosses the link once, not once a stage
     sub_batches: bool = False  # a stage begins with what the one before it has let through
@@ -172,8 +173,13 @@ def mlp_cycles(
     return cycles
 
 
-def embedding_cycles(ranker: Ranker, n_items: int, array: SubArray, miss: float, flash_miss: float = 0.0) -> float:
-    """Rows from DRAM where the cache misses, from flash where the DRAM does, and all others from SRAM."""
+def embedding_cycles(
+    ranker: Ranker, n_items: int, array: SubArray, miss: float, flash_miss: float = 0.0, *, wide_port: bool = False
+) -> float:
+    """Rows from DRAM where the cache misses, from flash where the DRAM does, and all others from SRAM.
+
+    `wide_port`: SRAM gives a number to each multiplier along a side in every cycle.
+    """
     n_bytes = ranker.row_bytes(n_items)
     if n_bytes == 0:
         return 0.0
@@ -182,7 +188,8 @@ def embedding_cycles(ranker: Ranker, n_items: int, array: SubArray, miss: float,
     if flash_miss:
         seconds = (n_bytes * flash_miss / (array.flash_gib_s * GIB_S_IN_BYTES_PER_NS)) / array.clock_ns
         flash = array.flash_latency_cycles + seconds
-    return max(flash, dram) + n_bytes * (1 - miss) / SRAM_BYTES_PER_CYCLE
+    port_bytes = FLOAT_BYTES * array.side if wide_port else SRAM_BYTES_PER_CYCLE
+    return max(flash, dram) + n_bytes * (1 - miss) / port_bytes
 
 
 def filter_cycles(n_items: int, n_kept: int, array: SubArray, fixes: Corrections = RELEASED) -> float:
@@ -233,7 +240,8 @@ def stage_parts(
     """
     own = shared(array) if fixes.partitioned_sram else array
     resident = fixes.resident_weights and ranker.weight_bytes(dot=fixes.dot_interaction) <= own.weight_sram_bytes
-    embedding = embedding_cycles(ranker, n_items, own, miss if fixes.embedding_cache else RELEASED_MISS_RATE)
+    own_miss = miss if fixes.embedding_cache else RELEASED_MISS_RATE
+    embedding = embedding_cycles(ranker, n_items, own, own_miss, wide_port=fixes.cache_port)
     bottom = mlp_cycles(ranker.bottom, n_items, own, fixes, loaded=not resident)
     top = mlp_cycles(ranker.top_widths(dot=fixes.dot_interaction), n_items, own, fixes, loaded=not resident)
     crosses_in, crosses_out = (first, last) if fixes.pcie_once else (True, True)

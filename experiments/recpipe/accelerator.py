@@ -6,12 +6,14 @@ python experiments/recpipe/accelerator.py [--queries 20000] [--cache FOLDER] [--
 Service times of all published designs (figures 12 and 13) are computed and compared; every design is then run in
 virtual time, on the release's whole-ms gaps and on Poisson arrivals; corrected, also with sub-batches, with the miss
 rates of its caches on the ids that its stages get of the synthetic clicks. service.csv, designs.csv, best.csv,
-corrections.csv, accelerator.png (p95 against rate; area and power; corrections); a minute, two more to train.
+corrections.csv, misses.csv, accelerator.png (p95 against rate; area and power; corrections); half a minute, two
+more to train.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -27,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from accelerator import rpaccel
-from accelerator.rpaccel import Corrections
+from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, shared
 from experiments.recpipe import rankers
 from experiments.recpipe.designs import Design, Misses, arrivals_ns, p95_ms, total_ms
 from experiments.recpipe.quality import Scored
@@ -127,6 +129,19 @@ def corrections_of(designs: dict[str, Design], misses: Misses) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def misses_of(misses: Misses) -> pd.DataFrame:
+    """Of the first stage's cache, and of the caches behind a small ranker that lets so many items through."""
+    stages: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {"all 4096 candidates": ((), (4096,))}
+    stages |= {f"best {n} of small": (("rm-small",), (4096, n)) for n in (1024, 512, 128)}
+    lines = []
+    for label, (before, items) in stages.items():
+        for chip, (n_arrays, array) in itertools.product(("rm-small", "rm-med", "rm-large"), RELEASED_ARRAYS.items()):
+            rows = int(shared(array).cache_bytes / (rpaccel.FLOAT_BYTES * rpaccel.RANKERS[chip].width))
+            lines.append({"items": label, "ranker": chip, "sub_arrays": n_arrays, "cache_rows": rows,
+                          "miss": misses.rate(before, items, rows)})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
 def _idle_ms(design: Design, fixes: Corrections, misses: Misses) -> float:
     return total_ms(replace(design, n_sub_batches=N_SUB_BATCHES) if fixes.sub_batches else design, fixes, misses)
 
@@ -142,7 +157,12 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
             finite = own[np.isfinite(own[kind])]
             word = kind.split(" ")[0] if kind.startswith("published") else kind
             tails.plot(
-                finite["rate_qps"], finite[kind], line, color=shade, markersize=4, label=f"{n_stages} stages, {word}"
+                finite["rate_qps"],
+                finite[kind],
+                line,
+                color=shade,
+                markersize=4,
+                label=f"{n_stages} stage{'s' * (n_stages > 1)}, {word}",
             )
     plain_log(tails, "x")
     plain_log(tails, "y")
@@ -214,6 +234,7 @@ def main(argv: Sequence[str]) -> int:
         ("best", best),
         ("scaling", scaling),
         ("corrections", corrections),
+        ("misses", misses_of(misses)),
     ):
         table.to_csv(args.out / f"{name}.csv", index=False, float_format="%.6g")
     draw(best, scaling, corrections).savefig(args.out / "accelerator.png", dpi=110)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from experiments.recpipe import rankers
 from experiments.recpipe.queries import RankedData, chain, scores
@@ -207,12 +208,15 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
         _published(left)
         title += "\nsquares: published on Criteo, its ideal 64 clicks"
     plain_log(left, "x")
+    ticks = ranked["items_ranked"].drop_duplicates()
+    left.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+    left.set_xticks([], minor=True)
     style(left, "items ranked per query", measure, title)
     left.legend(frameon=False, fontsize=8)
     for n_stages, own in rows.groupby("stages"):
         right.errorbar(own["mflops"], own["ndcg"], [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
                        fmt="o^s"[int(n_stages) - 1], markersize=5, elinewidth=0.5,
-                       label=f"{n_stages} stages")  # fmt: skip
+                       label=f"{n_stages} stage{'s' * (n_stages > 1)}")  # fmt: skip
     front = pareto(rows)
     right.plot(front["mflops"], front["ndcg"], "k--", linewidth=0.8, label="not beaten")
     for _, line in rows[rows["stages"] == 1].iterrows():
@@ -220,6 +224,7 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
             line["chain"], (line["mflops"], line["ndcg"]), xytext=(4, 5), textcoords="offset points", fontsize=8
         )
     plain_log(right, "x")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     style(right, "MFLOPs per query", measure, "All candidates ranked by the first stage")
     right.legend(frameon=False, fontsize=8)
     return figure

@@ -144,6 +144,19 @@ def test_the_cache_s_miss_rate_counts_with_its_correction_only():
     assert change == pytest.approx(0.8 * n_bytes * (1 / dram - 1 / sram))
 
 
+@pytest.mark.parametrize("n_arrays", [1, 4, 16, 64])
+def test_the_cache_s_port_is_as_wide_as_the_array_and_the_smallest_array_s_as_released(n_arrays):
+    array = rpaccel.RELEASED_ARRAYS[n_arrays]
+    n_bytes = RANKERS["rm-large"].row_bytes(4096)
+    released, wide = (
+        rpaccel.embedding_cycles(RANKERS["rm-large"], 4096, array, 0.0, wide_port=on) for on in (False, True)
+    )
+    assert released - wide == pytest.approx(n_bytes * (1 / 64 - 1 / (4 * array.side)))
+    assert (released == wide) == (n_arrays == 64)
+    fixed = stage_parts(RANKERS["rm-large"], 4096, 64, array, Corrections(embedding_cache=True, cache_port=True), 0.0)
+    assert fixed.embedding == wide
+
+
 def test_handing_out_takes_a_cycle_an_item():
     assert total(n_kept=512, top_k_unit=True) - total(n_kept=512) == 512
 

@@ -166,7 +166,7 @@ def _print_pipeline(pipeline: Pipeline, rows: Rows, quality: dict[str, Estimate]
 def kind(opened: OpenSession) -> str:
     """What the report calls the engines."""
     if opened.pipeline is not None:
-        return "simulated" if opened.service else "pipeline's"
+        return "simulated" if opened.service else "pipeline"
     return "simulated CPU" if opened.service else "CPU"
 
 

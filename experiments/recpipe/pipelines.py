@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.recpipe import rankers
-from experiments.recpipe.design import GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
+from experiments.recpipe.codesign import GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
 from experiments.recpipe.quality import KEPT, SHADES, Chain, Scored, chains
 from infra.figures import plain_log, style
 from infra.messages import CPU

@@ -30,7 +30,7 @@ from backends.opening import OpenSession, open_session
 from backends.pipeline import pipeline_of, with_pipeline
 from backends.probe import Sla, latencies_ms, max_rate_qps
 from experiments.recpipe import rankers
-from experiments.recpipe.design import WARM_UP, Design, World, cpu_profiles
+from experiments.recpipe.codesign import WARM_UP, Design, World, cpu_profiles
 from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality_of
 from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
 from infra.config import RunConfig, from_settings

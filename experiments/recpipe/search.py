@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 
 from accelerator.rpaccel import sub_array_splits
 from experiments.recpipe import rankers
-from experiments.recpipe.design import ARRAYS, GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
+from experiments.recpipe.codesign import ARRAYS, GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
+from experiments.recpipe.designs import Misses
 from experiments.recpipe.quality import Chain, Scored
 from experiments.recpipe.real import confirm
 from infra.figures import plain_log, style
@@ -187,7 +188,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         scored = Scored.of(rankers.load(args))
         with Progress("auto") as progress:
-            world = World(scored, cpu_profiles(scored, args.out / "profiles", progress), args.cores)
+            misses = None if args.data == "movielens" else Misses((scored,))  # queries of one size
+            profiles = cpu_profiles(scored, args.out / "profiles", progress)
+            world = World(scored, profiles, args.cores, misses=misses)
             kept = (QUICK if args.quick else KEPT)[args.data]
             todo = list(designs(kept, scored.data.k, args.cores))
             rows = search(world, todo, args, args.out / f"search_{args.data}.jsonl", progress)

@@ -18,9 +18,10 @@ from accelerator.devices import ROOT, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, write_profile
 from accelerator.pipeline_service import FILTER_NS, FILTER_NS_PER_ITEM, PipelineService
 from accelerator.profiler import measure_cpu_cores
-from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, SubArray, stage_parts, stage_s
+from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, SubArray, shared, stage_parts, stage_s
 from accelerator.service import ServiceTable, table_of_profiles
 from backends.simulated import SimulatedSession
+from experiments.recpipe.designs import CHIP_NAMES, Misses
 from experiments.recpipe.quality import Chain, Scored, quality, quality_of
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import CPU
@@ -104,9 +105,9 @@ class World:
     fixes: Corrections = field(default_factory=lambda: replace(Corrections.all(), sub_batches=False))
     filter_ns: int = FILTER_NS
     filter_item_ns: float = FILTER_NS_PER_ITEM
-    miss_rates: dict[str, float] = field(default_factory=dict)  # of RPAccel's embedding cache by ranker; else 0.5
+    misses: Misses | None = None  # of RPAccel's embedding cache on the ids that stages get; None: half, as released
     _quality: dict[tuple[Chain, float], Estimate] = field(default_factory=dict)
-    _tables: dict[tuple[str, str, int, int, int], ServiceTable] = field(default_factory=dict)
+    _tables: dict[tuple[object, ...], ServiceTable] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
@@ -196,10 +197,11 @@ class World:
         return stages, engines, PipelineService(tuple(tables), cores, *filters)
 
     def _table(self, name: str, design: Design, stage: int) -> ServiceTable:
-        device = design.devices[stage]
-        n_arrays = design.sub_arrays[stage] if device == ARRAYS else 0
-        last = stage == len(design.devices) - 1
-        key = (name, device, n_arrays, 2 * (stage == 0) + last if device == ARRAYS else 0, design.chain.keeps[stage])
+        device, keeps = design.devices[stage], design.chain.keeps
+        key: tuple[object, ...] = (name, device)
+        if device == ARRAYS:  # what came before decides which ids come, and a chain's ends cross the link
+            before = design.chain.rankers[:stage], keeps[: stage + 1]
+            key = (name, device, design.sub_arrays[stage], *before, stage == len(keeps) - 1)
         if key not in self._tables:
             self._tables[key] = self._new_table(name, design, stage)
         return self._tables[key]
@@ -214,17 +216,21 @@ class World:
             )
             return table_of_profiles(profile, [], most, seed=stage)
         array, ranker = RELEASED_ARRAYS[design.sub_arrays[stage]], accelerated(self.scored, name)
-        last, kept = stage == len(design.devices) - 1, design.chain.keeps[stage]
-        ns = [self._array_ns(ranker, n, min(kept, n), array, name, first=stage == 0, last=last)
-              for n in range(1, most + 1)]  # fmt: skip
-        return ServiceTable(np.array([[1, *ns]], np.int64))
+        first, last, kept = stage == 0, stage == len(design.devices) - 1, design.chain.keeps[stage]
+        miss = self._miss_rate(design.chain, stage, array, ranker.width)
+        ns = [1]
+        for n in range(1, most + 1):
+            parts = stage_parts(ranker, n, min(kept, n), array, self.fixes, miss, first=first, last=last)
+            ns.append(max(1, round(stage_s(parts, array) * NS_PER_S)))
+        return ServiceTable(np.array([ns], np.int64))
 
-    def _array_ns(
-        self, ranker: rpaccel.Ranker, n: int, kept: int, array: SubArray, name: str, *, first: bool, last: bool
-    ) -> int:
-        miss = self.miss_rates.get(f"{name}/{array.n_on_chip}", rpaccel.RELEASED_MISS_RATE)
-        parts = stage_parts(ranker, n, kept, array, self.fixes, miss, first=first, last=last)
-        return max(1, round(stage_s(parts, array) * NS_PER_S))
+    def _miss_rate(self, chain: Chain, stage: int, array: SubArray, width: int) -> float:
+        if self.misses is None:
+            return rpaccel.RELEASED_MISS_RATE
+        own = shared(array) if self.fixes.partitioned_sram else array
+        before = [CHIP_NAMES[name] for name in chain.rankers[:stage]]
+        items = (int(self.sizes.max()), *chain.keeps[:stage])
+        return self.misses.rate(before, items, int(own.cache_bytes / (rpaccel.FLOAT_BYTES * width)))
 
 
 def accelerated(scored: Scored, name: str) -> rpaccel.Ranker:

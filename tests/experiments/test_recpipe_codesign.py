@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from accelerator.latency import Profile
 from experiments.recpipe import pipelines, real, search
-from experiments.recpipe.design import ARRAYS, CORE_WATTS, GPU, MOST_QPS, RATE_WIDTH, Design, World, pareto
+from experiments.recpipe.codesign import ARRAYS, CORE_WATTS, GPU, MOST_QPS, RATE_WIDTH, Design, World, pareto
 from experiments.recpipe.quality import Chain, Scored, quality_of
 from experiments.recpipe.queries import RankedData, Ranker
 from infra.messages import CPU

@@ -357,8 +357,7 @@ class ProcessSession:
             self._carry_out(run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error)))
             return
         start_ns, end_ns = reply.start_ns - run.start_ns, reply.end_ns - run.start_ns
-        event = TaskDone(ticket.task, engine.index, start_ns, end_ns, reply.scores)
-        run.done(event, ticket.enqueued_ns)
+        run.done(event := TaskDone(ticket.task, engine.index, start_ns, end_ns, reply.scores), ticket.enqueued_ns)
         self._carry_out(run, run.dispatcher.on_done(event))
 
     def _carry_out(self, run: Run, commands: Commands) -> None:
@@ -366,8 +365,6 @@ class ProcessSession:
             if isinstance(command, Enqueue):
                 input_id = run.schedule.query(command.task.query_id).input_id
                 self._send(self._new_ticket(command.task, input_id), run.now_ns())
-            elif isinstance(command, Answer) and command.items:  # ranking is part of the answer
-                run.ended(command._replace(done_ns=run.now_ns()))
             else:
                 run.ended(command)
 

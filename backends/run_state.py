@@ -55,6 +55,8 @@ class Run:
     def ended(self, command: Answer | Fail) -> None:
         """A query was answered or given up."""
         self.n_ended += 1
+        if isinstance(command, Answer) and command.items:  # ranking is part of the answer
+            command = command._replace(done_ns=self.now_ns())
         if isinstance(command, Answer):
             self.recorder.answered(command)
         else:

@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
         with Progress("auto") as progress:
             world = World(scored, cpu_profiles(scored, args.out / "profiles", progress), args.cores)
             rates = sorted({*RATES_QPS, args.rate_qps})
-            kept = KEPT[args.data] if not args.quick else KEPT[args.data][1::2]
+            kept = [n for n in KEPT[args.data][:: 2 if args.quick else 1] if n < world.sizes.max()]
             rows = measure(world, list(designs(kept, scored.data.k, args.quick)), rates, progress)
     except ValueError as error:
         parser.error(str(error))

@@ -46,7 +46,7 @@ from loadGenerator import CommonLoad, Schedule
 from scheduler import Policy, Stage
 
 HERE = Path(__file__).resolve().parent
-RUN_S = 8.0
+RUN_S, PROBE_QUERIES = 8.0, 3000
 LOADS = (0.3, 0.6, 0.8)  # of what one stage carries
 BATCHES = (256, 1024, 4096)
 
@@ -152,9 +152,11 @@ def cheapest(world: World, options: Sequence[Chain], sla_ms: float) -> Design:
 
 
 def compare(
-    world: World, n_engines: int, rounds: int, sla_ms: float, progress: Progress
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """p95 by rate and round, and the highest rate of each side with its interval."""
+    world: World, n_engines: int, rounds: int, sla_ms: float, progress: Progress, lasts_s: float = RUN_S,
+    probe_queries: int = PROBE_QUERIES,
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """p95 by rate and round (real), the highest rate of each side with its interval (real_rates), the time by stage at
+    the lowest load (real_stages)."""
     here = replace(world, n_cores=n_engines, _tables={})
     data = world.scored.data
     one = cheapest(here, [Chain(("large",), (data.k,))], sla_ms)
@@ -169,20 +171,19 @@ def compare(
         with progress.step("p95, both sides in turn") as on_fraction:
             steps = [(k, load, name) for k in range(rounds) for load in LOADS for name in sides]
             for done, (k, load, name) in enumerate(steps):
-                rows = run(*running[name], load * carried, 10 + k)
+                rows = run(*running[name], load * carried, 10 + k, lasts_s)
                 lines.append(_line(world, sides[name], name, load, load * carried, k, rows))
                 if load == LOADS[0]:
                     parts.append(stage_parts(rows).assign(side=name, round=k))
                 on_fraction((done + 1) / len(steps))
         for name, (config, session) in running.items():
-            sla = Sla(sla_ms, max_queries=3000)
+            sla, common = Sla(sla_ms, max_queries=probe_queries), CommonLoad(config, probe_queries, 2)
             with progress.step(f"{name}: highest rate under p95 <= {sla_ms:g} ms"):
-                limit = max_rate_qps(session.session, CommonLoad(config, 3000, 2), _policy(config), sla, carried / 2)
+                limit = max_rate_qps(session.session, common, _policy(config), sla, carried / 2)
             limits.append({"side": name, "chain": sides[name].chain.label, "batch_items": sides[name].batch_items,
                            "max_qps": limit.value, "low": limit.low, "high": limit.high,
                            "foretold": here.max_qps(sides[name], sla_ms)})  # fmt: skip
-    pd.concat(parts).to_csv(HERE / f"stages_{data.name}.csv", index=False, float_format="%.5g")
-    return pd.DataFrame(lines), pd.DataFrame(limits)
+    return {"real": pd.DataFrame(lines), "real_rates": pd.DataFrame(limits), "real_stages": pd.concat(parts)}
 
 
 def _policy(config: RunConfig) -> Policy:
@@ -234,13 +235,15 @@ def main(argv: Sequence[str]) -> int:
         scored = Scored.of(rankers.load(args))
         with Progress("auto") as progress:
             world = World(scored, cpu_profiles(scored, args.out / "profiles", progress))
-            lines, limits = compare(world, args.engines, 2 if args.quick else args.rounds, args.sla_ms, progress)
+            found = compare(world, args.engines, 2 if args.quick else args.rounds, args.sla_ms, progress)
     except ValueError as error:
         parser.error(str(error))
-    lines.to_csv(args.out / f"real_{args.data}.csv", index=False, float_format="%.5g")
-    limits.to_csv(args.out / f"real_rates_{args.data}.csv", index=False, float_format="%.5g")
-    out.print(frame("p95 (ms) of one stage and of several at the same rates; ratio: median and range", ratios(lines)))
-    out.print(frame(f"Highest rate with p95 <= {args.sla_ms:g} ms", limits))
+    for name, table in found.items():
+        table.to_csv(args.out / f"{name}_{args.data}.csv", index=False, float_format="%.5g")
+    out.print(
+        frame("p95 (ms) of one stage and of several at the same rates; ratio: median and range", ratios(found["real"]))
+    )
+    out.print(frame(f"Highest rate with p95 <= {args.sla_ms:g} ms", found["real_rates"]))
     return 0
 
 

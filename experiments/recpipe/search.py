@@ -191,7 +191,7 @@ def main(argv: Sequence[str]) -> int:
             misses = None if args.data == "movielens" else Misses((scored,))  # queries of one size
             profiles = cpu_profiles(scored, args.out / "profiles", progress)
             world = World(scored, profiles, args.cores, misses=misses)
-            kept = (QUICK if args.quick else KEPT)[args.data]
+            kept = [n for n in (QUICK if args.quick else KEPT)[args.data] if n < world.sizes.max()]
             todo = list(designs(kept, scored.data.k, args.cores))
             rows = search(world, todo, args, args.out / f"search_{args.data}.jsonl", progress)
             floor = args.floor * world.quality(Chain(("large",), (scored.data.k,))).value

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -183,3 +184,14 @@ def test_several_stages_that_are_worse_are_no_option(world):
         assert len(own.rankers) > 1
     with pytest.raises(ValueError, match="no chain of several stages"):
         real.cheapest(world, [], 50.0)
+
+
+def test_both_sides_are_run_in_turn_at_the_same_rates(world):
+    quick = replace(world, cpu={name: Profile({1: 0.1, 40: 0.2 + cost}) for name, cost in (
+        ("small", 0), ("medium", 0.2), ("large", 0.8))}, n_queries=100, _tables={})  # fmt: skip
+    found = real.compare(quick, 1, 1, 12.0, Progress("none"), 0.3, 60)
+    rows = found["real"]
+    assert rows.groupby(["load", "rate_qps", "round"])["side"].apply(list).tolist() == [["one stage", "several"]] * 3
+    assert set(found["real_rates"]["side"]) == {"one stage", "several"}
+    assert found["real_stages"].groupby("side").size().to_dict() == {"one stage": 1, "several": 2}
+    assert len(real.ratios(rows)) == 3

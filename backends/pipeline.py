@@ -70,6 +70,9 @@ def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
     largest = max(largest_task(config, pipeline, number) for number in range(len(pipeline.stages)))
     if largest > MOST_ITEMS and any(stage.keep_items for stage in pipeline.stages):
         raise ConfigError("pipeline", f"a task of {largest} items is too large to travel; at most {MOST_ITEMS}")
+    devices = [pool for pool in pipeline.pools if pool.device != CPU]
+    if config.tune.objective == "qps_per_watt" and devices:
+        raise ConfigError("objective", f"is qps_per_watt, but the power of pool {devices[0].name!r} is not counted")
     tuning = config.tune.tune_batch_qps
     if tuning and all(stage.batch_items for stage in pipeline.stages):
         raise ConfigError("tune_batch_qps", "has nothing to tune: every stage of the pipeline states its batch_items")

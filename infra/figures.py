@@ -153,6 +153,6 @@ def stage_bars(parts: pd.DataFrame, labels: Sequence[str], title: str) -> Figure
             axes.barh(name, width, left=begin, color=shade, height=0.6, label=part if row.Index == 0 else None)
             begin += width
     axes.invert_yaxis()
-    style(axes, "mean time since the intended arrival (ms)", "", f"{title}: {begin:.3g} ms in the mean")
+    style(axes, "mean time since the intended arrival (ms)", "", f"{title}: {begin:,.1f} ms in the mean")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -6,8 +6,8 @@ python experiments/recpipe/iso_quality.py [--queries 20000] [--cache FOLDER] [--
 Every chain of the trained click rankers on every split of the chip, whole queries or sub-batches, at every published
 rate: the corrected model, caches on real ids, Poisson arrivals in virtual time. at_floor.csv: lowest p95 by stages and
 rate among the chains whose NDCG@64 on clicks keeps the published share of the large ranker's; figure14.csv: beside the
-published ones; frontier.csv: NDCG and lowest p95 of every chain at 400 QPS; figure13.csv: quality and p95 by items.
-iso_quality.png; a minute, two more to train.
+published ones; frontier.csv: NDCG and lowest p95 of every chain at 400 QPS; figure13.csv: quality and p95 by items;
+parts.csv: what sub-batches cost in quality. iso_quality.png; a minute, two more to train.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality, qu
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.figures import plain_log, style
 from infra.progress import OnFraction, Progress
-from infra.ranking import mean_with_interval
+from infra.ranking import mean_with_interval, paired
 from infra.report import console, frame
 
 HERE = Path(__file__).resolve().parent
@@ -113,6 +113,18 @@ def measure(scored: Scored, misses: Misses, n_queries: int, on_fraction: OnFract
                 for rate in RATES_QPS
             ]  # fmt: skip
         on_fraction((i + 1) / len(every), own.label)
+    return pd.DataFrame(lines)
+
+
+def parts_of(scored: Scored) -> pd.DataFrame:
+    """What filters lose that see only a sub-batch, query by query against filters that see all."""
+    lines = []
+    for own in chains(KEPT["clicks"], K):
+        if len(own.rankers) > 1:
+            whole, cut = (quality_of(own, scored, n)["ndcg"] for n in PARTS)
+            loss = paired(cut, whole).difference
+            lines.append({"chain": own.label, "sub_batches": PARTS[1], "ndcg": float(cut.mean()),
+                          "less_than_whole": loss.value, "less_low": loss.low, "less_high": loss.high})  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -269,7 +281,14 @@ def main(argv: Sequence[str]) -> int:
     floor = FLOOR * mean_with_interval(quality_of(Chain(("large",), (K,)), scored)["ndcg"]).value
     best, frontier = at_floor(rows, floor), lowest(rows[rows["rate_qps"] == FRONTIER_QPS], ["stages", "chain"])
     levels = figure_14(rows, floor)
-    for name, table in (("at_floor", best), ("frontier", frontier), ("figure14", levels), ("figure13", scaling)):
+    tables = {
+        "at_floor": best,
+        "frontier": frontier,
+        "parts": parts_of(scored),
+        "figure14": levels,
+        "figure13": scaling,
+    }
+    for name, table in tables.items():
         table.to_csv(args.out / f"{name}.csv", index=False, float_format="%.5g")
     draw(levels, frontier, scaling, floor).savefig(args.out / "iso_quality.png", dpi=110)
     out = console()

@@ -19,11 +19,11 @@ from experiments.recpipe.queries import Queries, RankedData, Ranker
 WHOLE = replace(Corrections.all(), sub_batches=False)
 
 
-def drawn_misses(n_queries=6, n_items=400, seed=1):
-    """Three tables with a few popular rows, scores drawn."""
+def drawn_misses(n_queries=6, n_items=400, seed=1, rows=(50, 300, 7)):
+    """Three tables, two of them with a few popular rows; scores drawn."""
     rng, shape = np.random.default_rng(seed), (n_queries, n_items)
-    rows = (50, 300, 7)
     ids = np.stack([np.minimum(rng.zipf(1.3, shape) - 1, n - 1) for n in rows], axis=2).astype(np.int32)
+    ids[:, :, 1] = rng.integers(0, rows[1], shape)
     queries = Queries(ids, np.zeros((*shape, 13), np.float32), rng.integers(0, 2, shape).astype(np.uint8),
                       np.full(n_queries, n_items, np.int32))  # fmt: skip
     rankers = {config.name: Ranker(config.model_config(rows), {}) for config in RANKERS}
@@ -89,16 +89,17 @@ def lru_misses(keys, cache_rows, first_counted):
     return missed / (len(keys) - first_counted)
 
 
-def stream_of(misses, rankers, items):
-    """The stage's keys, (table, row), by sorting what each filter lets through."""
+def stream_of(misses, rankers, items, n_parts=1):
+    """The stage's keys, (table, row), by sorting what each filter lets through of each part."""
     (pools,) = misses.pools
     keys = []
     for query in range(len(pools.data.queries)):
-        kept = list(range(items[0]))
-        for name, keep in zip(rankers, items[1:], strict=True):
-            own = pools.scores[designs.TRAINED[name]][query]
-            kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[:keep]
-        keys += [(t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])]
+        for part in np.array_split(np.arange(items[0]), n_parts):
+            kept = part
+            for name, keep in zip(rankers, items[1:], strict=True):
+                own = pools.scores[designs.TRAINED[name]][query]
+                kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[: -(-keep // n_parts)]
+            keys += [(t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])]
     return keys
 
 
@@ -112,13 +113,26 @@ def test_miss_rates_are_those_of_a_cache_kept_step_by_step(rankers, items, cache
 
 
 def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_chip():
-    misses = drawn_misses()
-    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 16), (1, 1))
+    misses = drawn_misses(n_queries=20, rows=(50, 3000, 7))
+    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1))
     first, second = misses.of(design, WHOLE)
     assert first == misses.rate((), (400,), int(1e6 / 64 / 4 / 4))
-    assert second == misses.rate(("rm-small",), (400, 60), int(1e6 / 16 / 4 / 32))
+    assert second == misses.rate(("rm-small",), (400, 60), int(1e6 / 64 / 4 / 32))
     alone = misses.of(design, replace(WHOLE, partitioned_sram=False))
     assert alone == [misses.rate((), (400,), 62_500), misses.rate(("rm-small",), (400, 60), 7812)]
+    assert alone[0] < first
+    assert alone[1] < second
+
+
+def test_behind_a_filter_that_works_in_parts_come_the_best_of_each_part():
+    misses = drawn_misses()
+    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1), 8)
+    keys = stream_of(misses, ("rm-small",), (400, 60), 8)
+    expected = lru_misses(keys, int(1e6 / 64 / 4 / 32), len(keys) // 2)
+    assert misses.of(design, WHOLE)[1] == pytest.approx(expected)
+    whole = misses.of(replace(design, n_sub_batches=1), WHOLE)
+    assert whole[0] == misses.of(design, WHOLE)[0]  # the first stage gets everything, whole or in parts
+    assert whole[1] != pytest.approx(expected)
 
 
 def test_pools_that_have_too_few_candidates_are_refused():

@@ -6,8 +6,11 @@ import pytest
 from helpers import run_script
 
 from experiments.recpipe import designs, iso_quality
+from experiments.recpipe.click_rankers import RANKERS
 from experiments.recpipe.designs import Design
 from experiments.recpipe.iso_quality import Chain, Trial
+from experiments.recpipe.quality import Scored
+from experiments.recpipe.queries import Queries, RankedData, Ranker
 
 ROWS = pd.DataFrame([
     {"stages": 1, "chain": "large", "design": "a", "rate_qps": 100.0, "p95_ms": 5.0, "ndcg": 0.90},
@@ -53,6 +56,31 @@ def test_every_stage_has_an_even_share_of_the_chip():
             shares = [n / n_chip for n, n_chip in zip(design.engines, design.sub_arrays, strict=True)]
             assert all(share <= 1 / len(shares) + 1e-9 for share in shares)
             assert design.items == (4096, *own.keeps[:-1])
+
+
+def drawn_scores(n_queries=4, n_items=4096, seed=1):
+    """One table, many clicks, scores drawn: filters in parts let other items through."""
+    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
+    queries = Queries(rng.integers(0, 50, (*shape, 1), np.int32), np.zeros((*shape, 13), np.float32),
+                      rng.integers(0, 2, shape).astype(np.uint8), np.full(n_queries, n_items, np.int32))  # fmt: skip
+    rankers = {config.name: Ranker(config.model_config((50,)), {}) for config in RANKERS}
+    return Scored(
+        RankedData("clicks", rankers, queries, 64, {}), {name: rng.random(shape, np.float32) for name in rankers}
+    )
+
+
+def test_a_design_has_the_quality_of_its_filters_whole_or_in_parts(monkeypatch):
+    scored, own = drawn_scores(), Chain(("small", "large"), (128, 64))
+    monkeypatch.setattr(iso_quality, "chains", lambda *_: [own])
+    monkeypatch.setattr(iso_quality, "RATES_QPS", (100.0,))
+    rows = iso_quality.measure(scored, designs.Misses((scored,)), 200, lambda *_: None)
+    expected = {n: iso_quality.quality_of(own, scored, n)["ndcg"] for n in iso_quality.PARTS}
+    assert (expected[1] != expected[4]).any()
+    assert len(rows) == 18
+    for n, lines in rows.groupby("sub_batches"):
+        assert lines["ndcg"].tolist() == [expected[n].mean()] * 9
+    (loss,) = iso_quality.parts_of(scored).to_dict("records")
+    assert loss["less_than_whole"] == pytest.approx((expected[4] - expected[1]).mean())
 
 
 def test_published_levels_are_those_of_figure_14():

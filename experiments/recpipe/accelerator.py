@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -216,7 +215,6 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"--queries is {args.queries}; expected at least 100")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = pd.read_csv(HERE / "published_accelerator.csv", comment="#")
-    torch.set_num_threads(1)
     with Progress("auto") as progress:
         data = rankers.clicks(args, progress, QUICK_POOLS if args.quick else POOLS)
         with progress.step("scores"):

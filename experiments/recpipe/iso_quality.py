@@ -24,7 +24,6 @@ if __name__ == "__main__":
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -269,7 +268,6 @@ def main(argv: Sequence[str]) -> int:
     if args.queries < 100:
         parser.error(f"--queries is {args.queries}; expected at least 100")
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
     with Progress("auto") as progress:
         data = rankers.clicks(args, progress, QUICK_POOLS if args.quick else POOLS)
         with progress.step("scores"):

@@ -144,7 +144,8 @@ class RankedData:
 
 @torch.inference_mode()
 def scores(model: RecModel, queries: Queries) -> FloatArray:
-    """The ranker's score of every candidate; (Q, N), 0 in the padding."""
+    """The ranker's score of every candidate, on one core; (Q, N), 0 in the padding."""
+    torch.set_num_threads(1)
     found = np.zeros(queries.labels_QN.shape, dtype=np.float32)
     for query, n_items in enumerate(queries.n_items_Q):
         for first in range(0, int(n_items), ITEMS_AT_ONCE):

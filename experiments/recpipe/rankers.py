@@ -21,7 +21,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import torch
 
 from experiments.locality.hit_rates import movielens_folder
 from experiments.recpipe import click_rankers, criteo, movielens
@@ -42,7 +41,6 @@ Size = tuple[int, int] | None
 
 def load(args: argparse.Namespace) -> RankedData:
     """The data set that the command line names, its rankers trained; raises ValueError if it cannot be read."""
-    torch.set_num_threads(1)
     with Progress("auto") as progress:
         if args.data == "movielens":
             return _movielens(args, progress)

@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -105,14 +106,22 @@ def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
 @dataclass(frozen=True)
 class Examples:
     """What a ranker learns from: `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32; `valid`: queries
-    that tell which pass was best; `source`: a name that changes with the data."""
+    that tell which pass was best."""
 
     ids_NT: npt.NDArray[np.int32]
     dense_NF: FloatArray
     label_N: FloatArray
     table_rows: tuple[int, ...]
     valid: Queries
-    source: str
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything in it."""
+        found = hashlib.sha256(repr(self.table_rows).encode())
+        queries = [getattr(self.valid, field.name) for field in fields(self.valid)]
+        for array in (self.ids_NT, self.dense_NF, self.label_N, *queries):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
 
 def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[str, FloatArray]:
@@ -164,7 +173,7 @@ def validation_ndcg(ranker: Ranker, queries: Queries) -> float:
 
 def trained(config: DlrmConfig, data: Examples, folder: Path, on_fraction: OnFraction) -> Ranker:
     """From its checkpoint if it was trained on this data before."""
-    facts = json.dumps([asdict(config), data.source, BATCH, torch.__version__])
+    facts = json.dumps([asdict(config), data.digest, BATCH, torch.__version__])
     digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
-    file = folder / f"clicks-{config.name}-{digest}.npz"
+    file = folder / f"dlrm-{config.name}-{digest}.npz"
     return Ranker(config.model_config(data.table_rows), checkpoint(file, lambda: train(config, data, on_fraction)))

@@ -11,9 +11,7 @@ Everything is drawn from named streams of one seed.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -35,7 +33,7 @@ BISECTIONS, N_WAVES, AT_ONCE = 40, 32, 1 << 17
 
 @dataclass(frozen=True)
 class ClickConfig:
-    """What is drawn; `weights`: standard deviations of the parts of the log odds."""
+    """What is drawn; from `taste` to `noise`: standard deviations of the parts of the log odds."""
 
     n_users: int = 1500
     n_items: int = 20_000
@@ -77,11 +75,6 @@ class ClickConfig:
         names = [name for side, rows in parts for name in (side, *(f"{side} attribute {i}" for i in range(len(rows))))]
         return [*names, *(f"session {i}" for i in range(len(self.session_rows)))]
 
-    @property
-    def digest(self) -> str:
-        """Of everything that is drawn."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
-
 
 class Popularity:
     """Values of which rank k is as likely as k^-alpha; which value has which rank is drawn once."""
@@ -103,7 +96,7 @@ class Popularity:
 
 @dataclass(frozen=True)
 class Side:
-    """Users, items or sessions: `ids_XT` (numbers, then attributes), latent factors `factors_XR` (the last one is what
+    """Users or items: `ids_XT` (their numbers, then attributes), latent factors `factors_XR` (the last one is what
     raises or lowers all log odds), dense features `dense_XF`."""
 
     ids_XT: Int32Array
@@ -192,7 +185,7 @@ class Clicks:
         ids, dense, known = self._training
         label_N = self.clicks(known, stream(self.config.seed, "training clicks"))
         valid = self.queries("validation", self._query_users[: self.config.n_valid_queries])[0]
-        return Examples(ids, dense, label_N, self.config.table_rows, valid, self.config.digest)
+        return Examples(ids, dense, label_N, self.config.table_rows, valid)
 
     @cached_property
     def _query_users(self) -> Int32Array:

@@ -43,11 +43,6 @@ def test_categories_become_rows_of_tables_as_large_as_they_have_values(monkeypat
     assert set(criteo.table_rows(data)) == {7}
 
 
-def test_other_rows_are_another_source():
-    one, other = (criteo.split(drawn(1000, seed), 30)[0].source for seed in (1, 2))
-    assert one == criteo.split(drawn(1000, 1), 30)[0].source != other
-
-
 def test_too_few_rows_and_no_clicks_are_refused():
     with pytest.raises(ValueError, match="expected 40960 rows or more"):
         criteo.split(drawn(1000), 4096)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # RecPipe: quality against computing with trained rankers (clicks, MovieLens), the accelerator's model, and it at a quality.
-#   experiments/recpipe/run_RecPipe.sh [--quick]      about 7 minutes the first time, then 2; --quick: 1 minute
+#   experiments/recpipe/run_RecPipe.sh [--quick]      about 8 minutes the first time, then 3; --quick: 1 minute
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../build/env.sh"

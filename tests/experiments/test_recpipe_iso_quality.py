@@ -51,7 +51,7 @@ def test_every_stage_has_an_even_share_of_the_chip():
     for own in (Chain(("large",), (64,)), Chain(("small", "large"), (512, 64)),
                 Chain(("small", "medium", "large"), (512, 128, 64))):  # fmt: skip
         found = [*iso_quality.designs_of(own, 4096)]
-        assert len(set(found)) == len(found) == 2 * {1: 4, 2: 9, 3: 27}[len(own.rankers)]
+        assert len(set(found)) == len(found) == len(iso_quality.PARTS) * {1: 4, 2: 9, 3: 27}[len(own.rankers)]
         for design in found:
             shares = [n / n_chip for n, n_chip in zip(design.engines, design.sub_arrays, strict=True)]
             assert all(share <= 1 / len(shares) + 1e-9 for share in shares)
@@ -73,6 +73,7 @@ def test_a_design_has_the_quality_of_its_filters_whole_or_in_parts(monkeypatch):
     scored, own = drawn_scores(), Chain(("small", "large"), (128, 64))
     monkeypatch.setattr(iso_quality, "chains", lambda *_: [own])
     monkeypatch.setattr(iso_quality, "RATES_QPS", (100.0,))
+    monkeypatch.setattr(iso_quality, "PARTS", (1, 4))
     rows = iso_quality.measure(scored, designs.Misses((scored,)), 200, lambda *_: None)
     expected = {n: iso_quality.quality_of(own, scored, n)["ndcg"] for n in iso_quality.PARTS}
     assert (expected[1] != expected[4]).any()

@@ -41,12 +41,12 @@ def with_pipeline(config: RunConfig, pipeline: Pipeline) -> RunConfig:
             raise ConfigError(
                 "num_batches", f"is {inputs.num_batches}, but {pipeline.queries} has {len(queries)} queries"
             )
-        if pipeline.n_items is not None and pipeline.n_items > queries.n_items.max():
+        if pipeline.n_items is not None and pipeline.n_items > queries.n_items_Q.max():
             raise ConfigError(
                 "pipeline",
-                f"{pipeline.name}: items is {pipeline.n_items}, but a query has {queries.n_items.max()} at most",
+                f"{pipeline.name}: items is {pipeline.n_items}, but a query has {queries.n_items_Q.max()} at most",
             )
-        n_items = pipeline.n_items or int(queries.n_items.max())
+        n_items = pipeline.n_items or int(queries.n_items_Q.max())
         inputs = replace(inputs, num_batches=inputs.num_batches or len(queries))
     elif pipeline.n_items is not None:
         n_items = pipeline.n_items
@@ -145,7 +145,7 @@ class PipelineSession:
         """Walk the schedule through the pipeline; `stages` is one, whose policy is taken."""
         (only,) = stages
         if self.pipeline.queries:
-            sizes = np.minimum(read_queries(self.pipeline.queries).n_items[schedule.input_id], self.largest_items)
+            sizes = np.minimum(read_queries(self.pipeline.queries).n_items_Q[schedule.input_id], self.largest_items)
             schedule = replace(schedule, n_items=sizes.astype(np.int32))
         return self.inner.run(schedule, stages_of(self.pipeline, only.policy), on_progress, watch)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -22,26 +22,39 @@ _SHAPES = {"ids": 3, "dense": 3, "labels": 2, "n_items": 1}
 
 @dataclass(frozen=True)
 class Queries:
-    """`ids` int32[Q, N, T], rows within each table, one id a bag; `dense` float32[Q, N, F]; `labels` [Q, N], 0 or 1.
+    """Candidates of every query: one id a table, counted from that table's first row; label 1 = what should be found.
 
-    Query q has `n_items` int32[Q] candidates; what lies beyond them is padding.
+    `ids_QNT` int32, `dense_QNF` float32 (F may be 0), `labels_QN` uint8, `n_items_Q` int32: from there on a query's
+    rows are padding, ids 0. Raises ValueError if the shapes do not fit each other.
     """
 
-    ids: npt.NDArray[np.int32]
-    dense: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.float32]
-    n_items: npt.NDArray[np.int32]
+    ids_QNT: npt.NDArray[np.int32]
+    dense_QNF: npt.NDArray[np.float32]
+    labels_QN: npt.NDArray[np.uint8]
+    n_items_Q: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        shape = self.ids_QNT.shape[:2]
+        if self.dense_QNF.shape[:2] != shape or self.labels_QN.shape != shape or self.n_items_Q.shape != shape[:1]:
+            found = ", ".join(f"{field.name} {getattr(self, field.name).shape}" for field in fields(self))
+            raise ValueError(f"the arrays do not belong to the same queries: {found}")
+        if len(self) and not 1 <= self.n_items_Q.min() <= self.n_items_Q.max() <= shape[1]:
+            raise ValueError(f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}")
 
     def __len__(self) -> int:
-        return len(self.n_items)
+        return len(self.n_items_Q)
+
+    def labels(self, query: int) -> npt.NDArray[np.uint8]:
+        """Of its true candidates."""
+        return self.labels_QN[query, : self.n_items_Q[query]]
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError if the model reads other tables or features, or several ids a bag."""
-        rows, largest = np.asarray(model.table_rows), self.ids.max(axis=(0, 1))
-        if len(largest) != len(rows) or self.dense.shape[2] != model.dense_width:
+        rows, largest = np.asarray(model.table_rows), self.ids_QNT.max(axis=(0, 1))
+        if len(largest) != len(rows) or self.dense_QNF.shape[2] != model.dense_width:
             problem = (
                 f"reads {len(rows)} tables and {model.dense_width} dense features, the queries have {len(largest)} "
-                f"and {self.dense.shape[2]}"
+                f"and {self.dense_QNF.shape[2]}"
             )
         elif model.num_indices_per_lookup != 1:
             problem = f"reads {model.num_indices_per_lookup} ids a bag, the queries have one"
@@ -59,7 +72,7 @@ class Queries:
         """
         by_query: dict[str, list[float]] = {name: [] for name in ("ndcg", "ndcg_released", "hit_rate", "mrr")}
         for query, items in lists.items():
-            pool = self.labels[query, : self.n_items[query]]
+            pool = self.labels(query)
             gains = pool[items]
             by_query["ndcg"].append(ndcg_at_k(gains, pool, k))
             by_query["ndcg_released"].append(ndcg_released(gains, k))
@@ -82,13 +95,15 @@ def read_queries(path: str) -> Queries:
         if arrays[name].ndim != n_axes:
             raise _wrong(path, f"{name} has {arrays[name].ndim} axes; expected {n_axes}")
     ids, dense, labels, n_items = (arrays[name] for name in _SHAPES)
-    if not (ids.shape[:2] == dense.shape[:2] == labels.shape) or len(n_items) != len(ids) or not len(ids):
-        raise _wrong(path, "ids, dense, labels and n_items are not of the same queries and candidates")
-    if n_items.min() < 1 or n_items.max() > ids.shape[1]:
-        raise _wrong(path, f"n_items lies outside of 1 to {ids.shape[1]}, the candidates that there are")
+    if not len(ids):
+        raise _wrong(path, "has no query")
     if ids.min() < 0 or not np.isfinite(dense).all() or not np.isin(labels, (0, 1)).all():
         raise _wrong(path, "an id is negative, a dense feature is no finite number, or a label is neither 0 nor 1")
-    return Queries(ids.astype(np.int32), dense.astype(np.float32), labels.astype(np.float32), n_items.astype(np.int32))
+    kinds = (np.int32, np.float32, np.uint8, np.int32)
+    try:
+        return Queries(*(array.astype(kind) for array, kind in zip((ids, dense, labels, n_items), kinds, strict=True)))
+    except ValueError as error:
+        raise _wrong(path, str(error)) from error
 
 
 def _wrong(path: str, problem: str) -> ConfigError:

@@ -23,7 +23,8 @@ ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 TORCH = {
     "models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py",
     "experiments/model_speed", "experiments/operator_breakdown", "experiments/roofline",
-    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe",
+    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/movielens.py",
+    "experiments/recpipe/click_rankers.py", "experiments/recpipe/queries.py",
 }  # fmt: skip
 FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0].removesuffix(".py") in RANK]
 SIBLINGS = {"process", "simulated", "ray_cluster"}

@@ -26,7 +26,6 @@ from experiments.recpipe.quality import Chain, Scored, quality, quality_of
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import CPU
 from infra.progress import Progress
-from infra.queries import Queries
 from infra.ranking import mean_with_interval
 from infra.rng import stream
 from infra.stats import Estimate
@@ -259,8 +258,7 @@ def cpu_profiles(scored: Scored, folder: Path, progress: Progress, n_neighbours:
             profiles[name] = known
             continue
         queries = scored.data.queries
-        labels = queries.labels_QN.astype(np.float32)
-        inputs = QueryPool(Queries(queries.ids_QNT, queries.dense_QNF, labels, queries.n_items_Q), ranker.config)
+        inputs = QueryPool(queries, ranker.config)
         with progress.step(f"measuring {name}") as on_fraction:
             measured = measure_cpu_cores(ranker.model(), inputs, SIZES, n_neighbours, on_fraction)
         profiles[name] = replace(measured, provenance={**measured.provenance, "net": key})

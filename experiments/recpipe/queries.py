@@ -16,6 +16,7 @@ import torch
 
 from infra.cli import read_file
 from infra.config import ModelConfig
+from infra.queries import Queries as InfraQueries
 from infra.ranking import top_items
 from infra.rng import stream
 from models import architecture
@@ -28,38 +29,13 @@ FloatArray = npt.NDArray[np.float32]
 ITEMS_AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class Queries:
-    """Candidates of every query: one id a table, counted from that table's first row; label 1 = what should be found.
-
-    `ids_QNT` int32, `dense_QNF` float32 (F may be 0), `labels_QN` uint8, `n_items_Q` int32: from there on a query's
-    rows are padding, ids 0. Raises ValueError if the shapes do not fit each other.
-    """
-
-    ids_QNT: npt.NDArray[np.int32]
-    dense_QNF: FloatArray
-    labels_QN: npt.NDArray[np.uint8]
-    n_items_Q: npt.NDArray[np.int32]
-
-    def __post_init__(self) -> None:
-        shape = self.ids_QNT.shape[:2]
-        if self.dense_QNF.shape[:2] != shape or self.labels_QN.shape != shape or self.n_items_Q.shape != shape[:1]:
-            found = ", ".join(f"{field.name} {getattr(self, field.name).shape}" for field in fields(self))
-            raise ValueError(f"the arrays do not belong to the same queries: {found}")
-        if len(self) and not 1 <= self.n_items_Q.min() <= self.n_items_Q.max() <= shape[1]:
-            raise ValueError(f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}")
-
-    def __len__(self) -> int:
-        return len(self.n_items_Q)
+class Queries(InfraQueries):
+    """Ranking queries that can be drawn from, batched and saved."""
 
     def sample(self, n: int) -> Queries:
         """n of them, drawn at random and always the same, in their order; all where there are no more."""
         drawn = np.sort(stream(1, "queries").permutation(len(self))[:n])
         return Queries(*(getattr(self, field.name)[drawn] for field in fields(self)))
-
-    def labels(self, query: int) -> npt.NDArray[np.uint8]:
-        """Of its true candidates."""
-        return self.labels_QN[query, : self.n_items_Q[query]]
 
     def batch(self, query: int, items: Int64Array, table_rows: Sequence[int]) -> Batch:
         """Those candidates as a model takes them."""

@@ -18,11 +18,11 @@ class QueryPool:
 
     def __init__(self, queries: Queries, config: ModelConfig) -> None:
         queries.check(config)
-        n_tables = queries.ids.shape[2]
-        self.n_inputs, self.max_items = queries.ids.shape[:2]
+        n_tables = queries.ids_QNT.shape[2]
+        self.n_inputs, self.max_items = queries.ids_QNT.shape[:2]
         starts = first_rows(config.table_rows)[:-1].astype(np.int32)
-        self._ids_QNT = torch.from_numpy(queries.ids + starts)
-        self._dense_QNF = torch.from_numpy(queries.dense) if config.dense_width else None
+        self._ids_QNT = torch.from_numpy(queries.ids_QNT + starts)
+        self._dense_QNF = torch.from_numpy(queries.dense_QNF) if config.dense_width else None
         self._offsets = torch.arange(self.max_items * n_tables + 1, dtype=torch.int32)
 
     def batch(self, input_id: int, first_item: int, n_items: int) -> Batch:

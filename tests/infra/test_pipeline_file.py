@@ -132,8 +132,8 @@ def test_queries_give_the_quality_of_lists(tmp_path):
     ("changed", "expected"),
     [
         ({"labels": np.full((2, 3), 0.5, np.float32)}, "neither 0 nor 1"),
-        ({"n_items": np.array([3, 4], np.int32)}, "n_items lies outside"),
-        ({"n_items": np.array([3], np.int32)}, "not of the same queries"),
+        ({"n_items": np.array([3, 4], np.int32)}, "queries have 3 to 4 items of 3"),
+        ({"n_items": np.array([3], np.int32)}, "do not belong to the same queries"),
         ({"ids": np.full((2, 3, 4), -1, np.int32)}, "an id is negative"),
         ({"dense": np.zeros((2, 3), np.float32)}, "dense has 2 axes; expected 3"),
     ],

@@ -1,0 +1,57 @@
+"""Names of all schedules, with the values that their knobs may take; the first value of a knob is its default.
+
+Plain data, so that a plan can be read and checked without PyTorch, Triton or a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+Value = int | str
+Params = tuple[tuple[str, Value], ...]  # (name, value), sorted by name
+Knobs = Mapping[str, Sequence[Value]]
+
+STORAGE = ("float32", "float16", "bfloat16", "int8")  # of the rows; all but the first need an error budget
+
+SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
+    "cpu": {
+        "per_table": {},  # torch's embedding_bag, one call a table
+        "fused": {},  # one embedding_bag for all tables of a width
+        "gather": {},  # one index_select for all tables of a width; bags of exactly one id
+        "fixed_length": {},  # embedding_bag on (bags, ids) without offsets; bags of exactly so many ids
+        "histogram": {},  # counts of the ids times the table: for some dozens of rows
+        "dedup": {},  # every distinct row read once
+        "compiled": {  # our own kernel
+            "prefetch_ids": (32, 0, 4, 8, 16, 64),
+            "order": ("table", "item"),
+            "storage": STORAGE,
+        },
+    },
+    "cuda": {},
+}
+
+SETTINGS: dict[str, Knobs] = {  # device: knobs of a whole bucket
+    "cpu": {"threads": range(1, 1025)},
+    "cuda": {},
+}
+
+
+def complete(knobs: Knobs, params: Params) -> dict[str, Value]:
+    """Every knob's value, defaults included."""
+    return {name: values[0] for name, values in knobs.items()} | dict(params)
+
+
+def check_params(place: str, knobs: Knobs, params: Params) -> None:
+    """Raise ValueError, in one line, if a name or a value is not known."""
+    for name, value in params:
+        if name not in knobs:
+            known = f"knows {', '.join(knobs)}" if knobs else "has none"
+            raise ValueError(f"{place}: unknown parameter {name!r}; it {known}")
+        if value not in knobs[name] or isinstance(value, bool):
+            allowed = knobs[name]
+            expected = (
+                f"{allowed[0]} to {allowed[-1]}"
+                if isinstance(allowed, range)
+                else f"one of {', '.join(map(str, allowed))}"
+            )
+            raise ValueError(f"{place}: {name} is {value!r}; expected {expected}")

@@ -74,6 +74,34 @@ def element_offsets(specs: Sequence[TableSpec]) -> Int64Array:
     return np.array([*starts, end], dtype=np.int64)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where T tables lie in a flat weight buffer and in the output (B, sum of D), and how their ids count."""
+
+    specs: tuple[TableSpec, ...]
+    elements_T: Int64Array  # first element of each table; a multiple of its width
+    first_ids_T: Int64Array  # the id of each table's first row: 0, unless ids count through all tables
+    n_elements: int  # of the buffer
+
+    @classmethod
+    def apart(cls, specs: Sequence[TableSpec]) -> Layout:
+        """Each table by itself: its ids from 0 on, its rows from a line on."""
+        offsets = element_offsets(specs)
+        return cls(tuple(specs), offsets[:-1], np.zeros(len(specs), np.int64), int(offsets[-1]))
+
+    @classmethod
+    def joined(cls, specs: Sequence[TableSpec]) -> Layout:
+        """Tables of one width as one dense matrix whose rows the ids count, as in the eight models."""
+        first_T1 = np.concatenate(([0], np.cumsum([spec.rows for spec in specs]))).astype(np.int64)
+        width = specs[0].dim if specs else 1
+        return cls(tuple(specs), first_T1[:-1] * width, first_T1[:-1], int(first_T1[-1]) * width)
+
+    @property
+    def columns_T1(self) -> Int64Array:
+        """First column of each table in the output; the last = the output's width."""
+        return column_offsets(self.specs)
+
+
 def ranges(tables: Iterable[int]) -> str:
     """(0, 1, 2, 5) -> '0-2 5'; `from_ranges` is its inverse for ascending numbers."""
     parts = []

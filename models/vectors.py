@@ -83,11 +83,14 @@ class Rows:
 
     def prefetch(self, address: Any, offset: Any) -> None:
         """Ask for a row that will be read soon."""
+        for line in range(0, self.n_bytes, LINE_BYTES):
+            self.prefetch_line(address, self.builder.add(offset, ir.Constant(LONG, line)))
+
+    def prefetch_line(self, address: Any, offset: Any) -> None:
+        """Ask for one line of memory."""
         function = cgutils.get_or_insert_function(
             self.builder.module, ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), WORD, WORD, WORD]),
             "llvm.prefetch.p0",
         )  # fmt: skip
         to_read_keep_data = [ir.Constant(WORD, n) for n in (0, 3, 1)]
-        for line in range(0, self.n_bytes, LINE_BYTES):
-            place = self.place(address, self.builder.add(offset, ir.Constant(LONG, line)))
-            self.builder.call(function, [place, *to_read_keep_data])
+        self.builder.call(function, [self.place(address, offset), *to_read_keep_data])

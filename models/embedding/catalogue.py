@@ -21,14 +21,24 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
         "fixed_length": {},  # embedding_bag on (bags, ids) without offsets; bags of exactly so many ids
         "histogram": {},  # counts of the ids times the table: for some dozens of rows
         "dedup": {},  # every distinct row read once
-        "compiled": {  # our own kernel
-            "prefetch_ids": (32, 0, 4, 8, 16, 64),
+        "compiled": {  # our own kernel, bags of any length
+            "ahead": ("ids", "none", "table"),  # what is prefetched: rows of ids to come, the whole next table
+            "distance": (32, 8, 16, 64, 128),  # ids: so many before they are read
             "order": ("table", "item"),
+            "unroll": (1, 2, 4, 8),  # sums side by side; 1 adds in the order of the ids
+            "storage": STORAGE,
+        },
+        "copy": {  # our own kernel; bags of exactly one id
+            "ahead": ("ids", "none", "table"),
+            "distance": (32, 8, 16, 64, 128),
             "storage": STORAGE,
         },
     },
     "cuda": {},
 }
+
+ONE_ID = {"gather", "copy"}  # schedules for tables that declare exactly one id a bag
+FIXED_IDS = {"fixed_length"}  # and for those that declare any number
 
 SETTINGS: dict[str, Knobs] = {  # device: knobs of a whole bucket
     "cpu": {"threads": range(1, 1025)},

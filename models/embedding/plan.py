@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from infra.fields import ConfigError
-from models.embedding.catalogue import SCHEDULES, SETTINGS, Params, Value, check_params
+from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES, SETTINGS, Params, Value, check_params
 from models.embedding.spec import TableSpec, difference, from_ranges, ranges, specs_hash
 
 _VERSION = 1
@@ -62,6 +62,8 @@ class Plan:
             if group.schedule not in known:
                 raise ValueError(f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}")
             check_params(group.schedule, known[group.schedule], group.params)
+            for table in group.tables:
+                self._check_bags(group.schedule, table)
             if list(group.tables) != sorted({*group.tables}):
                 raise ValueError(f"{group.schedule}: tables {ranges(group.tables)} are not ascending")
         for params in (bucket.settings, *(group.params for group in bucket.groups)):
@@ -70,12 +72,21 @@ class Plan:
         check_params("settings", SETTINGS[self.device], bucket.settings)
         counts = [0] * len(self.specs)
         for table in (table for group in bucket.groups for table in group.tables):
-            if not 0 <= table < len(self.specs):
-                raise ValueError(f"table {table} is in a group, but the plan has {len(self.specs)} tables")
             counts[table] += 1
         for table, n in enumerate(counts):
             if n != 1:
                 raise ValueError(f"table {table} is in {n} groups; expected exactly one")
+
+    def _check_bags(self, schedule: str, table: int) -> None:
+        if not 0 <= table < len(self.specs):
+            raise ValueError(f"table {table} is in a group, but the plan has {len(self.specs)} tables")
+        bag_ids = self.specs[table].bag_ids
+        if schedule in ONE_ID and bag_ids != 1:
+            raise ValueError(
+                f"table {table}: {schedule} needs bags of exactly one id; the table is {self.specs[table]}"
+            )
+        if schedule in FIXED_IDS and bag_ids is None:
+            raise ValueError(f"table {table}: {schedule} needs bags of so many ids; the table is {self.specs[table]}")
 
     @property
     def specs_hash(self) -> str:

@@ -97,8 +97,8 @@ class Layout:
         return cls(tuple(specs), first_T1[:-1] * width, first_T1[:-1], int(first_T1[-1]) * width)
 
     @property
-    def columns_T1(self) -> Int64Array:
-        """First column of each table in the output; the last = the output's width."""
+    def columns(self) -> Int64Array:
+        """(T + 1,), first column of each table in the output; the last = the output's width."""
         return column_offsets(self.specs)
 
 

@@ -1,0 +1,95 @@
+"""The module: sums of bags over tables of any widths, by a plan."""
+
+# B items, T tables, C columns = sum of D, E elements of all tables, R rows, L ids
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.embedding.backend import Run, backend
+from models.embedding.jagged import Bags
+from models.embedding.plan import Plan
+from models.embedding.spec import Layout, TableSpec
+from models.embedding.tables import allocate
+
+
+class Planned:
+    """A plan made runnable on some weights: each batch goes to the bucket for its size."""
+
+    def __init__(self, layout: Layout, weight_E: Tensor, plan: Plan, *, checked: bool) -> None:
+        plan.check_specs(layout.specs)
+        own = backend(plan.device)
+        self._runs: list[tuple[int | None, Run]] = []
+        built: dict[tuple[object, ...], Run] = {}
+        for bucket in plan.buckets:
+            key = (bucket.groups, bucket.settings)
+            if key not in built:
+                built[key] = own.build(layout, weight_E, bucket, checked=checked)
+            self._runs.append((bucket.max_batch, built[key]))
+
+    def __call__(self, bags: Bags, out_BC: Tensor) -> None:
+        """Write all columns of (B, C)."""
+        n_items = bags.n_items
+        for max_batch, run in self._runs:
+            if max_batch is None or n_items <= max_batch:
+                run(bags, out_BC)
+                return
+
+
+class FusedEmbeddingBags(nn.Module):
+    """T tables -> (B, C): every bag's rows summed, table after table along the columns; empty bags give zeros.
+
+    `checked`: on the CPU, ids that are no rows and offsets that cannot be raise ValueError before memory is read.
+    The weights are one flat float32 buffer, zero at first; `table(t)` is a view. Narrow copies of a plan with storage
+    other than float32 are made by `use`: call it again after changing weights.
+    """
+
+    weight_E: Tensor
+
+    def __init__(
+        self, specs: Sequence[TableSpec], plan: Plan | None = None, *, device: str = "cpu", checked: bool = True
+    ) -> None:
+        super().__init__()
+        self.layout, self._checked = Layout.apart(specs), checked
+        n_elements = max(self.layout.n_elements, 1)
+        weight_E = allocate(n_elements, 1).view(-1) if device == "cpu" else torch.zeros(n_elements, device=device)
+        self.register_buffer("weight_E", weight_E, persistent=False)
+        self.width = int(self.layout.columns[-1])
+        self.plan = plan if plan is not None else backend(self.device).default_plan(self.layout.specs)
+        self.use(self.plan)
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self.weight_E.device.type
+
+    def use(self, plan: Plan) -> None:
+        """From now on run by this plan; raises ValueError if it is for other tables or another device."""
+        if plan.device != self.device:
+            raise ValueError(f"a plan for {plan.device}, but the tables are on {self.device}")
+        self.plan, self._planned = plan, Planned(self.layout, self.weight_E, plan, checked=self._checked)
+
+    def table(self, t: int) -> Tensor:
+        """(R, D): the rows of table t, a view."""
+        spec, first = self.layout.specs[t], int(self.layout.elements_T[t])
+        return self.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
+
+    def forward(self, values: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
+        """(B, C); bag t * B + b of `values`, counted by `offsets` (T * B + 1,), is item b's of table t.
+
+        Both int32 or int64. `out`: float32 (B, C), written in place; its columns must be dense.
+        """
+        return self.look_up(Bags(values, offsets, len(self.layout.specs)), out)
+
+    def look_up(self, bags: Bags, out: Tensor | None = None) -> Tensor:
+        """The same for bags in either order."""
+        shape = (bags.n_items, self.width)
+        if out is None:
+            out = self.weight_E.new_empty(shape)
+        elif out.shape != shape or out.dtype != torch.float32 or (out.numel() and out.stride(1) != 1):
+            raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; expected float32 {shape} with dense rows")
+        self._planned(bags, out)
+        return out

@@ -21,17 +21,15 @@ from models.embedding.instructions import (
     long_at,
     number_of,
     prefetch_line,
-    prefetch_of,
 )
-from models.embedding.rows import row_bytes
 from models.vectors import LINE_BYTES
 
 _CHUNK_IDS = 16  # so many rows are asked for, then so many summed
 # What the kernels find in memory, as int64: a call, a table of a job (addresses, bytes, range of the ids), a part.
 IDS, OFFSETS, TABLE_STEP, ITEM_STEP, OUT, OUT_STEP, CHECKED = range(7)
 TABLE, FIRST_ROW, COLUMN, LOW, HIGH = range(5)
-KERNEL, TABLES, DISTANCE, FROM_TABLE, END_TABLE, FROM_ITEM, END_ITEM, RUN_BAGS, N_RUNS = range(9)
-N_CALL, N_TABLE, N_PART = 7, 5, 9
+KERNEL, TABLES, DISTANCE, FROM_TABLE, END_TABLE, FROM_ITEM, END_ITEM, RUN_BAGS, N_RUNS, ROW_BYTES = range(10)
+N_CALL, N_TABLE, N_PART = 7, 5, 10
 _TABLE_BYTES, _PART_BYTES = N_TABLE * 8, N_PART * 8
 
 
@@ -68,17 +66,23 @@ def _walk(bits: int, *, by_item: bool) -> Any:
 
 
 @cache
-def _ask(width: int, storage: str, bits: int, *, by_item: bool) -> Any:
+def _ask(bits: int, *, by_item: bool) -> Any:
     """ask(call, part, n, k, end, rows, missing): prefetch `missing` more rows, run after run; the new state."""
-    prefetch, (_, run_of) = prefetch_of(width, storage, bits), _walk(bits, by_item=by_item)
+    number, (_, run_of) = number_of(bits), _walk(bits, by_item=by_item)
 
     @njit
     def ask(call: Any, part: Any, n: Any, k: Any, end: Any, rows: Any, missing: Any) -> Any:
+        ids, row_bytes = long_at(call, IDS), long_at(part, ROW_BYTES)
         while missing > 0:
             if k < end:
                 last = min(end, k + missing)
-                prefetch(rows, long_at(call, IDS), k, last)
                 missing -= last - k
+                for own in range(k, last):
+                    line = rows + number(ids, own) * row_bytes
+                    row_end = line + row_bytes
+                    while line < row_end:
+                        prefetch_line(line)
+                        line += LINE_BYTES
                 k = last
             elif n < long_at(part, N_RUNS):
                 k, end, rows = run_of(call, part, n)
@@ -106,27 +110,24 @@ def _right(bits: int) -> Any:
     return right
 
 
-@cache
-def _stream(stored_bytes: int) -> Any:
-    """stream(at, end, n_lines): ask for a table's next lines; stream_of(part, p): its first byte and its end."""
+@njit
+def _stream(at: Any, end: Any, n_lines: Any) -> Any:
+    """Ask for the next lines of a table; where the rest begins."""
+    last = min(end, at + n_lines * LINE_BYTES)
+    while at < last:
+        prefetch_line(at)
+        at += LINE_BYTES
+    return at
 
-    @njit
-    def stream(at: Any, end: Any, n_lines: Any) -> Any:
-        last = min(end, at + n_lines * LINE_BYTES)
-        while at < last:
-            prefetch_line(at)
-            at += LINE_BYTES
-        return at
 
-    @njit
-    def stream_of(part: Any, p: Any) -> Any:
-        if p >= long_at(part, END_TABLE):
-            return 0, 0
-        own = long_at(part, TABLES) + p * _TABLE_BYTES
-        rows = long_at(own, FIRST_ROW)
-        return rows + long_at(own, LOW) * stored_bytes, rows + long_at(own, HIGH) * stored_bytes
-
-    return stream, stream_of
+@njit
+def _stream_of(part: Any, p: Any) -> Any:
+    """A table's first byte and its end; nothing behind the last table."""
+    if p >= long_at(part, END_TABLE):
+        return 0, 0
+    own, row_bytes = long_at(part, TABLES) + p * _TABLE_BYTES, long_at(part, ROW_BYTES)
+    rows = long_at(own, FIRST_ROW)
+    return rows + long_at(own, LOW) * row_bytes, rows + long_at(own, HIGH) * row_bytes
 
 
 @cache
@@ -138,8 +139,8 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
     """
     by_ids, streaming = ahead == "ids", ahead == "table"
     number, add_rows, right = number_of(bits), add_rows_of(width, storage, unroll, bits), _right(bits)
-    (bag_of, _), ask = _walk(bits, by_item=by_item), _ask(width, storage, bits, by_item=by_item)
-    chunk_ids, (stream, stream_of) = _CHUNK_IDS if by_ids else 1 << 62, _stream(row_bytes(width, storage))
+    (bag_of, _), ask = _walk(bits, by_item=by_item), _ask(bits, by_item=by_item)
+    chunk_ids = _CHUNK_IDS if by_ids else 1 << 62
 
     def run(call: Any, part: Any) -> Any:
         ids, offsets, checked = long_at(call, IDS), long_at(call, OFFSETS), long_at(call, CHECKED)
@@ -148,11 +149,11 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
         check_bags = 1 if by_item else run_bags
         n_outer, n_inner = (n_items, n_tables) if by_item else (n_tables, n_items)
         n, k, last, rows_to_come, missing = 0, 0, 0, 0, long_at(part, DISTANCE)
-        at, at_end = stream_of(part, first_table) if streaming else (0, 0)
+        at, at_end = _stream_of(part, first_table) if streaming else (0, 0)
         for outer in range(n_outer):
             if streaming:
-                stream(at, at_end, 1 << 40)
-                at, at_end = stream_of(part, first_table + outer + 1)
+                _stream(at, at_end, 1 << 40)
+                at, at_end = _stream_of(part, first_table + outer + 1)
                 n_lines = (at_end - at) // (LINE_BYTES * n_items) + 1
             for inner in range(n_inner):
                 p, item = (inner, outer) if by_item else (outer, inner)
@@ -172,7 +173,7 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
                     add_rows(rows, ids, first, stop, target, fresh)
                     first, fresh = stop, 0
                 if streaming:
-                    at = stream(at, at_end, n_lines)
+                    at = _stream(at, at_end, n_lines)
         return -1
 
     return cfunc(types.int64(types.int64, types.int64))(run)
@@ -183,19 +184,18 @@ def copying(width: int, storage: str, bits: int, ahead: str) -> Any:
     """The same for bags of exactly one id, table after table; "table" asks for the whole next table at once."""
     number, copy_rows, right = number_of(bits), copy_rows_of(width, storage, bits, ahead == "ids"), _right(bits)
     (bag_of, _), streaming = _walk(bits, by_item=False), ahead == "table"
-    stream, stream_of = _stream(row_bytes(width, storage))
 
     def run(call: Any, part: Any) -> Any:
         first_table, end_table = long_at(part, FROM_TABLE), long_at(part, END_TABLE)
         first_item, n_items = long_at(part, FROM_ITEM), long_at(part, END_ITEM) - long_at(part, FROM_ITEM)
         run_bags, out_step = long_at(part, RUN_BAGS), long_at(call, OUT_STEP)
         if streaming:
-            at, at_end = stream_of(part, first_table)
-            stream(at, at_end, 1 << 40)
+            at, at_end = _stream_of(part, first_table)
+            _stream(at, at_end, 1 << 40)
         for p in range(first_table, end_table):
             if streaming:
-                at, at_end = stream_of(part, p + 1)
-                stream(at, at_end, 1 << 40)
+                at, at_end = _stream_of(part, p + 1)
+                _stream(at, at_end, 1 << 40)
             own, item = long_at(part, TABLES) + p * _TABLE_BYTES, first_item
             rows, target = long_at(own, FIRST_ROW), long_at(call, OUT) + long_at(own, COLUMN) + item * out_step
             while item < first_item + n_items:

@@ -68,23 +68,6 @@ def prefetch_line(_: Any, address: Any) -> Any:
 
 
 @cache
-def prefetch_of(width: int, storage: str, bits: int) -> Any:
-    """prefetch(rows, ids, first, end): ask for the rows of these ids."""
-
-    @_intrinsic
-    def prefetch(_: Any, rows: Any, ids: Any, first: Any, end: Any) -> Any:
-        def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
-            table, ids, first, end = values
-            rows = StoredRows(builder, width, storage)
-            with cgutils.for_range_slice(builder, first, end, ir.Constant(LONG, 1)) as (k, _):
-                rows.prefetch(table, rows.nth_stored(_element(builder, bits, ids, k)))
-
-        return addresses(rows, ids, first, end), generate
-
-    return prefetch
-
-
-@cache
 def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
     """add_rows(rows, ids, first, end, target, fresh): target = the rows' sum, on top of what is there unless fresh.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.embedding import compiled
 from models.embedding.jagged import Bags
+from models.embedding.rows import row_bytes
 from models.embedding.spec import Layout
 
 Int64Array = npt.NDArray[np.int64]
@@ -125,7 +126,7 @@ class Jobs:
         elif bags.item_step == 1:
             run_bags = n_items
         return (job.kernel(bits_of(bags)), record.ctypes.data, job.distance, 0, n_tables, 0, n_items, run_bags,
-                n_tables * n_items // run_bags)  # fmt: skip
+                n_tables * n_items // run_bags, row_bytes(job.width, job.stored.storage))  # fmt: skip
 
 
 @cache

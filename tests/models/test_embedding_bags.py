@@ -203,12 +203,12 @@ def test_threads_share_every_bag_once_and_the_cost_evenly(seed, n_threads, n_ite
     bags = Bags(torch.zeros(int(offsets[-1]), dtype=torch.int32), offsets, n_tables)
     order, cut = rng.permutation(n_tables), int(rng.integers(0, n_tables))
     tables = [np.sort(order[:cut]), np.sort(order[cut:])]
-    parts = np.array([[k, 0, 0, 0, len(own), 0, n_items, n_items, len(own)] for k, own in enumerate(tables)])
+    parts = np.array([[k, 0, 0, 0, len(own), 0, n_items, n_items, len(own), 32] for k, own in enumerate(tables)])
     bag_costs = 64 + 32 * np.diff(offsets.numpy()).reshape(n_tables, n_items)
     seen, costs = np.zeros((n_tables, n_items), int), []
     for share in split(parts, tables, [8, 8], bags, n_threads):
         costs.append(0)
-        for k, _, _, first, end, first_item, end_item, run_bags, n_runs in share:
+        for k, _, _, first, end, first_item, end_item, run_bags, n_runs, _ in share:
             assert run_bags * n_runs == (end - first) * (end_item - first_item)
             place = np.ix_(tables[k][first:end], range(first_item, end_item))
             seen[place] += 1
@@ -230,5 +230,5 @@ def test_narrow_storage_stays_within_its_error(storage, part, schedule, width):
     bound = part * module.table(0).abs().max() * torch.diff(offsets).clamp_min(1)[:, None] * 1.001 + 1e-5
     error = (module(values, offsets).double() - expected).abs()
     assert (error <= bound).all()
-    assert error.max() > 0
+    assert error.max() > 0 or (storage, width) == ("int8", 1)  # one element is its own scale
     assert ERRORS[storage] == part

@@ -40,6 +40,7 @@ from infra.rows import Rows
 from infra.stage_rows import answers_by_input, stage_parts
 from infra.stats import Estimate, Summary, summarize
 from loadGenerator import Schedule, check_files, draw_schedule, schedule_of, too_short
+from models.embedding.plan import plan_of
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 
@@ -59,10 +60,12 @@ def check(config: RunConfig) -> None:
     if config.engines.backend == "simulated":
         service_of(config)
         return
+    names = config.engines.accel_devices
+    on_gpu = config.engines.model_accel and "cuda" in names
+    plan_of(config.model, ["cpu", "cuda"] if on_gpu else ["cpu"])
     check_memory(config, n_engines(config))
     source_of(config.model, config.inputs)
-    names = config.engines.accel_devices
-    if config.engines.model_accel and "cuda" in names:
+    if on_gpu:
         if len(names) > 1:
             raise ConfigError("accel_device", f"is {','.join(names)}; cuda runs alone, not beside modelled devices")
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives

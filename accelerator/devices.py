@@ -90,7 +90,11 @@ def load_device(root: Path, name: str) -> Device:
 
 def profile_key(model: ModelConfig, max_items: int) -> str:
     """What a measured profile depends on: the net, its largest batch, the processor, PyTorch's version."""
-    facts = [asdict(model), min(max_items, BATCHES[-1]), cpu_name(), package_versions()["torch"]]
+    settings = asdict(model)
+    plan = settings.pop("embedding_plan")
+    if plan:
+        settings["embedding_plan"] = Path(plan).read_text()
+    facts = [settings, min(max_items, BATCHES[-1]), cpu_name(), package_versions()["torch"]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -30,6 +30,7 @@ class ModelConfig:
     num_indices_per_lookup_fixed: bool = flag(False, "every bag has exactly that many ids, else 1 to that many")
     table_scale: float = flag(1.0, "fraction of each table's rows to keep (never fewer than a bag's ids)", high=1.0)
     embedding_operator: str = flag("fused", "one look-up over all tables, or one a table", ("fused", "per_table"))
+    embedding_plan: str = flag("", "plan of `python -m models.embedding.tuner`: one schedule a table, by batch size")
     fused: str = flag("on", "off: operator by operator and table by table, as the release runs", ("on", "off"))
     dtype: str = flag("float32", "of large MLPs on the CPU; tables and scores stay float32", ("float32", "bfloat16"))
 
@@ -39,6 +40,9 @@ class ModelConfig:
             raise ConfigError("table_scale", f"is {self.table_scale:g}; expected more than 0 and at most 1")
         for name in ("arch_mlp_bot", "arch_mlp_top", "arch_mlp_tasks"):
             dashed(name, getattr(self, name))
+        if self.embedding_plan and (self.fused == "off" or self.embedding_operator == "per_table"):
+            other = "fused off" if self.fused == "off" else "embedding_operator per_table"
+            raise ConfigError("embedding_plan", f"is set, and so is {other}; a plan chooses the operators itself")
         n_tables = len(dashed("arch_embedding_size", self.arch_embedding_size))
         self._check_shapes(n_tables)
         if self.num_indices_per_lookup_fixed:

@@ -59,4 +59,5 @@ def build(
             model.pack()
         elif device is not None:
             model.to(device)
+            model.tables.use_plan()
     return model.eval()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from infra.config import ModelConfig
 from infra.rng import stream
 from models.batch import Batch
+from models.embedding.plan import plan_of
 from models.embedding.tables import EmbeddingTables, OnProgress, fill_uniform
 from models.layers import Array, load
 
@@ -21,7 +22,9 @@ class RecModel(nn.Module):
         self.config = config
         operator = "per_table" if config.fused == "off" else config.embedding_operator
         bag_ids = config.num_indices_per_lookup if config.num_indices_per_lookup_fixed else None
-        self.tables = EmbeddingTables(config.table_rows, config.arch_sparse_feature_size, operator, bag_ids)
+        self.tables = EmbeddingTables(
+            config.table_rows, config.arch_sparse_feature_size, operator, bag_ids, plan_of(config)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Score every item of the batch."""

@@ -15,6 +15,7 @@ from infra.memory import check_memory
 from infra.progress import Progress
 from models import build
 from models.base import RecModel
+from models.embedding.plan import plan_of
 from models.inputs.sources import source_of
 from models.inputs.synthetic import InputPool
 from models.profiler import operator_times
@@ -77,6 +78,7 @@ def choose_device(use_accel: bool) -> torch.device:
 def run(config: RunConfig) -> None:
     """Build, time and print; raises ValueError for what cannot be run here."""
     device = choose_device(config.engines.use_accel)
+    plan_of(config.model, [device.type])
     check_memory(config, n_engines=0)
     source_of(config.model, config.inputs)  # unusable files are found before tables are built
     torch.set_num_threads(config.engines.n_threads)

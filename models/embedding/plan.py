@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from infra.fields import ConfigError
+from infra.model_config import ModelConfig
 from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES, SETTINGS, Params, Value, check_params
-from models.embedding.spec import TableSpec, difference, from_ranges, ranges, specs_hash
+from models.embedding.spec import TableSpec, difference, from_ranges, model_specs, ranges, specs_hash
 
 _VERSION = 1
 
@@ -150,18 +151,25 @@ def from_json(text: str) -> Plan:
     return plan
 
 
-def load_plan(path: str, specs: Sequence[TableSpec], device: str, flag: str = "embedding_plan") -> Plan:
-    """The plan in a file, for these tables; raises ConfigError naming `flag`."""
+def load_plan(path: str, specs: Sequence[TableSpec], devices: Sequence[str], flag: str = "embedding_plan") -> Plan:
+    """The plan in a file, for these tables and one of the devices; raises ConfigError naming `flag`."""
     try:
         plan = from_json(Path(path).read_text())
-        if plan.device != device:
-            raise ValueError(f"is a plan for {plan.device}; expected one for {device}")
+        if plan.device not in devices:
+            raise ValueError(f"is a plan for {plan.device}; expected one for {' or '.join(devices)}")
         plan.check_specs(specs)
     except OSError as error:
         raise ConfigError(flag, f"{path}: {error.strerror}; python -m models.embedding.tuner writes plans") from error
     except ValueError as error:
         raise ConfigError(flag, f"{path}: {error}") from error
     return plan
+
+
+def plan_of(config: ModelConfig, devices: Sequence[str] = tuple(SCHEDULES)) -> Plan | None:
+    """The plan that a model's settings name, for its tables; None if they name none. Raises ConfigError."""
+    if not config.embedding_plan:
+        return None
+    return load_plan(config.embedding_plan, model_specs(config), devices)
 
 
 def params(**values: Value) -> Params:

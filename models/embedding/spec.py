@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infra.model_config import ModelConfig
+
 Int64Array = npt.NDArray[np.int64]
 LINE_ELEMENTS = 16  # float32 of a 64-byte line
 
@@ -36,6 +38,12 @@ class TableSpec:
     def __str__(self) -> str:
         ids = "" if self.bag_ids is None else f", {self.bag_ids} id{'s' * (self.bag_ids > 1)} a bag"
         return f"{self.rows} x {self.dim}{ids}"
+
+
+def model_specs(config: ModelConfig) -> tuple[TableSpec, ...]:
+    """The tables of a model."""
+    bag_ids = config.num_indices_per_lookup if config.num_indices_per_lookup_fixed else None
+    return tuple(TableSpec(rows, config.arch_sparse_feature_size, bag_ids) for rows in config.table_rows)
 
 
 def specs_hash(specs: Sequence[TableSpec]) -> str:

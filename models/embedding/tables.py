@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 
 from infra.rng import stream
 from models.batch import Batch, first_rows
+from models.embedding.jagged import Bags
 from models.embedding.kernels import pooling
 from models.embedding.operators import bag, fused, split_by_table
+from models.embedding.plan import Plan
+from models.embedding.spec import Layout
+
+if TYPE_CHECKING:
+    from models.embedding.planned import Planned
 
 _HUGE_PAGE_BYTES = 2 << 20
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
@@ -80,15 +87,17 @@ class OneTable(nn.Module):
 class EmbeddingTables(nn.Module):
     """T tables of one width D: Batch -> (B, T, D), each bag's rows summed.
 
-    `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all have as many.
+    `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all have as many;
+    `plan`: how they are looked up once `use_plan` was called on the plan's device.
     """
 
     operator: str
     weight_RD: Tensor
 
     def __init__(
-        self, table_rows: Sequence[int], width: int, operator: str = "fused", bag_ids: int | None = None
-    ) -> None:
+        self, table_rows: Sequence[int], width: int, operator: str = "fused", bag_ids: int | None = None,
+        plan: Plan | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.table_rows = tuple(table_rows)
         self.first_rows = first_rows(table_rows)
@@ -96,7 +105,8 @@ class EmbeddingTables(nn.Module):
             raise ValueError(f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most 2^31 - 1")
         self.register_buffer("weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False)
         self.shape_TD = (len(self.table_rows), width)
-        self._operator, self._bag_ids = operator, bag_ids
+        self._operator, self._bag_ids, self._plan = operator, bag_ids, plan
+        self._planned: Planned | None = None
         self.one_by_one: nn.ModuleList | None = None
         if operator == "per_table":
             self.one_by_one = nn.ModuleList([OneTable() for _ in table_rows])
@@ -107,22 +117,37 @@ class EmbeddingTables(nn.Module):
     @property
     def is_packed(self) -> bool:
         """Whether the look-up is the compiled one, which can write into a part of a wider buffer."""
-        return self._pool is not None
+        return self._pool is not None or self._planned is not None
+
+    def use_plan(self) -> bool:
+        """Look up by the plan from now on, if there is one for the device where the rows are; whether that is so."""
+        if self._plan is None or self._plan.device != self.weight_RD.device.type:
+            return False
+        from models.embedding.planned import Planned  # noqa: PLC0415 (backends are imported when a plan is used)
+
+        layout = Layout.joined(self._plan.specs)
+        self._planned = Planned(layout, self.weight_RD.view(-1), self._plan, checked=False)
+        return True
 
     def pack(self, dtype: torch.dtype) -> None:
         """Look up with the compiled kernel; the rows stay float32, whatever the layers' `dtype`."""
         del dtype
-        if self._operator == "fused":
+        if not self.use_plan() and self._operator == "fused":
             self._pool, self._weight = pooling(self.shape_TD[1]), self.weight_RD.numpy()
 
     def forward(self, batch: Batch, out_BTD: Tensor | None = None) -> Tensor:
         """(B, T, D); `out_BTD` takes it where the tables are packed."""
         if self.one_by_one is not None:
             return torch.stack(self.pooled(batch), dim=1)
-        if self._pool is None:
+        if not self.is_packed:
             return fused(self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
         if out_BTD is None:
             out_BTD = self.weight_RD.new_empty(batch.n_items, *self.shape_TD)
+        if self._planned is not None:
+            bags = Bags(batch.ids_L, batch.offsets, self.shape_TD[0], item_major=True)
+            self._planned(bags, out_BTD.view(batch.n_items, -1))
+            return out_BTD
+        assert self._pool is not None
         self._pool(self._weight, batch.ids_L.numpy(), batch.offsets.numpy(), out_BTD.numpy())
         return out_BTD
 

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.embedding.bags import FusedEmbeddingBags, Planned
+from models.embedding.bags import FusedEmbeddingBags
 from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES
 from models.embedding.jagged import Bags
 from models.embedding.jobs import split
 from models.embedding.plan import Bucket, Group, Plan, params
+from models.embedding.planned import Planned
 from models.embedding.spec import Layout, TableSpec
 from models.embedding.storage import ERRORS
 

@@ -60,13 +60,13 @@ class FusedEmbeddingBags(nn.Module):
 
         Both int32 or int64. `out`: float32 (B, C), written in place; its columns must be dense.
         """
-        return self.look_up(Bags(values, offsets, len(self.layout.specs)), out)
+        return self.look_up(Bags(values, offsets, len(self.layout.specs)).check(), out)
 
     def look_up(self, bags: Bags, out: Tensor | None = None) -> Tensor:
-        """The same for bags in either order."""
+        """The same for bags in either order, checked by whoever made them."""
         shape = (bags.n_items, self.width)
         if out is None:
-            out = self.weight_E.new_empty(shape)
+            out = torch.empty(shape, device=self.weight_E.device)
         elif out.shape != shape or out.dtype != torch.float32 or (out.numel() and out.stride(1) != 1):
             raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; expected float32 {shape} with dense rows")
         self._planned(bags, out)

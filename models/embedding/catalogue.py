@@ -28,6 +28,7 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
             "unroll": (1, 2, 4, 8),  # sums side by side; 1 adds in the order of the ids
             "storage": STORAGE,
         },
+        "one_width": {},  # the models' kernel for one matrix of all tables and item-major ids
         "copy": {  # our own kernel; bags of exactly one id
             "ahead": ("ids", "none", "table"),
             "distance": (32, 8, 16, 64, 128),

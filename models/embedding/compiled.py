@@ -139,39 +139,43 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
     """
     by_ids, streaming = ahead == "ids", ahead == "table"
     number, add_rows, right = number_of(bits), add_rows_of(width, storage, unroll, bits), _right(bits)
-    (bag_of, _), ask = _walk(bits, by_item=by_item), _ask(bits, by_item=by_item)
-    chunk_ids = _CHUNK_IDS if by_ids else 1 << 62
+    ask = _ask(bits, by_item=by_item)
 
     def run(call: Any, part: Any) -> Any:
         ids, offsets, checked = long_at(call, IDS), long_at(call, OFFSETS), long_at(call, CHECKED)
-        first_table, first_item, run_bags = long_at(part, FROM_TABLE), long_at(part, FROM_ITEM), long_at(part, RUN_BAGS)
-        n_tables, n_items = long_at(part, END_TABLE) - first_table, long_at(part, END_ITEM) - first_item
-        check_bags = 1 if by_item else run_bags
-        n_outer, n_inner = (n_items, n_tables) if by_item else (n_tables, n_items)
+        table_step, item_step = long_at(call, TABLE_STEP), long_at(call, ITEM_STEP)
+        tables, out, out_step = long_at(part, TABLES), long_at(call, OUT), long_at(call, OUT_STEP)
+        first_table, end_table = long_at(part, FROM_TABLE), long_at(part, END_TABLE)
+        first_item, end_item = long_at(part, FROM_ITEM), long_at(part, END_ITEM)
+        first_o, end_o, first_i, end_i = first_table, end_table, first_item, end_item
+        if by_item:
+            first_o, end_o, first_i, end_i = first_item, end_item, first_table, end_table
         n, k, last, rows_to_come, missing = 0, 0, 0, 0, long_at(part, DISTANCE)
+        check_bags = 1 if by_item else long_at(part, RUN_BAGS)
         at, at_end = _stream_of(part, first_table) if streaming else (0, 0)
-        for outer in range(n_outer):
+        for outer in range(first_o, end_o):
             if streaming:
                 _stream(at, at_end, 1 << 40)
-                at, at_end = _stream_of(part, first_table + outer + 1)
-                n_lines = (at_end - at) // (LINE_BYTES * n_items) + 1
-            for inner in range(n_inner):
+                at, at_end = _stream_of(part, outer + 1)
+                n_lines = (at_end - at) // (LINE_BYTES * (end_item - first_item)) + 1
+            for inner in range(first_i, end_i):
                 p, item = (inner, outer) if by_item else (outer, inner)
-                p, item = first_table + p, first_item + item
-                own, bag = long_at(part, TABLES) + p * _TABLE_BYTES, bag_of(call, part, p, item)
+                own = tables + p * _TABLE_BYTES
+                bag = long_at(own, TABLE) * table_step + item * item_step
                 if checked and (check_bags == 1 or item == first_item) and not right(call, own, bag, check_bags):
                     return p
-                rows, target = long_at(own, FIRST_ROW), long_at(call, OUT) + long_at(own, COLUMN)
-                target += item * long_at(call, OUT_STEP)
-                first, end, fresh = number(offsets, bag), number(offsets, bag + 1), 1
-                while fresh or first < end:
-                    stop = min(end, first + chunk_ids)
-                    if by_ids:
-                        n, k, last, rows_to_come, missing = ask(
-                            call, part, n, k, last, rows_to_come, missing + stop - first
-                        )
-                    add_rows(rows, ids, first, stop, target, fresh)
-                    first, fresh = stop, 0
+                rows, target = long_at(own, FIRST_ROW), out + long_at(own, COLUMN) + item * out_step
+                first, end = number(offsets, bag), number(offsets, bag + 1)
+                if by_ids:
+                    fresh = 1
+                    while fresh or first < end:
+                        stop = min(end, first + _CHUNK_IDS)
+                        missing += stop - first
+                        n, k, last, rows_to_come, missing = ask(call, part, n, k, last, rows_to_come, missing)
+                        add_rows(rows, ids, first, stop, target, fresh)
+                        first, fresh = stop, 0
+                else:
+                    add_rows(rows, ids, first, end, target, 1)
                 if streaming:
                     at = _stream(at, at_end, n_lines)
         return -1

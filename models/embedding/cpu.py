@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from models.embedding.backend import Choice, Cluster, FloatArray, Run
 from models.embedding.catalogue import SCHEDULES, SETTINGS, Params, complete
 from models.embedding.jagged import Bags
 from models.embedding.jobs import Job, Jobs, bits_of, call_of
+from models.embedding.kernels import pooling
 from models.embedding.plan import Bucket, Group, Plan, params
 from models.embedding.schedules import WRITERS, Tables, Write
 from models.embedding.spec import Layout, TableSpec
@@ -35,6 +37,9 @@ class CpuRun:
         settings = complete(SETTINGS["cpu"], bucket.settings)
         jobs, self._others = [], []
         for group in bucket.groups:
+            if group.schedule == "one_width":
+                self._others.append(one_width(layout, weight_E, group))
+                continue
             own = {dim: tuple(table for table in group.tables if layout.specs[table].dim == dim)
                    for dim in sorted({layout.specs[table].dim for table in group.tables})}  # fmt: skip
             for dim, tables in own.items():
@@ -47,23 +52,24 @@ class CpuRun:
 
     def __call__(self, bags: Bags, out_BC: Tensor) -> None:
         """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
+        if not bags.n_items:
+            return
         if self._checked:
             self._check_offsets(bags, out_BC)
         right = self._jobs is None or self._jobs(bags, out_BC, checked=self._checked)
         if self._checked and (self._others or not right):
             check_ids(self._layout, bags)
-        if bags.n_items:
-            for write in self._others:
-                write(bags, out_BC)
+        for write in self._others:
+            write(bags, out_BC)
 
     def _check_offsets(self, bags: Bags, out_BC: Tensor) -> None:
         call, n_tables = call_of(bags, out_BC, checked=True), bags.n_tables
         bag = compiled.first_wrong_bag(bits_of(bags))(
-            _address(call), self._bag_ids_T.ctypes.data, n_tables, bags.n_items, len(bags.ids_L)
+            ctypes.addressof(call), self._bag_ids_T.ctypes.data, n_tables, bags.n_items, len(bags.ids_L)
         )
         if bag < 0:
             return
-        table, item = (bag % n_tables, bag // n_tables) if bags.item_major else divmod(bag, max(bags.n_items, 1))
+        table, item = (bag % n_tables, bag // n_tables) if bags.item_major else divmod(bag, bags.n_items)
         first, end = bags.offsets[bag : bag + 2].tolist()
         expected = self._bag_ids_T[table]
         if first < 0 or end < first or end > len(bags.ids_L):
@@ -71,10 +77,23 @@ class CpuRun:
         raise ValueError(f"table {table}, item {item}: {end - first} ids; every bag of this table has {expected}")
 
 
-def _address(call: object) -> int:
-    import ctypes  # noqa: PLC0415 (one use)
+def one_width(layout: Layout, weight_E: Tensor, group: Group) -> Write:
+    """The models' own kernel: all tables as one matrix, item-major bags of int32; raises ValueError for others."""
+    width, joined = layout.specs[0].dim, Layout.joined(layout.specs)
+    same = np.array_equal(layout.elements_T, joined.elements_T) and np.array_equal(
+        layout.first_ids_T, joined.first_ids_T
+    )
+    if len(group.tables) != len(layout.specs) or {spec.dim for spec in layout.specs} != {width} or not same:
+        raise ValueError("one_width needs all tables, of one width, with ids that count through all of them")
+    pool, weight_RD = pooling(width), weight_E[: joined.n_elements].view(-1, width).numpy()
 
-    return ctypes.addressof(call)  # type: ignore[arg-type]
+    def run(bags: Bags, out_BC: Tensor) -> None:
+        if not bags.item_major or bags.ids_L.dtype != torch.int32:
+            raise ValueError("one_width reads item-major bags of int32")
+        out_BTD = out_BC.view(bags.n_items, bags.n_tables, width)
+        pool(weight_RD, bags.ids_L.numpy(), bags.offsets.numpy(), out_BTD.numpy())
+
+    return run
 
 
 def _writers(schedule: str, layout: Layout, weight_E: Tensor, tables: Sequence[int]) -> list[Write]:

@@ -5,39 +5,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
 class Bags:
     """Ids of B items in T tables; bag m holds ids_L[offsets[m] : offsets[m + 1]].
 
-    The bag of table t and item b is t * B + b, or b * T + t if `item_major`. Dense, both int32 or both int64.
+    The bag of table t and item b is t * B + b, or b * T + t if `item_major`. A plain class: every batch makes one.
     """
 
-    ids_L: Tensor
-    offsets: Tensor  # (T * B + 1,)
-    n_tables: int
-    item_major: bool = False
+    __slots__ = ("ids_L", "item_major", "n_items", "n_tables", "offsets")
 
-    def __post_init__(self) -> None:
-        n_bags = len(self.offsets) - 1
-        if n_bags < 0 or (n_bags and not self.n_tables) or (self.n_tables and n_bags % self.n_tables):
-            raise ValueError(f"{len(self.offsets)} offsets for {self.n_tables} tables; expected tables x items + 1")
+    def __init__(self, ids_L: Tensor, offsets: Tensor, n_tables: int, item_major: bool = False) -> None:
+        self.ids_L, self.offsets, self.n_tables, self.item_major = ids_L, offsets, n_tables, item_major
+        self.n_items = (offsets.shape[0] - 1) // n_tables if n_tables else 0
+
+    def check(self) -> Bags:
+        """Itself; raises ValueError if the tensors are not what the look-ups read."""
+        if self.offsets.shape != (self.n_tables * self.n_items + 1,) or self.ids_L.dim() != 1:
+            raise ValueError(
+                f"offsets {tuple(self.offsets.shape)} for {self.n_tables} tables; expected tables x items + 1 of them"
+            )
         if self.ids_L.dtype != self.offsets.dtype or self.ids_L.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"ids are {self.ids_L.dtype}, offsets {self.offsets.dtype}; expected both int32 or both int64"
             )
         if not (self.ids_L.is_contiguous() and self.offsets.is_contiguous()):
             raise ValueError("ids or offsets have gaps in memory; pass them contiguous()")
-
-    @property
-    def n_items(self) -> int:
-        """B."""
-        return (len(self.offsets) - 1) // self.n_tables if self.n_tables else 0
+        return self
 
     @property
     def table_step(self) -> int:

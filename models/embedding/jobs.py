@@ -14,6 +14,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from models.embedding import compiled
@@ -31,12 +32,15 @@ def bits_of(bags: Bags) -> int:
     return 8 * bags.ids_L.element_size()
 
 
+Call = ctypes.c_longlong * compiled.N_CALL
+
+
 def call_of(bags: Bags, out_BC: Tensor, *, checked: bool) -> ctypes.Array[ctypes.c_longlong]:
     """What the kernels read of one call."""
-    return (ctypes.c_longlong * compiled.N_CALL)(
-        bags.ids_L.data_ptr(), bags.offsets.data_ptr(), bags.table_step, bags.item_step, out_BC.data_ptr(),
-        out_BC.stride(0) * out_BC.element_size(), checked,
-    )  # fmt: skip
+    steps = (1, bags.n_tables) if bags.item_major else (bags.n_items, 1)
+    return Call(
+        bags.ids_L.data_ptr(), bags.offsets.data_ptr(), *steps, out_BC.data_ptr(), 4 * out_BC.stride(0), checked
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,15 @@ class Job:
         return int(found.address)
 
 
+class Parts:
+    """Parts in memory, and where."""
+
+    __slots__ = ("address", "rows")
+
+    def __init__(self, rows: Int64Array) -> None:
+        self.rows, self.address = rows, int(rows.ctypes.data)
+
+
 class Jobs:
     """All compiled tables of a bucket: one call a thread, whatever the number of tables."""
 
@@ -77,7 +90,7 @@ class Jobs:
         self._layout, self._jobs, self._n_threads = layout, tuple(jobs), n_threads
         self._records = [self._record(job) for job in jobs]
         self._driver = compiled.driver()
-        self._parts: dict[tuple[int, int, bool], Int64Array] = {}
+        self._parts: dict[tuple[int, torch.dtype, bool], Parts] = {}
         for job in jobs:
             job.kernel(32)  # before anything is timed or forked
 
@@ -89,33 +102,29 @@ class Jobs:
         return np.stack((tables, job.stored.zero_T[tables], columns, low_T, low_T + rows_T), axis=1)
 
     def __call__(self, bags: Bags, out_BC: Tensor, *, checked: bool) -> bool:
-        """Write the tables' columns; False if an id was wrong."""
-        if bags.n_items == 0:
-            return True
+        """Write the tables' columns of at least one item; False if an id was wrong."""
         call = call_of(bags, out_BC, checked=checked)
-        parts = self._whole(bags)
-        if self._n_threads == 1:
-            return self._run(call, parts)
-        tables, widths = [record[:, 0] for record in self._records], [job.width for job in self._jobs]
-        shares = split(parts, tables, widths, bags, self._n_threads)
-        others = [_threads(self._n_threads - 1, os.getpid()).submit(self._run, call, own) for own in shares[1:]]
-        done = [self._run(call, shares[0]), *(other.result() for other in others)]
-        return all(done)
-
-    def _run(self, call: ctypes.Array[ctypes.c_longlong], parts: Int64Array) -> bool:
-        return self._driver(ctypes.addressof(call), parts.ctypes.data, len(parts)) < 0
-
-    def _whole(self, bags: Bags) -> Int64Array:
-        """A part a job, all its tables and all items."""
-        key = (bags.n_items, bits_of(bags), bags.item_major)
-        found = self._parts.get(key)
-        if found is None:
-            rows = [self._part(job, record, bags) for job, record in zip(self._jobs, self._records, strict=True)]
-            found = np.array(rows, dtype=np.int64).reshape(-1, compiled.N_PART)
+        key = (bags.n_items, bags.ids_L.dtype, bags.item_major)
+        parts = self._parts.get(key)
+        if parts is None:
+            parts = self._whole(bags)
             if len(self._parts) >= _KEPT_SIZES:
                 self._parts.clear()
-            self._parts[key] = found
-        return found
+            self._parts[key] = parts
+        if self._n_threads == 1:
+            return self._driver(ctypes.addressof(call), parts.address, len(parts.rows)) < 0
+        tables, widths = [record[:, 0] for record in self._records], [job.width for job in self._jobs]
+        shares = [Parts(own) for own in split(parts.rows, tables, widths, bags, self._n_threads)]
+        threads = _threads(self._n_threads - 1, os.getpid())
+        others = [threads.submit(self._driver, ctypes.addressof(call), own.address, len(own.rows))
+                  for own in shares[1:]]  # fmt: skip
+        first = self._driver(ctypes.addressof(call), shares[0].address, len(shares[0].rows))
+        return max(first, *(other.result() for other in others)) < 0
+
+    def _whole(self, bags: Bags) -> Parts:
+        """A part a job, all its tables and all items."""
+        rows = [self._part(job, record, bags) for job, record in zip(self._jobs, self._records, strict=True)]
+        return Parts(np.array(rows, dtype=np.int64).reshape(-1, compiled.N_PART))
 
     def _part(self, job: Job, record: Int64Array, bags: Bags) -> tuple[int, ...]:
         n_tables, n_items, run_bags = len(record), bags.n_items, 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.embedding.catalogue import Params
 from models.embedding.jagged import Bags
-from models.embedding.plan import Bucket, Plan
+from models.embedding.plan import Bucket, Group, Plan
 from models.embedding.spec import Layout, TableSpec
 
 FloatArray = npt.NDArray[np.float64]
@@ -33,6 +33,7 @@ class Cluster:
     empty_frac: float
     distinct_frac: float  # distinct ids over ids, within a table and batch
     n_items: int
+    item_major: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ class Backend(Protocol):
         """The bucket as one call; `checked`: a wrong id raises ValueError before memory is read (CPU).
 
         Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others' columns stay.
+        """
+
+    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+        """One schedule for all tables, with several parameters: what a mix must beat.
+
+        `joined`: the tables are one matrix and the bags item-major, as in the eight models.
         """
 
     def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:

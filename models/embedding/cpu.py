@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from infra.provenance import cpu_name, package_versions, usable_cores
 from models.embedding import compiled
 from models.embedding.backend import Choice, Cluster, FloatArray, Run
 from models.embedding.catalogue import SCHEDULES, SETTINGS, Params, complete
+from models.embedding.cpu_tuning import choices, neighbours, seconds
 from models.embedding.jagged import Bags
 from models.embedding.jobs import Job, Jobs, bits_of, call_of
 from models.embedding.kernels import pooling
@@ -141,7 +143,10 @@ class CpuBackend:
         )  # fmt: skip
         large = tuple(sorted({*range(len(specs))} - {*one, *small}))
         by_ids = params(ahead="ids", distance=64)
-        few = (Group("copy", params(ahead="none"), one), Group("compiled", by_ids, tuple(sorted(small + large))))
+        few = (
+            Group("copy", params(ahead="none"), one), Group("compiled", params(ahead="none"), small),
+            Group("compiled", by_ids, large),
+        )  # fmt: skip
         many = (
             Group("copy", params(ahead="none"), one), Group("compiled", params(ahead="table"), small),
             Group("compiled", by_ids, large),
@@ -153,6 +158,35 @@ class CpuBackend:
         """See Backend."""
         return CpuRun(layout, weight_E, bucket, checked=checked)
 
+    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+        """See Backend."""
+        del settings
+        every = tuple(range(len(specs)))
+        knobs = [params(ahead=ahead, unroll=unroll) for ahead in ("none", "table") for unroll in (1, 4)]
+        knobs += [params(ahead="ids", distance=distance) for distance in (16, 64)]
+        found = [(Group("compiled", own, every),) for own in (*knobs, *([params(ahead="none", order="item")] * joined))]
+        if joined:
+            found.append((Group("one_width", (), every),))
+        return [*found, (Group("fused", (), every),)]
+
+    def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
+        """One thread, beside busy neighbours, as engines run: one a core."""
+        del specs
+        return [params(threads=1)]
+
+    def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
+        """See Backend."""
+        del settings
+        return choices(cluster, max_error)
+
+    def contended(self, settings: Params) -> AbstractContextManager[None]:
+        """See Backend."""
+        return neighbours(int(complete(SETTINGS["cpu"], settings)["threads"]))
+
+    def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+        """See Backend."""
+        return seconds(calls, n_rounds)
+
 
 def _filled(groups: Sequence[Group]) -> tuple[Group, ...]:
     return tuple(group for group in groups if group.tables)
@@ -161,6 +195,3 @@ def _filled(groups: Sequence[Group]) -> tuple[Group, ...]:
 def make_backend() -> CpuBackend:
     """For models.embedding.backend."""
     return CpuBackend()
-
-
-__all__ = ["Choice", "Cluster", "CpuBackend", "FloatArray", "Params", "make_backend"]

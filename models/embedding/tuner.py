@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--batch", default=SIZES, help="batch sizes, comma-separated")
     parser.add_argument("--budget_s", type=float, default=240.0, help="seconds of searching")
     parser.add_argument("--max_error", type=float, default=0.0,
-                        help="error of an element, over its table's largest weight, that narrow rows may have")  # fmt: skip
+                        help="allowed error of narrow rows, over their table's largest weight")  # fmt: skip
     parser.add_argument("--seed", type=int, default=1, help="of a model's ids")
     parser.add_argument("--out", type=Path, default=Path("plan.json"))
     parser.add_argument("--cache", type=Path, default=Path("results/embedding_plans"))

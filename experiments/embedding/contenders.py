@@ -1,0 +1,135 @@
+"""What plans are measured against, on the same weights and ids: each must give the same sums first."""
+
+# B items, T tables, C columns = sum of D
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.embedding.backend import Backend
+from models.embedding.jagged import Bags
+from models.embedding.plan import Bucket, Group, Plan, params
+from models.embedding.problem import Problem
+from models.embedding.search import Groups
+from models.embedding.spec import Layout, TableSpec
+
+Call = Callable[[int], object]  # number of a batch -> whatever
+
+
+def table_of(problem: Problem, t: int) -> Tensor:
+    """Rows of one table, a view."""
+    spec, first = problem.layout.specs[t], int(problem.layout.elements_T[t])
+    return problem.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
+
+
+def feature_major(problem: Problem, bags: Bags) -> Bags:
+    """The batch table after table, ids from each table's first row: what the others read."""
+    if not bags.item_major:
+        return bags
+    parts = [bags.of((t,)) for t in range(bags.n_tables)]
+    ids = torch.cat([own - int(low) for (own, _), low in zip(parts, problem.layout.first_ids_T, strict=True)])
+    ends, first = [], 0
+    for own, offsets in parts:
+        ends.append(offsets[:-1] + first)
+        first += len(own)
+    return Bags(ids, torch.cat((*ends, torch.tensor([first], dtype=torch.int32))), bags.n_tables)
+
+
+def planned(problem: Problem, own: Backend, groups: Groups, n_items: int, settings: Any = ()) -> Call:
+    """A plan's bucket; its output is new for every call, as those of the others are."""
+    run = own.build(problem.layout, problem.weight_E, Bucket(None, groups, settings), checked=False)
+    batches, width = problem.batches[n_items], int(problem.layout.columns[-1])
+
+    def call(i: int) -> Tensor:
+        out_BC = torch.empty(n_items, width)
+        run(batches[i % len(batches)], out_BC)
+        return out_BC
+
+    return call
+
+
+def bucket_of(problem: Problem, own: Backend, plan: Plan, n_items: int) -> Call:
+    """What a plan does with batches of this size."""
+    bucket = plan.bucket(n_items)
+    return planned(problem, own, bucket.groups, n_items, bucket.settings)
+
+
+class PerTable(nn.Module):
+    """nn.EmbeddingBag a table, and cat: what one writes first."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList(
+            nn.EmbeddingBag.from_pretrained(table_of(problem, t), mode="sum", include_last_offset=True)
+            for t in range(len(problem.layout.specs))
+        )
+
+    def forward(self, jagged: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """(B, C)."""
+        return torch.cat([bag(*own) for bag, own in zip(self.bags, jagged, strict=True)], dim=1)
+
+
+def by_table(bags: Bags) -> list[tuple[Tensor, Tensor]]:
+    """Ids and offsets of each table, of a feature-major batch."""
+    return [bags.of((t,)) for t in range(bags.n_tables)]
+
+
+def per_table(problem: Problem, n_items: int, *, compiled: bool = False) -> Call:
+    """One call a table; ids are cut by table before the clock runs."""
+    module: Any = PerTable(problem)
+    if compiled:
+        torch._dynamo.reset()  # noqa: SLF001
+        module = torch.compile(module, dynamic=False)
+    inputs = [by_table(feature_major(problem, bags)) for bags in problem.batches[n_items]]
+    return lambda i: module(inputs[i % len(inputs)])
+
+
+def fbgemm(problem: Problem, n_items: int) -> Call:
+    """FBGEMM's table-batched inference operator, float32; raises ImportError, and ValueError for widths it refuses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
+        from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
+            IntNBitTableBatchedEmbeddingBagsCodegen,
+        )
+    key = id(problem)
+    if key not in _FBGEMM:
+        _FBGEMM.clear()
+        specs = [(f"t{t}", spec.rows, spec.dim, SparseType.FP32, EmbeddingLocation.HOST)
+                 for t, spec in enumerate(problem.layout.specs)]  # fmt: skip
+        operator = IntNBitTableBatchedEmbeddingBagsCodegen(
+            specs, device="cpu", output_dtype=SparseType.FP32, row_alignment=16
+        )
+        operator.initialize_weights()
+        for t, (weight, _) in enumerate(operator.split_embedding_weights()):
+            weight.copy_(table_of(problem, t).contiguous().view(torch.uint8).view(weight.shape))
+        _FBGEMM[key] = operator
+    operator = _FBGEMM[key]
+    inputs = [feature_major(problem, bags) for bags in problem.batches[n_items]]
+    return lambda i: operator(inputs[i % len(inputs)].ids_L, inputs[i % len(inputs)].offsets)
+
+
+_FBGEMM: dict[int, Any] = {}
+
+
+def gathers(problem: Problem, own: Backend, n_items: int) -> dict[str, Call]:
+    """The limit: all rows of a table summed as one bag, in several ways: rows are read, hardly anything written."""
+    merged = []
+    for bags in problem.batches[n_items]:
+        turned = feature_major(problem, bags)
+        merged.append(Bags(turned.ids_L, turned.offsets[:: turned.n_items].contiguous(), turned.n_tables))
+    specs = tuple(TableSpec(spec.rows, spec.dim) for spec in problem.layout.specs)
+    layout = Layout(specs, problem.layout.elements_T, problem.layout.first_ids_T * 0, problem.layout.n_elements)
+    out_BC, every, calls = torch.empty(1, int(layout.columns[-1])), tuple(range(len(specs))), {}
+    for name, knobs in {"none": params(ahead="none", unroll=4), "table": params(ahead="table", unroll=4),
+                        "ids": params(ahead="ids", distance=64)}.items():  # fmt: skip
+        group = Group("compiled", knobs, every)
+        run = own.build(layout, problem.weight_E, Bucket(None, (group,)), checked=False)
+        calls[f"gather {name}"] = lambda i, run=run: run(merged[i % len(merged)], out_BC)
+    return calls  # type: ignore[return-value]

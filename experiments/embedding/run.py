@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""How much faster is one schedule a table than one for all, one call a table, FBGEMM, and how far from the limit?
+
+python experiments/embedding/run.py [--models A,B,rm1] [--tables_frac 0.5] [--budget_s 60] [--quick] [--out FOLDER]
+
+For every model: a plan is tuned on some ids (plans/MODEL.json), then measured on others, in turn with its rivals on one
+core. speed.csv gets a row a model, batch, contender and round; speed.png is made of it. Some 3 minutes a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import pandas as pd
+import torch
+
+from experiments.embedding import contenders, plot
+from infra.cli import parse
+from infra.memory import keep_freed_memory
+from infra.progress import OnFraction, Progress
+from infra.provenance import cpu_name
+from infra.report import console, frame
+from models.embedding.backend import Backend, backend
+from models.embedding.plan import Plan
+from models.embedding.problem import Problem, of_model, of_recorded
+from models.embedding.search import Groups, Search
+from models.embedding.synthesis import BENCHMARKS, draw
+from models.embedding.tuner import configs
+
+HERE = Path(__file__).resolve().parent
+MODELS = ("A", "B", "C", "D", "E", *configs())
+TUNED, ALSO = (1, 8, 64, 512), (1024,)
+ROUNDS, ROUND_S, MOST_CALLS = 9, 0.05, 48
+SEED_TUNE, SEED_MEASURE = 1, 2
+
+
+def problem_of(name: str, sizes: Sequence[int], seed: int, tables_frac: float) -> Problem:
+    """A benchmark's tables, or a model's at full size; the seed changes the ids, not the tables."""
+    if name not in BENCHMARKS:
+        return of_model(parse(["--config_file", str(configs()[name]), "--num_batches", "1"]).model, sizes, seed)
+    n_samples = max(4 * max(sizes), 1024)
+    recorded = draw(name, [n_samples], SEED_TUNE, tables_frac=tables_frac)
+    half = recorded.batches[0]
+    if seed != SEED_TUNE:
+        fresh = draw(name, [n_samples], SEED_TUNE + seed, tables_frac=tables_frac).batches[0]
+        half = fresh  # the same lines of the same tables; widths stay those of the tuned ones
+    return of_recorded(replace(recorded, batches=(half,)), sizes)
+
+
+def best_single(problem: Problem, own: Backend, n_items: int) -> Groups:
+    """The fastest schedule that serves all tables alike, measured now."""
+    joined = problem.batches[n_items][0].item_major
+    every = list(own.uniform(problem.layout.specs, (), joined=joined))
+    calls = [contenders.planned(problem, own, groups, n_items) for groups in every]
+    return every[int(np.argmin(np.median(own.seconds(calls, 5), axis=1)))]
+
+
+def calls_of(problem: Problem, own: Backend, plan: Plan, n_items: int, *, compiled: bool) -> dict[str, contenders.Call]:
+    """Every contender, its sums checked; the gathers of the limit write something else."""
+    calls = {
+        "tuned": contenders.bucket_of(problem, own, plan, n_items),
+        "untuned": contenders.bucket_of(problem, own, own.default_plan(problem.layout.specs), n_items),
+        "best single": contenders.planned(problem, own, best_single(problem, own, n_items), n_items),
+        "per table": contenders.per_table(problem, n_items),
+    }
+    try:
+        calls["FBGEMM"] = contenders.fbgemm(problem, n_items)
+    except (ImportError, OSError) as error:
+        sys.stderr.write(f"FBGEMM left out: {error}\n")
+    if compiled:
+        calls["torch.compile"] = contenders.per_table(problem, n_items, compiled=True)
+    expected = calls["per table"](0)
+    for name, call in calls.items():
+        if not torch.equal(call(0), expected):  # type: ignore[arg-type]
+            raise AssertionError(f"batch {n_items}: {name} gives other sums")
+    return calls | contenders.gathers(problem, own, n_items)
+
+
+def measure(calls: dict[str, contenders.Call], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds a call of each contender in each round.
+
+    In turn, another one first in every round, each on batches of its own turn, so that nobody finds the rows that
+    somebody else has just brought into the cache.
+    """
+    names, times = [*calls], {name: list[float]() for name in calls}
+    once_ms = {name: _timed(call, 0, 2) for name, call in calls.items()}
+    turns = {name: 7 * k for k, name in enumerate(names)}
+    for round_id in range(rounds):
+        for place in range(len(names)):
+            name = names[(place + round_id) % len(names)]
+            n_calls = int(min(max(ROUND_S * 1e3 / once_ms[name], 2), MOST_CALLS))
+            times[name].append(_timed(calls[name], turns[name], n_calls))
+            turns[name] += n_calls
+    return times
+
+
+def _timed(call: contenders.Call, first: int, n_calls: int) -> float:
+    start = time.perf_counter()
+    for i in range(first, first + n_calls):
+        call(i)
+    return (time.perf_counter() - start) / n_calls * 1e3
+
+
+def rows_of(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> list[dict[str, object]]:
+    """Tune one model, then measure it."""
+    own, sizes = backend("cpu"), (*TUNED, *ALSO)
+    tuned_on = problem_of(name, TUNED, SEED_TUNE, args.tables_frac)
+    joined = tuned_on.batches[TUNED[0]][0].item_major
+
+    def tell(fraction: float, detail: str = "", /) -> None:
+        on_fraction(0.6 * fraction, f"{name}: {detail}")
+
+    plan = Search(tuned_on, own, args.budget_s, joined=joined, on_fraction=tell).run()
+    plan.save(args.out / "plans" / f"{name}.json")
+    del tuned_on
+    gc.collect()
+    problem = problem_of(name, sizes, SEED_MEASURE, args.tables_frac)
+    rows: list[dict[str, object]] = []
+    for place, n_items in enumerate(sizes):
+        on_fraction(0.6 + 0.4 * place / len(sizes), f"{name}: batch {n_items}")
+        calls = calls_of(problem, own, plan, n_items, compiled=args.compile)
+        for contender, times in measure(calls, args.rounds).items():
+            rows += [{"model": name, "batch": n_items, "contender": contender, "round": k, "ms": ms}
+                     for k, ms in enumerate(times)]  # fmt: skip
+    return rows
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--tables_frac", type=float, default=0.5, help="of the tables of A to E")
+    parser.add_argument("--budget_s", type=float, default=60.0, help="of tuning a model")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes for hundreds of tables")
+    parser.add_argument("--quick", action="store_true", help="B with a twentieth of its tables and ncf, short")
+    parser.add_argument("--out", type=Path, default=HERE)
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.models, args.tables_frac, args.budget_s, args.rounds = "B,ncf", 0.05, 6.0, 3
+    if unknown := {*args.models.split(",")} - {*MODELS}:
+        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(MODELS)}")
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    args.out.mkdir(parents=True, exist_ok=True)
+    file, names = args.out / "speed.csv", args.models.split(",")
+    kept = pd.read_csv(file, comment="#") if file.is_file() else pd.DataFrame(columns=["model"])
+    with Progress("auto") as progress, progress.step("embedding") as on_fraction, torch.inference_mode():
+        for k, name in enumerate(names):
+
+            def tell(fraction: float, detail: str = "", /, at: int = k) -> None:
+                on_fraction((at + fraction) / len(names), detail)
+
+            fresh = pd.DataFrame(rows_of(name, args, tell))
+            kept = pd.concat([kept[kept["model"] != name], fresh], ignore_index=True)
+            with file.open("w") as out:
+                out.write(f"# {cpu_name()}, one thread; A to E with {args.tables_frac:g} of their tables\n")
+                kept.to_csv(out, index=False, float_format="%.5g")
+            gc.collect()
+    table = plot.summary(kept)
+    console().print(frame("Time over that of the tuned plan (median of paired rounds)", table))
+    plot.draw(kept).savefig(args.out / "speed.png", dpi=110)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -161,11 +161,13 @@ def test_an_id_that_is_no_row_is_named(schedule, wrong):
     ([0, 3, 2, 3, 4], r"table 0, item 1: offsets 3 to 2"),
     ([-1, 1, 2, 3, 4], r"table 0, item 0: offsets -1 to 1"),
     ([0, 1, 2, 3, 5], r"table 1, item 1: offsets 3 to 5 of 4 ids"),
+    ([0, 1, 2, 3, 4, 4, 5], r"table 2, item 1: offsets 4 to 5 of 4 ids"),
     ([0, 1, 2, 2, 4], r"table 1, item 0: 0 ids; every bag of this table has 1"),
     ([0, 1, 1, 3, 4], r"table 1, item 0: 2 ids; every bag of this table has 1"),
 ])  # fmt: skip
 def test_offsets_that_cannot_be_are_named(offsets, message):
-    module = FusedEmbeddingBags([TableSpec(9, 4), TableSpec(9, 4, 1)])
+    specs = [TableSpec(9, 4), TableSpec(9, 4, 1), TableSpec(9, 4)]
+    module = FusedEmbeddingBags(specs[: len(offsets) // 2])
     with pytest.raises(ValueError, match=message):
         module(torch.tensor([1, 2, 3, 4]), torch.tensor(offsets))
 

@@ -153,6 +153,27 @@ def test_the_climb_finds_what_is_cheaper_only_together():
     assert {*chosen(plan, 32).values()} == {"compiled"}  # 7, against 5 + 5 for the local winners and 8 for all fused
 
 
+def test_the_climb_goes_on_from_a_second_best():
+    class Coupled(FakeBackend):
+        def build(self, layout, weight_E, bucket, *, checked):
+            run = super().build(layout, weight_E, bucket, checked=checked)
+            spoilt = run.schedules == {"compiled", "fused"}
+
+            def slower(bags, out):
+                run(bags, out)
+                self.now_s += 9.0 if spoilt else 0.0
+
+            return slower
+
+    def cost(name, spec, _):
+        return {"compiled": 3.0, "fused": 1.0, "dedup": 1.5}[name] if spec.dim == 8 else 5.0 - 4 * (name == "compiled")
+
+    own = Coupled(cost, ("compiled", "fused", "dedup"))
+    with torch.inference_mode():
+        plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
+    assert chosen(plan, 32) == {0: "compiled", 1: "compiled", 2: "dedup", 3: "dedup", 4: "compiled"}
+
+
 def test_the_search_ends_with_its_budget():
     _, _, short = search(lambda *_: 1.0, budget_s=1.0)
     _, _, long = search(lambda *_: 1.0)

@@ -33,7 +33,7 @@ from infra.report import console, frame
 from models.embedding.backend import Backend, backend
 from models.embedding.plan import Plan
 from models.embedding.problem import Problem, of_model, of_recorded
-from models.embedding.search import Groups, Search
+from models.embedding.search import Groups, Search, typical
 from models.embedding.synthesis import BENCHMARKS, draw
 from models.embedding.tuner import configs
 
@@ -62,7 +62,7 @@ def best_single(problem: Problem, own: Backend, n_items: int) -> Groups:
     joined = problem.batches[n_items][0].item_major
     every = list(own.uniform(problem.layout.specs, (), joined=joined))
     calls = [contenders.planned(problem, own, groups, n_items) for groups in every]
-    return every[int(np.argmin(np.median(own.seconds(calls, 5), axis=1)))]
+    return every[int(np.argmin(typical(own.seconds(calls, 7))))]
 
 
 def calls_of(problem: Problem, own: Backend, plan: Plan, n_items: int, *, compiled: bool) -> dict[str, contenders.Call]:

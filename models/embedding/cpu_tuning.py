@@ -25,6 +25,7 @@ _LINE_BYTES, _L2_BYTES, _L3_BYTES = 64, 512 << 10, 16 << 20
 _BAG_S, _ID_S, _NEAR_S, _FAR_S, _MEMORY_S = 4e-9, 0.7e-9, 0.4e-9, 2e-9, 6e-9
 _STREAMED_LINE_S, _TORCH_CALL_S, _WORST = 2.5e-9, 5e-6, 3.0
 _LEAST_ROUND_S, _MOST_CALLS = 3e-4, 64
+_CHEAP_S, _MOST_ROUNDS = 0.1, 5
 
 
 def choices(cluster: Cluster, max_error: float) -> list[Choice]:
@@ -107,13 +108,18 @@ def _gather(core: int, parent: int, seed: int) -> None:
 
 
 def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
-    """(calls, rounds) seconds a call; in every round each call in turn, the first one another each time."""
-    n_calls, turns = [], [0] * len(calls)
+    """(calls, rounds) seconds a call; in every round each call in turn, the first one another each time.
+
+    At least `n_rounds`; of short calls more, for as long as that is cheap.
+    """
+    n_calls, turns, round_s = [], [0] * len(calls), 0.0
     for k, call in enumerate(calls):
         call(0)
         once_s = _timed(call, 1, 1)
         n_calls.append(int(min(max(_LEAST_ROUND_S / max(once_s, 1e-9), 1), _MOST_CALLS)))
+        round_s += n_calls[k] * once_s
         turns[k] = 2
+    n_rounds = int(min(max(_CHEAP_S / max(round_s, 1e-9), n_rounds), _MOST_ROUNDS * n_rounds))
     times = np.empty((len(calls), n_rounds))
     for round_id in range(n_rounds):
         for place in range(len(calls)):

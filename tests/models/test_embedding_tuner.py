@@ -240,7 +240,8 @@ def test_wrong_sums_are_told_apart_from_right_ones():
 def test_calls_are_timed_in_turn_and_neighbours_are_gone_afterwards():
     order = []
     times = seconds([lambda _: (order.append("a"), time.sleep(0.002)), lambda _: order.append("b")], 3)
-    assert times.shape == (2, 3)
+    assert times.shape[0] == 2
+    assert 3 <= times.shape[1] <= 15
     assert (times[0] > 0.0019).all()
     assert {*order} == {"a", "b"}
     with neighbours(1):

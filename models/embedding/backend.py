@@ -80,7 +80,7 @@ class Backend(Protocol):
         """Within it the rest of the device is as busy with gathers as when the whole model is looked up."""
 
     def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
-        """(calls, rounds), at least so many: call(i) for rising i, in turn within a round, finished when the clock stops."""
+        """(calls, rounds), at least so many: call(i) for rising i, in turn in a round; done when the clock stops."""
 
 
 def backend(device: str) -> Backend:

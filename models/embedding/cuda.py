@@ -1,0 +1,145 @@
+"""A CUDA device as a backend: plans become kernels written by Triton."""
+
+# B items, T tables, C columns = sum of D, E elements of all tables
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.embedding.backend import Choice, Cluster, FloatArray, Run
+from models.embedding.catalogue import Params
+from models.embedding.gpu_candidates import Load, gpu_candidates
+from models.embedding.gpu_schedules import WARPS, branch_of
+from models.embedding.gpu_timing import device_seconds
+from models.embedding.jagged import Bags
+from models.embedding.plan import Bucket, Group, Plan, params
+from models.embedding.spec import Layout, TableSpec
+from models.embedding.triton_bags import TritonBags
+
+_BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
+_LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
+_FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
+UNIFORM_TILES, _LARGEST_UNIFORM = (1, 4, 16), 4096  # bags and ids of each; elements
+
+
+@dataclass
+class Meter:
+    """How often the last call looked its batch up."""
+
+    repeats: int = 1
+
+
+class CudaRun:
+    """One bucket on a device."""
+
+    def __init__(self, bags: TritonBags, meter: Meter) -> None:
+        self.bags, self._meter = bags, meter
+
+    def __call__(self, bags: Bags, out_BC: Tensor) -> None:
+        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
+        self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
+        self._meter.repeats = self.bags.repeats(bags.n_items)
+
+
+class CudaBackend:
+    """See models.embedding.backend.Backend. `checked` look-ups wait for the device."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self._fill_elements, self._meter = 0, Meter()
+
+    def versions(self) -> dict[str, str]:
+        """The device, PyTorch and Triton."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        has_triton = importlib.util.find_spec("triton") is not None
+        triton = importlib.metadata.version("triton") if has_triton else "not installed"
+        return {"gpu": device, "torch": torch.__version__, "triton": triton}
+
+    def default_plan(self, specs: Sequence[TableSpec]) -> Plan:
+        """The first guess for each kind of table, bags of unknown length taken to have 10 ids."""
+        buckets = []
+        for max_batch in _BATCHES:
+            found: dict[Choice, list[int]] = {}
+            for spec, tables in _alike(specs).items():
+                mean, most = (_USUAL_IDS, _MANY_IDS) if spec.bag_ids is None else (float(spec.bag_ids), spec.bag_ids)
+                load = Load(max_batch or _LARGE_BATCH, mean, most, len(tables))
+                found.setdefault(Choice(*gpu_candidates(spec, load, warps=(4,))[0]), []).extend(tables)
+            groups = tuple(Group(own.schedule, own.params, tuple(sorted(found[own]))) for own in found)
+            buckets.append(Bucket(max_batch, groups))
+        return Plan(self.name, tuple(specs), tuple(buckets), {"source": "rule, not tuned"})
+
+    def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
+        """See Backend."""
+        return CudaRun(
+            TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements), self._meter
+        )
+
+    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+        """`bags` of several tiles, for all tables alike."""
+        del joined
+        warps = int(dict(settings).get("warps", 0))
+        widest, every = max(specs, key=lambda spec: spec.dim), tuple(range(len(specs)))
+        own = [params(tile_bags=bags, tile_ids=ids, warps=n) for bags, ids, n in
+               itertools.product(UNIFORM_TILES, UNIFORM_TILES, (warps,) if warps else (1, 4))]  # fmt: skip
+        fits = [one for one in own if branch_of(widest, "bags", one).elements <= _LARGEST_UNIFORM]
+        return [(Group("bags", one, every),) for one in fits]
+
+    def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
+        """One launch for all, of 1, 2, 4 or 8 warps a program; one a schedule; one a group, of warps of its own."""
+        del specs
+        fused = [params(launch="fused", warps=warps) for warps in WARPS]
+        return [*fused, params(launch="by_schedule", warps=WARPS[0]), params(launch="grouped")]
+
+    def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
+        """See Backend; rows are stored as they are."""
+        del max_error
+        warps = int(dict(settings).get("warps", 0))
+        n_sms = torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
+        load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables), n_sms)
+        return [Choice(*own) for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS)]
+
+    @contextmanager
+    def contended(self, settings: Params) -> Iterator[None]:
+        """What is built within it repeats its look-ups until they load the device as the whole model does."""
+        del settings
+        self._fill_elements = _FULL_ELEMENTS
+        try:
+            yield
+        finally:
+            self._fill_elements = 0
+
+    def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+        """Of one look-up, by events, rows not in L2; two rounds before the first count for nothing."""
+        repeats = []
+        for call in calls:
+            self._meter.repeats = 1
+            call(0)
+            repeats.append(self._meter.repeats)
+        self.clock(calls, 2)
+        return np.asarray(self.clock(calls, n_rounds) / np.array(repeats)[:, None])
+
+    def clock(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+        """(calls, rounds), whatever a call does."""
+        return device_seconds(calls, n_rounds)
+
+
+def _alike(specs: Sequence[TableSpec]) -> dict[TableSpec, list[int]]:
+    found: dict[TableSpec, list[int]] = {}
+    for table, spec in enumerate(specs):
+        found.setdefault(spec, []).append(table)
+    return found
+
+
+def make_backend() -> CudaBackend:
+    """For models.embedding.backend."""
+    return CudaBackend()

@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 _PLAIN_EVERY_S = 5.0
 
@@ -30,11 +29,7 @@ class Progress:
         self._plain = mode == "plain"
         self._bars: RichProgress | None = None
         if mode == "auto" and sys.stderr.isatty():
-            self._bars = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+            self._bars = _bars()
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -79,3 +74,14 @@ class Progress:
             sys.stderr.write(f"{title} {detail}".rstrip() + f": {fraction:.0%}, about {left_s:.0f} s left\n")
 
         yield tell
+
+
+def _bars() -> RichProgress:
+    from rich.console import Console  # noqa: PLC0415 (a GPU machine that shows no bars needs no rich)
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as RichProgress  # noqa: PLC0415
+
+    return RichProgress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+    )  # fmt: skip

@@ -80,3 +80,13 @@ def test_the_driver_and_the_simulator_start_without_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_runs_on_a_borrowed_gpu_needs_neither_rich_nor_numba():
+    modules = "models.embedding.bags, models.embedding.search, models.embedding.tuner, models.embedding.cuda"
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('rich', 'numba', 'llvmlite')); "
+        f"import {modules}, experiments.embedding.gpu; print('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "done", done.stderr

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch import Tensor
 from experiments.embedding.gpu_peers import Fbgemm, Graphed, Input, Method, Ours, PerTable, built
 from experiments.embedding.gpu_plot import COLD, WALL, WARM, draw_figure
 from experiments.embedding.gpu_tune import Tuner
+from models.embedding import synthesis
 from models.embedding.backend import Backend, backend
 from models.embedding.gpu_timing import FloatArray, device_seconds, wall_seconds
 from models.embedding.plan import Bucket, Plan
@@ -70,23 +70,12 @@ def cuda_clocks() -> Clocks:
     )
 
 
-def generator() -> Any:
-    """models.embedding.synthesis, also where what its command line prints with is not installed."""
-    for name in ("infra.progress", "infra.report"):
-        if importlib.util.find_spec("rich") is None and name not in sys.modules:
-            sys.modules[name] = types.ModuleType(name)
-            vars(sys.modules[name]).update(dict.fromkeys(("Progress", "OnFraction", "console", "frame")))
-    from models.embedding import synthesis  # noqa: PLC0415 (see above)
-
-    return synthesis
-
-
 def inputs_of(
     name: str, batches: Sequence[int], alpha: float | None, tables_frac: float, device: torch.device
 ) -> tuple[tuple[TableSpec, ...], dict[int, list[Input]]]:
     """Tables of a model, and N_INPUTS inputs for each batch size."""
     sizes = [size for size in batches for _ in range(N_INPUTS)]
-    drawn = generator().draw(name, sizes, SEED, alpha, tables_frac)
+    drawn = synthesis.draw(name, sizes, SEED, alpha, tables_frac)
     found: dict[int, list[Input]] = {}
     for batch in drawn.batches:
         own = Input.of(batch.ids_L, batch.offsets.astype(np.int32), len(drawn.specs), device)

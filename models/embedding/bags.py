@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from models.embedding.backend import backend
 from models.embedding.jagged import Bags
+from models.embedding.memory import allocate
 from models.embedding.plan import Plan
 from models.embedding.planned import Planned
 from models.embedding.spec import Layout, TableSpec
-from models.embedding.tables import allocate
 
 
 class FusedEmbeddingBags(nn.Module):

@@ -13,6 +13,28 @@ Knobs = Mapping[str, Sequence[Value]]
 
 STORAGE = ("float32", "float16", "bfloat16", "int8")  # of the rows; all but the first need an error budget
 
+WARPS = (4, 1, 2, 8)
+BAGS, IDS = (16, 1, 2, 4, 8, 32, 64, 128, 256, 512), (4, 1, 2, 8, 16, 32, 64)
+LANES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # columns of a tile; 0, or more than the width: the whole row
+PARTS = (8, 2, 4, 16, 32, 64, 128)
+_TILE: Knobs = {"tile_bags": BAGS, "tile_lanes": LANES, "warps": WARPS}
+
+CUDA_SCHEDULES: dict[str, Knobs] = {  # models/embedding/triton_kernels.py
+    "bags": {**_TILE, "tile_ids": IDS},  # bags of any length, the tile loops as often as its longest needs
+    "gather": {**_TILE, "tile_bags": (64, *(n for n in BAGS if n != 64))},  # bags of exactly one id
+    "fixed_length": {**_TILE, "tile_ids": IDS},  # bags of exactly so many ids
+    "split": {**_TILE, "tile_bags": (1, *(n for n in BAGS if n != 1)), "tile_ids": IDS, "parts": PARTS},  # long bags
+}
+CUDA_SETTINGS: Knobs = {
+    "launch": (
+        "fused",
+        "by_schedule",
+        "grouped",
+    ),  # one launch for all of equal warps, one a schedule of them, or a group
+    "warps": (0, *sorted(WARPS)),  # of every program; 0: as each group says
+    "max_registers": (0, 32, 40, 48, 64, 80, 96, 128, 168),  # of a thread; 0: as many as the compiler takes
+}
+
 SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
     "cpu": {
         "per_table": {},  # torch's embedding_bag, one call a table
@@ -35,7 +57,7 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
             "storage": STORAGE,
         },
     },
-    "cuda": {},
+    "cuda": CUDA_SCHEDULES,
 }
 
 ONE_ID = {"gather", "copy"}  # schedules for tables that declare exactly one id a bag
@@ -43,7 +65,7 @@ FIXED_IDS = {"fixed_length"}  # and for those that declare any number
 
 SETTINGS: dict[str, Knobs] = {  # device: knobs of a whole bucket
     "cpu": {"threads": range(1, 1025)},
-    "cuda": {},
+    "cuda": CUDA_SETTINGS,
 }
 
 

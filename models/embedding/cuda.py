@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from models.embedding.backend import Choice, Cluster, FloatArray, Run
-from models.embedding.catalogue import Params
+from models.embedding.catalogue import WARPS, Params
 from models.embedding.gpu_candidates import Load, gpu_candidates
-from models.embedding.gpu_schedules import WARPS, branch_of
+from models.embedding.gpu_schedules import branch_of
 from models.embedding.gpu_timing import device_seconds
 from models.embedding.jagged import Bags
 from models.embedding.plan import Bucket, Group, Plan, params

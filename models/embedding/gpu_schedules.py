@@ -11,34 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.embedding.catalogue import SCHEDULES, SETTINGS, Knobs, Params, Value, check_params, complete
+from models.embedding.catalogue import CUDA_SCHEDULES, CUDA_SETTINGS, Params, Value, check_params, complete
 from models.embedding.plan import Bucket, Group
 from models.embedding.spec import TableSpec, column_offsets
 
 THREADS = 32  # of a warp
-WARPS = (4, 1, 2, 8)
-BAGS, IDS = (16, 1, 2, 4, 8, 32, 64, 128, 256, 512), (4, 1, 2, 8, 16, 32, 64)
-LANES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # columns of a tile; 0, or more than the width: the whole row
-PARTS = (8, 2, 4, 16, 32, 64, 128)
-_TILE: Knobs = {"tile_bags": BAGS, "tile_lanes": LANES, "warps": WARPS}
-
-CUDA_SCHEDULES: dict[str, Knobs] = {
-    "bags": {**_TILE, "tile_ids": IDS},  # bags of any length, the tile loops as often as its longest needs
-    "gather": {**_TILE, "tile_bags": (64, *(n for n in BAGS if n != 64))},  # bags of exactly one id
-    "fixed_length": {**_TILE, "tile_ids": IDS},  # bags of exactly so many ids
-    "split": {**_TILE, "tile_bags": (1, *(n for n in BAGS if n != 1)), "tile_ids": IDS, "parts": PARTS},  # long bags
-}
-CUDA_SETTINGS: Knobs = {
-    "launch": (
-        "fused",
-        "by_schedule",
-        "grouped",
-    ),  # one launch for all of equal warps, one a schedule of them, or a group
-    "warps": (0, *sorted(WARPS)),  # of every program; 0: as each group says
-    "max_registers": (0, 32, 40, 48, 64, 80, 96, 128, 168),  # of a thread; 0: as many as the compiler takes
-}
-SCHEDULES["cuda"] = CUDA_SCHEDULES  # a plan for a GPU is checked where this module is loaded
-SETTINGS["cuda"] = CUDA_SETTINGS
 MOST_ELEMENTS = 1 << 15  # of a tile
 _WIDEST_STORE = 4  # float32 that one thread writes at once
 

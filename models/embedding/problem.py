@@ -15,10 +15,9 @@ from infra.config import ModelConfig
 from infra.memory import free_bytes
 from models.embedding.backend import Run
 from models.embedding.jagged import Bags
+from models.embedding.memory import allocate
 from models.embedding.recorded import Jagged, Recorded, joined
 from models.embedding.spec import Layout, model_specs
-from models.embedding.tables import allocate
-from models.inputs.synthetic import InputPool
 
 _MOST_BATCHES, _MOST_IDS = 64, 8_000_000  # of one size, kept in memory
 _ORACLE_ITEMS = 8
@@ -84,6 +83,8 @@ def fill_whole_numbers(weight_E: Tensor) -> None:
 def of_model(config: ModelConfig, sizes: Sequence[int], seed: int, device: str = "cpu") -> Problem:
     """A model's tables, its ids as engines get them: item after item, counted through all tables."""
     layout, largest = Layout.joined(model_specs(config)), max(sizes)
+    from models.inputs.synthetic import InputPool  # noqa: PLC0415 (compiled with numba: drawn tables do without)
+
     check_room(layout)
     per_item = len(config.table_rows) * config.num_indices_per_lookup
     n_inputs = int(min(max(_MOST_IDS // (largest * per_item), 2), 16))

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from infra.progress import OnFraction, Progress
-from infra.report import console, frame
 from infra.rng import stream
+from infra.show import show
 from models.embedding.recorded import FORMATS, Int32Array, Int64Array, Recorded, joined
 from models.embedding.spec import TableSpec
 from models.inputs.zipf import draw_rows
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     with Progress("auto") as progress, progress.step(f"drawing {args.benchmark}") as on_fraction:
         recorded = draw(args.benchmark, sizes, args.seed, args.alpha, args.tables_frac, args.row_scale, on_fraction)
     (recorded.save_text if args.format == "text" else recorded.save_parquet)(args.out)
-    console().print(frame(f"{args.benchmark}: {args.out}", compared(args.benchmark, recorded, args.tables_frac)))
+    show(f"{args.benchmark}: {args.out}", compared(args.benchmark, recorded, args.tables_frac))
     return 0
 
 

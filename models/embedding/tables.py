@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -17,6 +15,7 @@ from infra.rng import stream
 from models.batch import Batch, first_rows
 from models.embedding.jagged import Bags
 from models.embedding.kernels import pooling
+from models.embedding.memory import allocate
 from models.embedding.operators import bag, fused, split_by_table
 from models.embedding.plan import Plan
 from models.embedding.spec import Layout
@@ -24,18 +23,8 @@ from models.embedding.spec import Layout
 if TYPE_CHECKING:
     from models.embedding.planned import Planned
 
-_HUGE_PAGE_BYTES = 2 << 20
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
 OnProgress = Callable[[float], None]
-
-
-def allocate(n_rows: int, width: int) -> Tensor:
-    """Zeroed float32 (n_rows, width) in anonymous memory advised for huge pages."""
-    n_bytes = n_rows * width * 4
-    memory = mmap.mmap(-1, n_bytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(AttributeError, OSError):  # a kernel without huge pages is slower, not wrong
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32, count=n_rows * width).view(n_rows, width)
 
 
 def fill_uniform(

@@ -23,7 +23,7 @@ from infra.cli import parse, read_file
 from infra.config import ModelConfig
 from infra.progress import Progress
 from infra.provenance import git_commit
-from infra.report import console, frame
+from infra.show import show
 from models.embedding.backend import Backend, backend
 from models.embedding.plan import Plan, explain, from_json
 from models.embedding.problem import Problem, of_model, of_recorded
@@ -83,13 +83,11 @@ def tune(
 
 def report(plan: Plan) -> None:
     """Tables: by batch size, and the plan."""
-    out = console()
     rows = pd.DataFrame(plan.provenance["sizes"])
-    out.print(frame("Time beside a busy neighbour, and that of the best single schedule and of no plan over it",
-                    rows[[*_COLUMNS]]))  # fmt: skip
-    out.print(frame("Plan", explain(plan).drop(columns="which")))
+    show("Time beside a busy neighbour, and that of the best single schedule and of no plan over it", rows[[*_COLUMNS]])
+    show("Plan", explain(plan).drop(columns="which"))
     for line in plan.provenance["refused"]:
-        out.print(f"Refused, wrong sums: {line}", soft_wrap=True)
+        print(f"Refused, wrong sums: {line}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ from infra.provenance import usable_cores
 from infra.queries import read_queries
 from infra.rows import Rows
 from loadGenerator import Schedule
+from models.embedding.plan import plan_of
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 
@@ -84,6 +85,7 @@ def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
         return
     seen = set()
     for stage in pipeline.stages:
+        plan_of(stage.model, ["cuda" if pipeline.pool(stage).device == "cuda" else "cpu"])
         if stage.model not in seen and not pipeline.queries:
             source_of(stage.model, config.inputs)
         seen.add(stage.model)

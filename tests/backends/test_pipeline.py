@@ -222,6 +222,7 @@ def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
         ({"stages": [{"model": "small.json", "batch_items": 3}]}, ["--tune_batch_qps"], "nothing to tune"),
         ({"stages": [{"model": "small.json"}]}, ["--backend", "simulated"], "small.csv"),
         ({"stages": [{"model": "rm1", "device": "abacus"}]}, ["--backend", "simulated"], "abacus"),
+        ({"stages": [{"model": "rm1", "settings": {"embedding_plan": "none.json"}}]}, [], "none.json"),
         ({"stages": [{"model": "rm1", "device": "nvidia_t4"}]}, ["--objective", "qps_per_watt"], "not counted"),
         ({"stages": [{"model": "rm1", "device": "cuda"}]}, ["--backend", "simulated"], "no virtual time"),
     ],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from accelerator.devices import accelerator_root, load_device, published_speedups
 from accelerator.service import replayed_rows, service_of
+from accelInferenceEngine import check_cuda
 from backends.opening import OpenSession, n_engines, open_session
 from backends.pipeline import check_pipeline, pipeline_of, with_pipeline
 from backends.power import ServerPower, check_power, server_power
@@ -68,11 +68,7 @@ def check(config: RunConfig) -> None:
     if on_gpu:
         if len(names) > 1:
             raise ConfigError("accel_device", f"is {','.join(names)}; cuda runs alone, not beside modelled devices")
-        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives
-        import torch  # noqa: PLC0415 (only this check needs it here)
-
-        if not torch.cuda.is_available():
-            raise ConfigError("accel_device", "is cuda, but PyTorch sees no CUDA device here")
+        check_cuda("accel_device", "is cuda")
     elif config.engines.model_accel:
         for name in names:
             device = load_device(accelerator_root(config.engines.accel_root_dir), name)
@@ -134,7 +130,7 @@ def run_measure(
 def quality_of(opened: OpenSession, rows: Rows) -> dict[str, Estimate]:
     """Of what a pipeline answered to queries with labels; {} where that is not known."""
     pipeline = opened.pipeline
-    if pipeline is None or not (pipeline.queries and rows.answers):
+    if pipeline is None or not (pipeline.is_ranked and pipeline.queries and rows.answers):
         return {}
     return read_queries(pipeline.queries).quality(answers_by_input(rows), pipeline.stages[-1].keep_items or 1)
 
@@ -162,7 +158,7 @@ def _print_pipeline(pipeline: Pipeline, rows: Rows, quality: dict[str, Estimate]
     for name, estimate in quality.items():
         word = f"{name}@{k}" + (" (assumes as many clicks as places)" if name == "ndcg_released" else "")
         out.print(f"{word}: {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]", soft_wrap=True)
-    if k is not None and not pipeline.is_ranked:
+    if not pipeline.is_ranked and any(stage.keep_items and not pipeline.ranks(stage) for stage in pipeline.stages):
         out.print("A modelled device gives no scores: which items survive is not known, only how many", soft_wrap=True)
 
 
@@ -181,10 +177,11 @@ def _print_service(opened: OpenSession, out: Console) -> None:
 def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None) -> Report:
     """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
     watts = server_power(config, opened.session, opened.n_engines, opened.device)
-    results.save_document(folder, config, {"summary": None})  # the settings: what --resume needs after a kill
+    # What --resume needs after a kill: the settings, and which pipeline its file stated.
+    results.save_document(folder, config, {"summary": None, "pipeline": opened.pipeline and opened.pipeline.as_json()})
     per_watt = None if watts is None else watts.of
     found = Tuner(config, opened.session, opened.n_engines, progress, SearchLog(folder), per_watt).run()
-    lines = tuning_lines(config, found)
+    lines = tuning_lines(config, found, opened.pipeline.fingerprint() if opened.pipeline else None)
     done = [phase for phase in found.phases if phase.summary is not None]
     best = max(done, key=lambda p: p.qps_per_watt or p.rate_qps, default=None)
     table(found.trials).to_parquet(folder / "search.parquet", index=False)
@@ -233,10 +230,10 @@ def _report_tune(
         print("No rate meets the SLA: raise --target_latency")
 
 
-def tuning_lines(config: RunConfig, found: Found) -> list[dict[str, Any]]:
+def tuning_lines(config: RunConfig, found: Found, fingerprint: str | None = None) -> list[dict[str, Any]]:
     """What the report and run.json say of each phase; regret against an exhaustive search in results_dir."""
     baseline = next((p.rate_qps for p in found.phases if p.name == "static"), 0.0)
-    oracle = results.exhaustive_rates(config)
+    oracle = results.exhaustive_rates(config, fingerprint)
     return [
         {
             "name": phase.name,
@@ -276,7 +273,13 @@ def resume(config: RunConfig) -> tuple[RunConfig, Path]:
     """The settings and the folder of the search that --resume names; where to look and how to report stay as given."""
     saved = results.resumed(config.output.results_dir, config.output.resume)
     here = {name: getattr(config.output, name) for name in ("results_dir", "resume", "progress", "debug_mode")}
-    return from_settings({**saved.document["config"], **here}), saved.folder
+    config = from_settings({**saved.document["config"], **here})
+    if config.engines.pipeline:
+        before = (saved.document.get("pipeline") or {}).get("fingerprint")
+        if pipeline_of(config, n_engines(config)).fingerprint() != before:
+            raise ConfigError("resume", f"is {config.output.resume!r}, a search over another pipeline: "
+                              f"{config.engines.pipeline} or a file that it names has changed")  # fmt: skip
+    return config, saved.folder
 
 
 def _noted_signals() -> list[int]:

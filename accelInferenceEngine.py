@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,13 +11,22 @@ from typing import Any
 
 from accelerator.latency import LatencyModel
 from infra.clock import monotonic_ns, wait_until_ns
-from infra.config import RunConfig
+from infra.config import ConfigError, RunConfig
 from infra.messages import WireTask
 from infra.pipeline import Pipeline
 from infra.progress import Progress
 
 _SPIN_NS = 200_000
 log = logging.getLogger(__name__)
+
+
+def check_cuda(flag: str, what: str) -> None:
+    """Raise ConfigError if PyTorch sees no CUDA device."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives
+    import torch  # noqa: PLC0415 (only this check needs it here)
+
+    if not torch.cuda.is_available():
+        raise ConfigError(flag, f"{what}, but PyTorch sees no CUDA device here")
 
 
 @dataclass

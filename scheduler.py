@@ -101,7 +101,8 @@ class Dispatcher:
     def _stage_done(self, state: _Open) -> list[Enqueue | Answer | Fail]:
         """The parts have joined: the best items go on, exactly; as many where the engines give no scores."""
         keep, n_items, items = self._stages[state.stage].keep_items, state.n_items, state.items
-        if keep is not None and state.scores:
+        ranked = keep is not None and bool(state.scores)
+        if keep is not None and ranked:
             try:
                 items = best_packed(items, b"".join(own for _, own in sorted(state.scores.items())), n_items, keep)
             except ValueError as error:
@@ -110,10 +111,11 @@ class Dispatcher:
             n_items = len(items) // ITEM_BYTES
         elif keep is not None:
             n_items = min(keep, n_items)
+            items = items[: ITEM_BYTES * n_items]
         if state.stage + 1 < len(self._stages):
             return [*self._enter(state.query, state.stage + 1, n_items, items)]
         del self._open[state.query.query_id]
-        return [Answer(state.query, state.end_ns, items)]
+        return [Answer(state.query, state.end_ns, items if ranked else b"")]
 
     def on_failed(self, event: TaskFailed) -> list[Enqueue | Fail]:
         """A task's engine died or raised: the task is redone once, then its query is given up."""

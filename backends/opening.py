@@ -75,7 +75,7 @@ def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]
 @contextmanager
 def _opened_pipeline(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
     pipeline = pipeline_of(config, n_engines(config))
-    n = sum(pool.engines for pool in pipeline.pools)
+    n = max(1, sum(pool.engines for pool in pipeline.pools if pool.device == CPU))
     if config.engines.backend == "simulated":
         session, service = virtual_pipeline(config, pipeline)
         with _signals_noted(opened := OpenSession(session, n, None, service, pipeline)):

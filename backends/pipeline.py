@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from accelerator.devices import accelerator_root, load_device
 from accelerator.latency import Profile, ProfiledDevice
 from accelerator.pipeline_service import device_profile, pipeline_service
-from accelInferenceEngine import CudaStagesFactory, ModelledFactory
+from accelInferenceEngine import CudaStagesFactory, ModelledFactory, check_cuda
 from backends.engine_process import PoolSpec
 from backends.process import ProcessSession
 from backends.session import Watch
 from backends.simulated import SimulatedSession
-from infra.config import ConfigError, RunConfig
+from infra.config import ConfigError, ModelConfig, RunConfig
 from infra.memory import check_memory
 from infra.messages import CPU, message_bytes
 from infra.pipeline import MOST_ITEMS, Pipeline, PoolConfig, read_pipeline
@@ -33,32 +34,40 @@ from scheduler import Policy, Stage
 def with_pipeline(config: RunConfig, pipeline: Pipeline) -> RunConfig:
     """The settings with what the pipeline states: the candidates of a query, and how many queries there are.
 
-    Raises ConfigError if the settings ask for other ones.
+    Raises ConfigError if the settings ask for other ones, or for a model.
     """
+    for setting in fields(ModelConfig):
+        if getattr(config.model, setting.name) != setting.default:
+            raise ConfigError(setting.name, "is of no stage of the pipeline; give it under a stage's settings")
     inputs, load = config.inputs, config.load
-    if pipeline.queries:
-        queries = read_queries(pipeline.queries)
-        if inputs.num_batches > len(queries):
-            raise ConfigError(
-                "num_batches", f"is {inputs.num_batches}, but {pipeline.queries} has {len(queries)} queries"
-            )
-        if pipeline.n_items is not None and pipeline.n_items > queries.n_items_Q.max():
-            raise ConfigError(
-                "pipeline",
-                f"{pipeline.name}: items is {pipeline.n_items}, but a query has {queries.n_items_Q.max()} at most",
-            )
-        n_items = pipeline.n_items or int(queries.n_items_Q.max())
-        inputs = replace(inputs, num_batches=inputs.num_batches or len(queries))
-    elif pipeline.n_items is not None:
-        n_items = pipeline.n_items
-    else:
-        n_items = 0
-    if n_items:
-        inputs = replace(inputs, max_mini_batch_size=n_items, mini_batch_size=min(inputs.mini_batch_size, n_items))
-        load = replace(load, batch_size_distribution="fixed", avg_mini_batch_size=float(n_items))
-    elif inputs.num_batches < 1:
+    n_items, n_queries = _stated(pipeline)
+    if n_queries is not None and inputs.num_batches > n_queries:
+        raise ConfigError("num_batches", f"is {inputs.num_batches}, but {pipeline.queries} has {n_queries} queries")
+    inputs = replace(inputs, num_batches=inputs.num_batches or n_queries or 0)
+    if inputs.num_batches < 1:
         raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
-    return replace(config, inputs=inputs, load=load)
+    if n_items is None:
+        return config
+    if load.batch_size_distribution != "fixed":
+        raise ConfigError("batch_size_distribution", "is set, but the pipeline states how many items a query has")
+    if inputs.max_mini_batch_size not in (1, n_items):
+        raise ConfigError("max_mini_batch_size", f"is {inputs.max_mini_batch_size}; the pipeline's queries: {n_items}")
+    keep = pipeline.stages[0].keep_items
+    if keep is not None and keep > n_items:
+        raise ConfigError("pipeline", f"{pipeline.name}: stage 0: keep_items is {keep}, but only {n_items} come in")
+    inputs = replace(inputs, max_mini_batch_size=n_items, mini_batch_size=min(inputs.mini_batch_size, n_items))
+    return replace(config, inputs=inputs, load=replace(load, avg_mini_batch_size=float(n_items)))
+
+
+def _stated(pipeline: Pipeline) -> tuple[int | None, int | None]:
+    """Items of the largest query, and queries, as far as the pipeline's files state them."""
+    if not pipeline.queries:
+        return pipeline.n_items, None
+    queries = read_queries(pipeline.queries)
+    largest = int(queries.n_items_Q.max())
+    if pipeline.n_items is not None and pipeline.n_items > largest:
+        raise ConfigError("pipeline", f"{pipeline.name}: items is {pipeline.n_items}; a query has {largest} at most")
+    return pipeline.n_items or largest, len(queries)
 
 
 def pipeline_of(config: RunConfig, n_engines: int) -> Pipeline:
@@ -68,9 +77,6 @@ def pipeline_of(config: RunConfig, n_engines: int) -> Pipeline:
 
 def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
     """Raise ConfigError for what can be known before anything is built; `config` as `with_pipeline` gives it."""
-    largest = max(largest_task(config, pipeline, number) for number in range(len(pipeline.stages)))
-    if largest > MOST_ITEMS and any(stage.keep_items for stage in pipeline.stages):
-        raise ConfigError("pipeline", f"a task of {largest} items is too large to travel; at most {MOST_ITEMS}")
     devices = [pool for pool in pipeline.pools if pool.device != CPU]
     if config.tune.objective == "qps_per_watt" and devices:
         raise ConfigError("objective", f"is qps_per_watt, but the power of pool {devices[0].name!r} is not counted")
@@ -83,17 +89,43 @@ def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
     if config.engines.backend == "simulated":
         pipeline_service(config, pipeline)
         return
-    seen = set()
+    largest = max(largest_task(config, pipeline, number) for number in range(len(pipeline.stages)))
+    if largest > MOST_ITEMS and any(stage.keep_items for stage in pipeline.stages):
+        raise ConfigError("pipeline", f"a task of {largest} items is too large to travel; at most {MOST_ITEMS}")
+    _check_devices(config, pipeline)
+    _check_memory(config, pipeline)
+
+
+def _check_devices(config: RunConfig, pipeline: Pipeline) -> None:
+    for pool in pipeline.pools:
+        if pool.device == "cuda":
+            check_cuda("pipeline", f"pool {pool.name!r} is on cuda")
+        elif pool.device != CPU:
+            try:
+                load_device(accelerator_root(config.engines.accel_root_dir), pool.device)
+            except ConfigError as error:
+                said = str(error).removeprefix("accel_device ")
+                raise ConfigError("pipeline", f"pool {pool.name!r}: device {said}") from error
+
+
+def _check_memory(config: RunConfig, pipeline: Pipeline) -> None:
+    """Inputs by model, tables by model and checkpoint."""
+    seen = list[ModelConfig]()
     for stage in pipeline.stages:
         plan_of(stage.model, ["cuda" if pipeline.pool(stage).device == "cuda" else "cpu"])
-        if stage.model not in seen and not pipeline.queries:
-            source_of(stage.model, config.inputs)
-        seen.add(stage.model)
-    tables = sum(model.table_bytes for model in seen)
-    others = max(seen, key=lambda model: model.table_bytes)
-    check_memory(
-        replace(config, model=others), sum(pool.engines for pool in pipeline.pools), tables - others.table_bytes
-    )
+        if stage.model not in seen:
+            if not pipeline.queries:
+                source_of(stage.model, config.inputs)
+            seen.append(stage.model)
+    tables = sum(model.table_bytes for model, _ in {(stage.model, stage.checkpoint) for stage in pipeline.stages})
+    inputs = sum(replace(config, model=model).input_bytes for model in seen)
+    largest = max(seen, key=lambda model: model.table_bytes)
+    own = replace(config, model=largest)
+    others = tables + inputs - largest.table_bytes - own.input_bytes
+    try:
+        check_memory(own, sum(pool.engines for pool in pipeline.pools), others)
+    except ConfigError as error:
+        raise ConfigError("pipeline", f"{pipeline.name}: {error} (under a stage's settings)") from error
 
 
 def largest_task(config: RunConfig, pipeline: Pipeline, number: int) -> int:

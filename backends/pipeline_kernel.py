@@ -85,6 +85,8 @@ def serve_pipeline(
     schedule: Schedule, stages: Sequence[Stage], engines: Mapping[str, int], service: PipelineService
 ) -> Served:
     """All queries through a pipeline; raises ValueError if a stage's times end before its largest task."""
+    if any(stage.policy.offload_items is not None for stage in stages):
+        raise ValueError("a pipeline's stages are served by their pools; a policy that offloads has no meaning")
     names = [*engines]
     pool_of = np.array([names.index(stage.pool) for stage in stages], np.int64)
     n_items = _items_by_stage(schedule, stages)

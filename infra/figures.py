@@ -145,6 +145,9 @@ def stage_bars(parts: pd.DataFrame, labels: Sequence[str], title: str) -> Figure
     figure = Figure(figsize=(7.5, 1.2 + 0.55 * len(parts)), layout="constrained")
     axes = figure.add_subplot()
     shades = {"queue": "#bbbbbb", "compute": "#1f77b4", "filter": "#d1495b"}
+    if not len(parts):
+        style(axes, "", "", f"{title}: no query was answered")
+        return figure
     names = [f"{row.stage}: {labels[row.stage]}, {row.items:,.0f} items" for row in parts.itertuples()]
     begin = 0.0
     for name, row in zip(names, parts.itertuples(), strict=True):

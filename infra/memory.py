@@ -40,9 +40,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def check_memory(config: RunConfig, n_engines: int, other_tables_bytes: int = 0) -> None:
-    """Raise ConfigError if tables, inputs and engines do not fit; the message suggests a table_scale."""
-    other = config.input_bytes + BASE_BYTES + n_engines * ENGINE_BYTES + other_tables_bytes
+def check_memory(config: RunConfig, n_engines: int, others_bytes: int = 0) -> None:
+    """Raise ConfigError if tables, inputs and engines do not fit; the message suggests a table_scale.
+
+    `others_bytes`: tables and inputs of other models.
+    """
+    other = config.input_bytes + BASE_BYTES + n_engines * ENGINE_BYTES + others_bytes
     needed, free = config.model.table_bytes + other, free_bytes()
     if needed <= free:
         return

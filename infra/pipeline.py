@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from infra.model_config import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "models/configs"
 MODEL_KEYS = [field.name for field in dataclasses.fields(ModelConfig)]
+STAGE_KEYS = ("model", "settings", "checkpoint", "profile", "items", "keep_items", "batch_items", "pool", "engines",
+              "device")  # fmt: skip
 MOST_STAGES = 16
 MOST_ITEMS = 40_000  # of a task that travels with its ids: a message is as large as a socket takes
 
@@ -66,9 +70,8 @@ class Pipeline:
 
     @property
     def is_ranked(self) -> bool:
-        """Whether it is known which items are answered: every stage that chooses does so by scores."""
-        choosing = [stage for stage in self.stages if stage.keep_items is not None]
-        return bool(choosing) and all(self.ranks(stage) for stage in choosing)
+        """Whether it is known which items are answered: every stage chooses, and does so by scores."""
+        return all(self.ranks(stage) for stage in self.stages)
 
     @property
     def labels(self) -> list[str]:
@@ -76,8 +79,17 @@ class Pipeline:
         return [f"{stage.model.name} on {stage.pool}" for stage in self.stages]
 
     def as_json(self) -> dict[str, Any]:
-        """What run.json holds under `pipeline`."""
-        return dataclasses.asdict(self)
+        """What run.json holds under `pipeline`; the fingerprint is that of the stages and of all files they read."""
+        return {**dataclasses.asdict(self), "fingerprint": self.fingerprint()}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; another pipeline, other queries or weights have another one."""
+        paths = ("checkpoint", "profile")
+        stages = [dataclasses.replace(stage, checkpoint="", profile="") for stage in self.stages]
+        digest = hashlib.sha256(repr((stages, self.pools, self.n_items)).encode())
+        for file in [self.queries, *(getattr(stage, name) for stage in self.stages for name in paths)]:
+            digest.update(hashlib.sha256(Path(file).read_bytes() if file else b"").digest())
+        return digest.hexdigest()[:16]
 
 
 def read_pipeline(path: str, n_engines: int) -> Pipeline:
@@ -90,7 +102,7 @@ def read_pipeline(path: str, n_engines: int) -> Pipeline:
         loaded = yaml.safe_load(file.read_text())
     except OSError as error:
         raise _wrong(path, f"cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # a date that is none is a ValueError
         raise _wrong(path, f"not readable as YAML: {' '.join(str(error).split())}") from error
     top = _mapping(path, loaded, ["name", "queries", "items", "pools", "stages"])
     listed = top.get("stages")
@@ -100,7 +112,7 @@ def read_pipeline(path: str, n_engines: int) -> Pipeline:
     stages = []
     for i, own in enumerate(listed):
         where = f"{path}: stage {i}"
-        stage, pool = _stage(where, _mapping(where, own, [f.name for f in dataclasses.fields(_Keys)]), file.parent,
+        stage, pool = _stage(where, _mapping(where, own, STAGE_KEYS), file.parent,
                              pools, n_engines, i)  # fmt: skip
         pools[pool.name] = pool
         stages.append(stage)
@@ -118,22 +130,6 @@ def read_pipeline(path: str, n_engines: int) -> Pipeline:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """What a stage may state."""
-
-    model: str
-    settings: dict[str, Any]
-    checkpoint: str
-    profile: str
-    items: int
-    keep_items: int
-    batch_items: int
-    pool: str
-    engines: int
-    device: str
-
-
 def _stage(
     where: str, own: Mapping[str, Any], folder: Path, pools: Mapping[str, PoolConfig], n_engines: int, number: int
 ) -> tuple[StageConfig, PoolConfig]:
@@ -141,7 +137,7 @@ def _stage(
     named, alone = own.get("pool"), "engines" in own or "device" in own
     if named is not None and alone:
         raise _wrong(where, "names a pool and engines or a device of its own; give one")
-    if named is not None and named not in pools:
+    if named is not None and (not isinstance(named, str) or named not in pools):
         raise _wrong(where, f"pool {named!r} is not under 'pools' ({', '.join(pools) or 'none there'})")
     if named is not None:
         pool = pools[named]
@@ -186,6 +182,8 @@ def _shared_pools(path: str, listed: Any) -> dict[str, PoolConfig]:
     pools = {}
     for name, own in _mapping(path, listed or {}, None).items():
         where = f"{path}: pool {name!r}"
+        if re.fullmatch(rf"{CPU}|{ACCEL}|stage\d+", str(name)):
+            raise _wrong(where, "has a name that is given to others: cpu, accel, stage0, ...; choose another")
         facts = _mapping(where, own or {}, ["engines", "device"])
         pools[str(name)] = PoolConfig(
             str(name), _count(where, "engines", facts.get("engines", 1)) or 1, str(facts.get("device", CPU))
@@ -195,8 +193,6 @@ def _shared_pools(path: str, listed: Any) -> dict[str, PoolConfig]:
 
 
 def _check_pool(where: str, pool: PoolConfig) -> None:
-    if pool.name == ACCEL:
-        raise _wrong(where, "is called 'accel', the name of the pool that --model_accel adds; choose another")
     if pool.device == "cuda" and pool.engines != 1:
         raise _wrong(where, f"engines is {pool.engines}; a CUDA device has one")
 
@@ -231,14 +227,9 @@ def _mapping(where: str, value: Any, known: Sequence[str] | None) -> dict[str, A
         raise _wrong(where, f"is {value!r}; expected keys with values")
     for key in value:
         if known is not None and key not in known:
-            raise _wrong(
-                where, unknown(str(key), known) + ("" if _like(key, known) else f"; known: {', '.join(known)}")
-            )
+            guess = unknown(str(key), known)
+            raise _wrong(where, guess if "did you mean" in guess else f"{guess}; known: {', '.join(known)}")
     return value
-
-
-def _like(key: Any, known: Sequence[str]) -> bool:
-    return "did you mean" in unknown(str(key), known)
 
 
 def _beside(where: str, folder: Path, name: str) -> Path:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -78,7 +79,8 @@ class Queries:
             by_query["ndcg_released"].append(ndcg_released(gains, k))
             by_query["hit_rate"].append(hit_rate_at_k(gains, k))
             by_query["mrr"].append(reciprocal_rank(gains[:k]))
-        return {name: mean_with_interval(values) for name, values in by_query.items()}
+        found = {name: mean_with_interval(values) for name, values in by_query.items()}
+        return {name: Estimate(own.value, max(own.low, 0.0), min(own.high, 1.0)) for name, own in found.items()}
 
 
 @lru_cache(maxsize=2)
@@ -87,16 +89,23 @@ def read_queries(path: str) -> Queries:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in _SHAPES}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise _wrong(
             path, f"expected an .npz file with {', '.join(_SHAPES)}: {' '.join(str(error).split())}"
         ) from error
     for name, n_axes in _SHAPES.items():
         if arrays[name].ndim != n_axes:
             raise _wrong(path, f"{name} has {arrays[name].ndim} axes; expected {n_axes}")
+        kind, expected = arrays[name].dtype.kind, "iu" if name in ("ids", "n_items") else "iufb"
+        if kind not in expected:
+            raise _wrong(
+                path, f"{name} is {arrays[name].dtype}; expected {'whole ' if len(expected) == 2 else ''}numbers"
+            )
     ids, dense, labels, n_items = (arrays[name] for name in _SHAPES)
     if not len(ids):
         raise _wrong(path, "has no query")
+    if ids.max() > np.iinfo(np.int32).max:
+        raise _wrong(path, f"an id is {ids.max()}; ids are int32")
     if ids.min() < 0 or not np.isfinite(dense).all() or not np.isin(labels, (0, 1)).all():
         raise _wrong(path, "an id is negative, a dense feature is no finite number, or a label is neither 0 nor 1")
     kinds = (np.int32, np.float32, np.uint8, np.int32)

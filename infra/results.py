@@ -78,14 +78,19 @@ def resumed(results_dir: str, run_id: str) -> SavedRun:
     return read(folder)
 
 
-def exhaustive_rates(config: RunConfig) -> dict[str, float]:
-    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings; {} if none."""
+def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[str, float]:
+    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings; {} if none.
+
+    `fingerprint` of the pipeline: its file may have changed.
+    """
     free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
     mine = {name: value for name, value in to_settings(config).items() if name not in free}
     rates: dict[str, float] = {}
     for run in find(Path(config.output.results_dir)):
         saved = run.document["config"]
         if saved.get("scheduler") != "exhaustive" or any(saved.get(name) != mine[name] for name in mine):
+            continue
+        if (run.document.get("pipeline") or {}).get("fingerprint") != fingerprint:
             continue
         rates = {line["name"]: line["rate_qps"] for line in run.document.get("tuning", [])} or rates
     return rates

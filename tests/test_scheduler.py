@@ -3,6 +3,7 @@
 import math
 from collections import deque
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -290,3 +291,26 @@ def test_the_released_climb_goes_on_over_equal_configurations_and_keeps_the_earl
 
 def test_offload_thresholds_are_added_to_the_policy():
     assert with_offload(Policy(64), [128, 256]) == [Policy(64, 128), Policy(64, 256)]
+
+
+def test_a_failure_of_a_stage_that_is_over_counts_for_nothing():
+    stages = [Stage(Policy(10), keep_items=5), Stage(Policy(10))]
+    dispatcher = Dispatcher(stages)
+    (first,) = dispatcher.on_query(Query(0, 0, 10, 0))
+    assert dispatcher.on_failed(TaskFailed(first.task, 0, "died")) == [first]
+    (second,) = dispatcher.on_done(TaskDone(first.task, 0, 1, 2))
+    assert dispatcher.on_failed(TaskFailed(first.task, 0, "died, said late")) == []
+    assert dispatcher.on_failed(TaskFailed(second.task, 0, "died")) == [second]  # the first of this stage
+    assert dispatcher.on_done(TaskDone(second.task, 0, 3, 4)) == [Answer(Query(0, 0, 10, 0), 4)]
+
+
+def test_without_scores_the_first_of_a_ranked_list_go_on():
+    stages = [Stage(Policy(10), keep_items=4), Stage(Policy(10), keep_items=2), Stage(Policy(10))]
+    dispatcher = Dispatcher(stages)
+    (first,) = dispatcher.on_query(Query(0, 0, 5, 0))
+    scores = np.array([1, 5, 3, 4, 2], np.float32).tobytes()
+    (second,) = dispatcher.on_done(TaskDone(first.task, 0, 0, 1, scores))
+    assert np.frombuffer(second.task.items, np.int32).tolist() == [1, 3, 2, 4]
+    (third,) = dispatcher.on_done(TaskDone(second.task, 0, 1, 2))
+    assert np.frombuffer(third.task.items, np.int32).tolist() == [1, 3]
+    assert dispatcher.on_done(TaskDone(third.task, 0, 2, 3)) == [Answer(Query(0, 0, 5, 0), 3)]  # unranked: no list

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -96,10 +99,16 @@ def search(
     world: World, todo: Sequence[Design], args: argparse.Namespace, file: Path, progress: Progress
 ) -> pd.DataFrame:
     """Rows of all designs; what the file has of the same settings is not computed again."""
-    settings = {"data": args.data, "sla_ms": args.sla_ms, "rate_qps": args.rate_qps, "cores": world.n_cores,
+    data = world.scored.data
+    settings = {"data": args.data,
+                "rankers": {name: _digest(own.weights.values()) for name, own in data.rankers.items()},
+                "queries": _digest([data.queries.ids_QNT, data.queries.dense_QNF, data.queries.labels_QN]),
+                 "sla_ms": args.sla_ms, "rate_qps": args.rate_qps, "cores": world.n_cores,
                 "profiles": {name: dict(p.provenance) for name, p in world.cpu.items()}}  # fmt: skip
     known = _done_before(file, settings)
-    file.write_text("".join(json.dumps(line) + "\n" for line in (settings, *known.values())))
+    whole = file.with_suffix(".new")  # a kill while it is written loses nothing
+    whole.write_text("".join(json.dumps(line) + "\n" for line in (settings, *known.values())))
+    whole.rename(file)
     with progress.step(f"{len(todo)} designs") as on_fraction:
         for i, design in enumerate(todo):
             if design.key() not in known:
@@ -108,6 +117,13 @@ def search(
                     out.write(json.dumps(known[design.key()]) + "\n")
             on_fraction((i + 1) / len(todo), design.chain.label)
     return pd.DataFrame([known[design.key()] for design in todo])
+
+
+def _digest(arrays: Iterable[npt.NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _done_before(file: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -204,6 +220,8 @@ def main(argv: Sequence[str]) -> int:
             out.print(frame(f"Highest rate under p95 <= {args.sla_ms:g} ms with NDCG >= {floor:.4f}", best))
             if args.confirm:
                 chosen = rows[(rows["kind"] == "CPU") & (rows["ndcg"] >= floor) & ~rows["mapping"].str.contains(r"\d")]
+                if not chosen["max_qps"].gt(0).any():
+                    raise ValueError(f"no pipeline on cores has p95 <= {args.sla_ms:g} ms and NDCG >= {floor:.4f}")
                 winner = chosen.loc[chosen["max_qps"].idxmax()]
                 design = next(own for own in todo if own.key() == winner["key"])
                 table = confirm(world, design, args.confirm, args.sla_ms, progress)

@@ -18,7 +18,7 @@ from accelerator.service import ServiceTable, table_of_law
 from accelInferenceEngine import CudaStagesFactory
 from backends.engine_process import PoolSpec
 from backends.opening import open_session
-from backends.pipeline import check_pipeline, pipeline_of, stages_of, with_pipeline
+from backends.pipeline import check_pipeline, largest_task, pipeline_of, stages_of, with_pipeline
 from backends.process import ProcessSession
 from backends.simulated import SimulatedSession
 from inferenceEngine import CpuEngine, prepare_stages
@@ -60,10 +60,15 @@ def folder(tmp_path):
 def settings(folder, document, *words):
     file = folder / "pipeline.yaml"
     file.write_text(yaml.safe_dump(document))
+    sizes = [
+        "--max_mini_batch_size", str(ITEMS), "--batch_size_distribution", "normal", "--avg_mini_batch_size", "40",
+        "--var_mini_batch_size", "15",
+    ]  # fmt: skip
+    if "queries" in document or "items" in document:
+        sizes = ["--max_mini_batch_size", str(ITEMS)]
     config = parse([
         "--queue", "--pipeline", str(file), "--num_batches", "6", "--nepochs", "10", "--sub_task_batch_size", "16",
-        "--arrival_qps", "300", "--max_mini_batch_size", str(ITEMS), "--batch_size_distribution", "normal",
-        "--avg_mini_batch_size", "40", "--var_mini_batch_size", "15", *words,
+        "--arrival_qps", "300", *sizes, *words,
     ])  # fmt: skip
     return with_pipeline(config, pipeline_of(config, 1))
 
@@ -152,6 +157,33 @@ def test_a_filter_that_keeps_all_is_no_filter(folder):
     assert ranked(8) != ranked(None)
 
 
+def test_a_device_without_scores_hands_on_as_many_and_answers_no_list(folder):
+    modelled = {"model": "ncf", "settings": {"table_scale": 0.001}, "device": "nvidia_t4"}
+    stages = [{"model": "small.json", "keep_items": 20}, {**modelled, "keep_items": 6}]
+    rows = run(settings(folder, {"stages": stages}), load(30))
+    assert rows.tasks["n_items"][rows.tasks["stage"] == 1].max() <= 20
+    assert rows.queries["done_ns"].notna().all()
+    assert not rows.answers
+    pipeline = pipeline_of(settings(folder, {"stages": stages}), 1)
+    assert not pipeline.is_ranked
+
+
+def test_generated_inputs_are_gathered_by_item_whatever_the_bags(folder):
+    for name in ("small.json", "one_small.json"):
+        config = settings(folder, {"stages": [{"model": name, "keep_items": 3}]})
+        own = prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))[0]
+        with torch.inference_mode():
+            whole = own.model(own.inputs.batch(1, 0, ITEMS)).reshape(-1)
+            chosen = np.array([41, 3, 3, 0, 59], np.int32)
+            assert torch.allclose(own.model(own.inputs.gather(1, chosen)).reshape(-1), whole[chosen], atol=1e-6)
+
+
+def test_later_stages_are_told_of_no_larger_tasks_than_can_come(folder):
+    config = settings(folder, THREE, "--sub_task_batch_size", "50")
+    pipeline = pipeline_of(config, 1)
+    assert [largest_task(config, pipeline, i) for i in range(3)] == [50, 7, 10]
+
+
 PLAIN = ["query_id", "stage", "part", "pool", "n_items"]
 
 
@@ -219,6 +251,21 @@ def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
         ({"stages": [{"model": "one_small.json"}], "queries": "queries.npz"}, ["--num_batches", "7"], "has 6 queries"),
         ({"stages": [{"model": "one_small.json"}], "queries": "queries.npz", "items": 70}, [], "60 at most"),
         ({"stages": [{"model": "small.json"}]}, ["--num_batches", "0"], "num_batches is 0"),
+        ({"stages": [{"model": "one_small.json", "keep_items": 61}], "queries": "queries.npz"}, [], "only 60 come in"),
+        ({"stages": [{"model": "small.json"}], "items": 40}, [], "max_mini_batch_size is 60"),
+        (
+            {"stages": [{"model": "small.json"}], "items": 60},
+            ["--batch_size_distribution", "mlperf"],
+            "distribution",
+        ),
+        ({"stages": [{"model": "small.json"}]}, ["--table_scale", "0.1"], "table_scale is of no stage"),
+        ({"stages": [{"model": "rm1", "device": "abacus"}]}, [], "pool 'stage0': device is 'abacus'"),
+        ({"stages": [{"model": "small.json", "device": "cuda", "keep_items": 2}]}, [], "no CUDA device here"),
+        (
+            {"stages": [{"model": "small.json", "batch_items": 50_000, "keep_items": 2}], "items": 50_000},
+            ["--max_mini_batch_size", "50000"],
+            "too large to travel",
+        ),
         ({"stages": [{"model": "small.json", "batch_items": 3}]}, ["--tune_batch_qps"], "nothing to tune"),
         ({"stages": [{"model": "small.json"}]}, ["--backend", "simulated"], "small.csv"),
         ({"stages": [{"model": "rm1", "device": "abacus"}]}, ["--backend", "simulated"], "abacus"),

@@ -18,7 +18,7 @@ MAX_ITEMS = 40
 
 
 def table(rng, levels, law, overhead, stolen_ns):
-    base = np.cumsum(rng.integers(1, 3000, MAX_ITEMS + 1)) + 1000
+    base = np.cumsum(rng.integers(1, 3000, MAX_ITEMS + 1)) + 1000 if law != "none" else np.full(MAX_ITEMS + 1, 1000)
     ns = np.array([base * (1 + 0.4 * level) for level in range(levels)]).astype(np.int64)
     row = np.zeros(MAX_ITEMS + 1, np.int64) if law != "none" else None
     factors = law_factors(law, 0.7)[:, :999] if law != "none" else np.ones((0, 1))
@@ -41,6 +41,8 @@ def cases(draw):
     filters = draw(st.sampled_from([(0, 0.0), (2500, 0.0), (700, 31.5)]))
     n = draw(st.integers(1, 40))
     gaps = rng.integers(0, draw(st.sampled_from([2, 4000, 60_000])), n)  # bursts, and at leisure
+    if draw(st.booleans()):
+        gaps = gaps // 1000 * 1000  # arrivals at the very moment of an end
     schedule = Schedule(np.cumsum(gaps), rng.integers(1, MAX_ITEMS + 1, n).astype(np.int32), np.zeros(n, np.int32), 2)
     return schedule, stages, pools, PipelineService(tuple(tables), cores, *filters)
 

@@ -18,6 +18,7 @@ from experiments.recpipe.quality import Chain, Scored, quality_of
 from experiments.recpipe.queries import RankedData, Ranker
 from infra.messages import CPU
 from infra.progress import Progress
+from infra.ranking import paired
 from infra.rows import TASK_COLUMNS, Rows
 from infra.stage_rows import answers_by_input
 
@@ -69,6 +70,32 @@ def test_fewer_items_cost_less_and_find_less(world):
 def test_what_is_beyond_the_capacity_is_not_carried(world):
     assert world.run(ONE, 10.0).carried
     assert not world.run(ONE, 5000.0).carried
+    capacity = 1 / (4 * world.cpu["large"].ms(10) / 1e3) * 8  # four tasks of 10 items, 8 cores
+    assert world.run(ONE, 0.9 * capacity).carried
+    assert not world.run(ONE, 1.03 * capacity).carried
+
+
+def test_the_warm_up_is_not_counted(world):
+    """The first tenth of the queries as one burst: what they wait is nobody's p95."""
+    unit_s = world.unit_s.copy()
+    few = replace(world, n_queries=400, _tables={})
+    unit_s[:40] = unit_s[40] - 1.0
+    few.__dict__["unit_s"] = unit_s
+    assert few.run(ONE, 10.0, 0.0).p95_ms < 2 * world.run(ONE, 10.0, 0.0).p95_ms
+
+
+def test_a_design_gives_the_same_whoever_ran_before(world):
+    fresh = replace(world, _tables={})
+    first = fresh.run(TWO, 30.0)
+    assert replace(world, _tables={}).run(Design(Chain(("medium", "small"), (8, K)), (CPU, CPU), 10), 30.0)
+    other = replace(world, _tables={})
+    other.run(Design(Chain(("large", "small"), (8, K)), (CPU, CPU), 10), 30.0)  # the same rankers at other stages
+    assert other.run(TWO, 30.0) == first
+
+
+def test_only_the_hosts_filter_takes_the_hosts_time(world):
+    assert world.built(TWO)[2].filter_ns > 0
+    assert world.built(Design(TWO.chain, (ARRAYS, ARRAYS), sub_arrays=(16, 4)))[2].filter_ns == 0
 
 
 def test_power_is_that_of_the_devices_used(world):
@@ -122,6 +149,9 @@ def test_the_best_by_kind_have_the_quality_and_the_front_is_not_beaten(world, tm
     for line in best.itertuples():
         same = rows[(rows["kind"] == line.kind) & (rows["stages"] == line.stages) & (rows["ndcg"] >= floor)]
         assert line.max_qps == same["max_qps"].max()
+    hopeless = rows.iloc[[0]].assign(ndcg=1.0, carried=False)
+    never = rows.iloc[[0]].assign(ndcg=1.0, max_qps=0.0, p95_ms=0.0)
+    assert (search.front(pd.concat([rows, hopeless, never]))["ndcg"] < 1).all()
     front = search.front(rows)
     assert front["max_qps"].max() == rows["max_qps"].max()
     search.draw(rows, floor, 50.0, 20.0)
@@ -180,14 +210,19 @@ def test_a_world_is_calibrated_by_what_engines_show(world):
 
 
 def test_several_stages_that_are_worse_are_no_option(world):
-    for own in real.as_good(world):
-        assert len(own.rankers) > 1
+    alone = quality_of(Chain(("large",), (K,)), world.scored)["ndcg"]
+    options = real.as_good(world)
+    for own in real.chains([20], K):
+        surely = paired(quality_of(own, world.scored)["ndcg"], alone).difference.low >= -0.05 * alone.mean()
+        assert (own in options) == (surely and len(own.rankers) > 1)
     with pytest.raises(ValueError, match="no chain of several stages"):
         real.cheapest(world, [], 50.0)
 
 
 def test_both_sides_are_run_in_turn_at_the_same_rates(world):
-    quick = replace(world, cpu={name: Profile({1: 0.1, 40: 0.2 + cost}) for name, cost in (
+    same = {name: Ranker(DLRM, drawn_weights(DLRM, 1)) for name in ("small", "medium", "large")}
+    scored = Scored.of(replace(world.scored.data, rankers=same))  # equal quality
+    quick = replace(world, scored=scored, _quality={}, cpu={name: Profile({1: 0.1, 40: 0.2 + cost}) for name, cost in (
         ("small", 0), ("medium", 0.2), ("large", 0.8))}, n_queries=100, _tables={})  # fmt: skip
     found = real.compare(quick, 1, 1, 12.0, Progress("none"), 0.3, 60)
     rows = found["real"]

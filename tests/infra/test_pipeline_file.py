@@ -61,6 +61,7 @@ def test_it_is_ranked_only_if_every_stage_that_chooses_has_scores(write):
     assert read_pipeline(write(real), 1).is_ranked
     assert not read_pipeline(write(modelled), 1).is_ranked
     assert not read_pipeline(write(stages({})), 1).is_ranked  # nobody chooses
+    assert not read_pipeline(write(stages({"keep_items": 5}, {})), 1).is_ranked  # the answer is not chosen
 
 
 BAD = {
@@ -81,7 +82,11 @@ BAD = {
     "unknown pool": (stages({"pool": "b"}, pools={"a": {}}), "pool 'b' is not under 'pools' (a)"),
     "pool and engines": (stages({"pool": "a", "engines": 1}, pools={"a": {}}), "give one"),
     "unused pool": (stages({}, pools={"a": {}}), "pool 'a' serves no stage"),
-    "reserved pool": (stages({"pool": "accel"}, pools={"accel": {}}), "called 'accel'"),
+    "reserved pool": (stages({"pool": "accel"}, pools={"accel": {}}), "a name that is given to others"),
+    "the shared cores' pool": (stages({"pool": "cpu"}, pools={"cpu": {}}), "a name that is given to others"),
+    "a stage's own pool": (stages({"pool": "stage1"}, pools={"stage1": {}}), "a name that is given to others"),
+    "a list of pools": (stages({"pool": ["a"]}, pools={"a": {}}), "pool ['a'] is not under 'pools'"),
+    "a date that is none": ("a: 2020-13-45", "not readable as YAML"),
     "two engines on cuda": (stages({"engines": 2, "device": "cuda"}), "a CUDA device has one"),
     "missing checkpoint": (stages({"checkpoint": "none.npz"}), "stage 0: checkpoint:"),
     "missing queries": (stages({}, queries="none.npz"), "queries:"),
@@ -135,6 +140,9 @@ def test_queries_give_the_quality_of_lists(tmp_path):
         ({"n_items": np.array([3, 4], np.int32)}, "queries have 3 to 4 items of 3"),
         ({"n_items": np.array([3], np.int32)}, "do not belong to the same queries"),
         ({"ids": np.full((2, 3, 4), -1, np.int32)}, "an id is negative"),
+        ({"ids": np.full((2, 3, 4), 2**32 + 1)}, "an id is 4294967297"),
+        ({"ids": np.full((2, 3, 4), 0.7)}, "ids is float64; expected whole numbers"),
+        ({"labels": np.full((2, 3), "no")}, "expected numbers"),
         ({"dense": np.zeros((2, 3), np.float32)}, "dense has 2 axes; expected 3"),
     ],
 )
@@ -145,7 +153,24 @@ def test_bad_queries_are_told_in_one_line(tmp_path, changed, expected):
         read_queries(str(file))
 
 
-def test_what_is_no_archive_is_told(tmp_path):
-    (tmp_path / "q.npz").write_text("no archive")
+@pytest.mark.parametrize("content", [b"no archive", b""])
+def test_what_is_no_archive_is_told(tmp_path, content):
+    (tmp_path / "q.npz").write_bytes(content)
     with pytest.raises(ConfigError, match="expected an"):
         read_queries(str(tmp_path / "q.npz"))
+
+
+def test_one_array_is_no_archive(tmp_path):
+    np.save(tmp_path / "q.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match="expected an"):
+        read_queries(str(tmp_path / "q.npy"))
+
+
+def test_another_pipeline_or_another_file_of_it_has_another_fingerprint(write, tmp_path):
+    np.savez(tmp_path / "q.npz", **arrays())
+    document = stages({"keep_items": 2}, queries="q.npz")
+    known = read_pipeline(write(document), 1).fingerprint()
+    assert read_pipeline(write(document), 1).fingerprint() == known
+    assert read_pipeline(write(stages({"keep_items": 1}, queries="q.npz")), 1).fingerprint() != known
+    np.savez(tmp_path / "q.npz", **arrays(n_items=np.array([3, 3], np.int32)))
+    assert read_pipeline(write(document), 1).fingerprint() != known

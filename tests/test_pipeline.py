@@ -104,9 +104,23 @@ def test_tuning_finds_the_rate_and_the_batch_of_a_pipeline(folder, words):
 )
 def test_a_bad_pipeline_is_one_line_and_exit_code_2(folder, first, expected):
     write(folder, first, {"keep_items": 6})
-    done = run_script("DeepRecSys.py", *WORDS, "--table_scale", "0.01", cwd=folder)
+    done = run_script("DeepRecSys.py", *WORDS, cwd=folder)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("DeepRecSys.py: --pipeline ")
     assert expected in done.stderr
     assert not (folder / "results").exists() or not any((folder / "results").iterdir())
+
+
+def test_a_search_does_not_go_on_over_another_pipeline(folder):
+    words = [*WORDS, *VIRTUAL, "--tune_batch_qps", "--scheduler", "static", "--rate_width", "0.5"]
+    done = run_script("DeepRecSys.py", *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (saved,) = results.find(folder / "results")
+    again = run_script("DeepRecSys.py", "--resume", saved.folder.name, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    write(folder, {"keep_items": 90}, {"keep_items": 6})
+    other = run_script("DeepRecSys.py", "--resume", saved.folder.name, cwd=folder)
+    assert other.returncode == 2
+    assert "a search over another pipeline" in other.stderr
+    assert other.stderr.count("\n") == 1

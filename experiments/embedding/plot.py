@@ -54,7 +54,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     n_columns = min(len(models), 5)
     n_rows = -(-len(models) // n_columns)
     figure = Figure(figsize=(3.0 * n_columns, 2.9 * n_rows + 1.0), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
     lines = {}
     for place, (own_axes, model) in enumerate(zip(axes.flat, models, strict=False)):
         for rival, own in found[found["model"] == model].groupby("rival", sort=False):

@@ -47,7 +47,7 @@ from loadGenerator import CommonLoad, Schedule
 from scheduler import Policy, Stage
 
 HERE = Path(__file__).resolve().parent
-RUN_S, PROBE_QUERIES = 8.0, 3000
+RUN_S, PROBE_QUERIES = 8.0, 400
 MARGINS = {"movielens": 0.05, "clicks": 0.01, "criteo": 0.01}  # of the large ranker's NDCG
 LOADS = (0.3, 0.6, 0.8)  # of what one stage carries
 BATCHES = (256, 1024, 4096)

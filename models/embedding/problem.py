@@ -21,6 +21,7 @@ from models.embedding.spec import Layout, model_specs
 
 _MOST_BATCHES, _MOST_IDS = 64, 8_000_000  # of one size, kept in memory
 _ORACLE_ITEMS = 8
+_MOST_INPUTS, _COLD_BYTES, _MOST_COLD = 256, 256 << 20, 16_384  # rows of a round of batches: more than caches hold
 _LEVELS = 15  # weights are the whole numbers -7 to 7, so float32 sums of them are exact in any order
 _LARGEST = 7.0
 
@@ -87,7 +88,8 @@ def of_model(config: ModelConfig, sizes: Sequence[int], seed: int, device: str =
 
     check_room(layout)
     per_item = len(config.table_rows) * config.num_indices_per_lookup
-    n_inputs = int(min(max(_MOST_IDS // (largest * per_item), 2), 16))
+    n_inputs = int(min(max(_MOST_IDS // (largest * per_item), 2), _MOST_INPUTS))
+    item_bytes = 4 * per_item * config.arch_sparse_feature_size
     pool = InputPool(config, n_inputs, largest, seed)
     n_tables = len(layout.specs)
 
@@ -98,7 +100,8 @@ def of_model(config: ModelConfig, sizes: Sequence[int], seed: int, device: str =
     batches = {}
     for n_items in sizes:
         places = [(i, first) for first in range(0, largest - n_items + 1, n_items) for i in range(n_inputs)]
-        batches[n_items] = tuple(bags(i, first, n_items) for i, first in places[:_MOST_BATCHES])
+        enough = min(max(_COLD_BYTES // (item_bytes * n_items), _MOST_BATCHES), _MOST_COLD)
+        batches[n_items] = tuple(bags(i, first, n_items) for i, first in places[:enough])
     return _problem(layout, batches, [bags(0, 0, min(_ORACLE_ITEMS, largest))], device)
 
 

@@ -154,9 +154,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--cores", type=int, default=32)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
-    for name in ("rate_qps", "floor", "cores"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name):g}; expected more than 0")
+    rankers.check_positive(parser, args, "rate_qps", "floor", "cores")
     args.out.mkdir(parents=True, exist_ok=True)
     try:
         scored = Scored.of(rankers.load(args))

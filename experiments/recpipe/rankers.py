@@ -132,6 +132,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_cache_flags(parser)
 
 
+def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
+    """End with one line and exit code 2 if a flag is not above 0."""
+    for name in names:
+        if getattr(args, name) <= 0:
+            parser.error(f"--{name} is {getattr(args, name):g}; expected more than 0")
+
+
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

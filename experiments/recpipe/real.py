@@ -234,9 +234,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sla_ms", type=float, default=150.0)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
-    for name in ("engines", "rounds", "sla_ms"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name):g}; expected more than 0")
+    rankers.check_positive(parser, args, "engines", "rounds", "sla_ms")
     args.out.mkdir(parents=True, exist_ok=True)
     out = console()
     try:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # RecPipe: quality against computing with trained rankers (clicks, MovieLens), the accelerator's model, and it at a quality;
 # pipelines by tail latency in virtual time, on this machine's engines, and searched.
-#   experiments/recpipe/run_RecPipe.sh [--quick]      some 40 minutes, most of it the search; --quick: some 12
+#   experiments/recpipe/run_RecPipe.sh [--quick]      estimated at 40 minutes, most of it the search; --quick: 12
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../build/env.sh"

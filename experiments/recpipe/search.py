@@ -194,9 +194,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--confirm", type=int, default=2, help="engines on this machine to confirm with; 0: none")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
-    for name in ("sla_ms", "rate_qps", "floor"):
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name):g}; expected more than 0")
+    rankers.check_positive(parser, args, "sla_ms", "rate_qps", "floor")
     if args.cores < 4:
         parser.error(f"--cores is {args.cores}; expected at least 4, a quarter for each stage")
     args.out.mkdir(parents=True, exist_ok=True)

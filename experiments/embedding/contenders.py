@@ -19,6 +19,7 @@ from models.embedding.search import Groups
 from models.embedding.spec import Layout, TableSpec
 
 Call = Callable[[int], object]  # number of a batch -> whatever
+_MOST_CUT = 100_000  # tables of batches cut in advance: objects of Python
 
 
 def table_of(problem: Problem, t: int) -> Tensor:
@@ -80,12 +81,14 @@ def by_table(bags: Bags) -> list[tuple[Tensor, Tensor]]:
 
 
 def per_table(problem: Problem, n_items: int, *, compiled: bool = False) -> Call:
-    """One call a table; ids are cut by table before the clock runs."""
+    """One call a table; ids are cut by table before the clock runs. Compiled: for this size if bags are fixed."""
     module: Any = PerTable(problem)
     if compiled:
         torch._dynamo.reset()  # noqa: SLF001
-        module = torch.compile(module, dynamic=False)
-    inputs = [by_table(feature_major(problem, bags)) for bags in problem.batches[n_items]]
+        jagged = any(spec.bag_ids is None for spec in problem.layout.specs)
+        module = torch.compile(module, dynamic=jagged)
+    most = max(_MOST_CUT // len(problem.layout.specs), 64)
+    inputs = [by_table(feature_major(problem, bags)) for bags in problem.batches[n_items][:most]]
     return lambda i: module(inputs[i % len(inputs)])
 
 

@@ -40,6 +40,7 @@ from models.embedding.tuner import configs
 HERE = Path(__file__).resolve().parent
 MODELS = ("A", "B", "C", "D", "E", *configs())
 TUNED, ALSO = (1, 8, 64, 512), (1024,)
+COMPILED_TABLES = 64  # torch.compile takes minutes for hundreds
 ROUNDS, ROUND_S, MOST_CALLS = 9, 0.05, 48
 SEED_TUNE, SEED_MEASURE = 1, 2
 
@@ -132,7 +133,8 @@ def rows_of(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> lis
     rows: list[dict[str, object]] = []
     for place, n_items in enumerate(sizes):
         on_fraction(0.6 + 0.4 * place / len(sizes), f"{name}: batch {n_items}")
-        calls = calls_of(problem, own, plan, n_items, compiled=args.compile)
+        compiled = args.compile or len(problem.layout.specs) <= COMPILED_TABLES
+        calls = calls_of(problem, own, plan, n_items, compiled=compiled)
         for contender, times in measure(calls, args.rounds).items():
             rows += [{"model": name, "batch": n_items, "contender": contender, "round": k, "ms": ms}
                      for k, ms in enumerate(times)]  # fmt: skip
@@ -146,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tables_frac", type=float, default=0.5, help="of the tables of A to E")
     parser.add_argument("--budget_s", type=float, default=60.0, help="of tuning a model")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes for hundreds of tables")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for hundreds of tables too: minutes")
     parser.add_argument("--quick", action="store_true", help="B with a twentieth of its tables and ncf, short")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)

@@ -19,7 +19,7 @@ from models.embedding.memory import allocate
 from models.embedding.recorded import Jagged, Recorded, joined
 from models.embedding.spec import Layout, model_specs
 
-_MOST_BATCHES, _MOST_IDS = 64, 8_000_000  # of one size, kept in memory
+_LEAST_BATCHES, _MOST_IDS = 64, 8_000_000  # of one size, kept in memory
 _ORACLE_ITEMS = 8
 _MOST_INPUTS, _COLD_BYTES, _MOST_COLD = 256, 256 << 20, 16_384  # rows of a round of batches: more than caches hold
 _LEVELS = 15  # weights are the whole numbers -7 to 7, so float32 sums of them are exact in any order
@@ -100,19 +100,25 @@ def of_model(config: ModelConfig, sizes: Sequence[int], seed: int, device: str =
     batches = {}
     for n_items in sizes:
         places = [(i, first) for first in range(0, largest - n_items + 1, n_items) for i in range(n_inputs)]
-        enough = min(max(_COLD_BYTES // (item_bytes * n_items), _MOST_BATCHES), _MOST_COLD)
-        batches[n_items] = tuple(bags(i, first, n_items) for i, first in places[:enough])
+        batches[n_items] = tuple(bags(i, first, n_items) for i, first in places[: enough(item_bytes, n_items)])
     return _problem(layout, batches, [bags(0, 0, min(_ORACLE_ITEMS, largest))], device)
+
+
+def enough(item_bytes: float, n_items: int) -> int:
+    """So many batches of n_items read more rows than caches hold; `item_bytes`: of the rows that an item reads."""
+    return int(min(max(_COLD_BYTES / (item_bytes * n_items), _LEAST_BATCHES), _MOST_COLD))
 
 
 def of_recorded(recorded: Recorded, sizes: Sequence[int], device: str = "cpu") -> Problem:
     """Tables and samples of a folder, cut into batches of these sizes; raises ValueError if there are too few."""
     layout = Layout.apart(recorded.specs)
     check_room(layout)
-    n_tables = len(layout.specs)
+    n_tables, first = len(layout.specs), recorded.batches[0]
+    read = sum(first.lengths_of(t).sum() * spec.dim * 4 for t, spec in enumerate(layout.specs))
     batches = {}
     for n_items in sizes:
-        parts = tuple(_bags(part, n_tables, device) for part in recut(recorded.batches, n_tables, n_items))
+        most = enough(max(read / max(first.n_items, 1), 1.0), n_items)
+        parts = tuple(_bags(part, n_tables, device) for part in recut(recorded.batches, n_tables, n_items, most))
         if not parts:
             raise ValueError(f"the folder's samples do not make one batch of {n_items}; leave that size out")
         batches[n_items] = parts
@@ -125,8 +131,8 @@ def _bags(part: Jagged, n_tables: int, device: str) -> Bags:
     return Bags(torch.from_numpy(part.ids_L).to(device), offsets.to(device), n_tables)
 
 
-def recut(batches: Sequence[Jagged], n_tables: int, n_items: int, most: int = _MOST_BATCHES) -> list[Jagged]:
-    """All samples in their order in batches of n_items; the rest is dropped, and what memory has no room for."""
+def recut(batches: Sequence[Jagged], n_tables: int, n_items: int, most: int = _LEAST_BATCHES) -> list[Jagged]:
+    """Samples in their order in at most so many batches of n_items; the rest is dropped, and what has no room."""
     parts: list[Jagged] = []
     held: list[tuple[Jagged, int, int]] = []
     missing, n_ids = n_items, 0

@@ -1,6 +1,6 @@
 """The two stages: each cluster of like tables by itself under contention, then the whole; on any device.
 
-What is faster by less than TRUSTED counts as equal, and then the plan with fewer schedules stays.
+What is faster by less than TRUSTED, or not in three rounds of four, counts as equal: then the simpler plan stays.
 """
 
 # B items, T tables, C columns = sum of D
@@ -67,6 +67,12 @@ def paired(times: FloatArray, one: int, other: int) -> tuple[float, float, float
     """Time of `one` over `other`: median of the rounds and its quartiles."""
     ratios = times[one] / times[other]
     return float(np.median(ratios)), float(np.quantile(ratios, 0.25)), float(np.quantile(ratios, 0.75))
+
+
+def clearly_faster(times: FloatArray, slow: int, fast: int) -> bool:
+    """Whether `fast` gains at least TRUSTED in the median and anything at all in three rounds of four."""
+    ratio, low, _ = paired(times, slow, fast)
+    return ratio >= 1 + TRUSTED and low > 1
 
 
 def merged(parts: Sequence[tuple[Choice, Sequence[int]]]) -> Groups:
@@ -170,7 +176,7 @@ class Search:
         times = self.backend.seconds([self._call(own, settings, n_items) for own in final], 2 * _ROUNDS)
         best = 0
         for k in (1, 2):  # from the simplest on: the next one has to be clearly faster
-            if final[k] != final[best] and paired(times, best, k)[0] >= 1 + TRUSTED:
+            if final[k] != final[best] and clearly_faster(times, best, k):
                 best = k
         groups, (gain, low, high) = final[best], paired(times, 0, best)
         own_s = float(typical(times)[best])
@@ -221,8 +227,8 @@ class Search:
                 with self.backend.contended(own.settings):
                     calls = [self._call(kept.groups, kept.settings, own.n_items),
                              self._call(own.groups, own.settings, own.n_items)]  # fmt: skip
-                    gain = paired(self.backend.seconds(calls, _ROUNDS), 0, 1)[0]
-                if gain >= 1 + TRUSTED:
+                    pays = clearly_faster(self.backend.seconds(calls, 2 * _ROUNDS), 0, 1)
+                if pays:
                     buckets.insert(0, Bucket(math.isqrt(own.n_items * larger), own.groups, own.settings))
             larger = own.n_items
         return tuple(buckets)

@@ -14,9 +14,9 @@ from models.embedding.clusters import clusters
 from models.embedding.cpu import CpuBackend
 from models.embedding.cpu_tuning import choices, neighbours, seconds
 from models.embedding.plan import Bucket, Group, from_json, params
-from models.embedding.problem import of_recorded, recut
+from models.embedding.problem import enough, of_recorded, recut
 from models.embedding.recorded import joined
-from models.embedding.search import Search, merged, replaced
+from models.embedding.search import Search, clearly_faster, merged, replaced
 from models.embedding.spec import TableSpec
 from models.embedding.synthesis import Recorded, draw
 
@@ -120,6 +120,34 @@ def test_what_gains_too_little_is_not_trusted():
     assert len({*chosen(plan, 32).values()}) == 1
 
 
+@pytest.mark.parametrize(("fast", "clear"), [
+    ([0.9, 0.9, 0.9, 0.9], True), ([0.9, 0.5, 0.9, 0.8], True),
+    ([0.97, 0.97, 0.97, 0.97], False),  # too little
+    ([0.5, 0.5, 1.4, 1.6], False),  # fast in the median, but not in three rounds of four
+])  # fmt: skip
+def test_faster_is_what_gains_enough_in_nearly_every_round(fast, clear):
+    times = np.array([[1.0, 1.0, 1.0, 1.0], fast])
+    assert clearly_faster(times, 0, 1) == clear
+
+
+def test_a_mix_that_only_noise_favours_is_not_taken():
+    class Noisy(FakeBackend):
+        def seconds(self, calls, n_rounds):
+            times = super().seconds(calls, n_rounds)
+            mixed = times.min(1) < times.min(1).max()  # the cheapest of the calls, but in two rounds of five
+            times[np.ix_(mixed, np.arange(n_rounds) % 5 < 2)] *= 9.0
+            return times
+
+    def cost(name, spec, _):
+        return 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 1.4
+
+    own = Noisy(cost, ("compiled", "fused"))
+    with torch.inference_mode():
+        plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
+    assert len({*chosen(plan, 32).values()}) == 1
+    assert len({*chosen(search(cost, (32,), ("compiled", "fused"))[0], 32).values()}) == 2  # without the noise
+
+
 def test_a_candidate_that_leaves_empty_bags_is_refused_however_fast():
     free = {"dedup": 0.001}
     plan, found, _ = search(lambda name, *_: free.get(name, 1.0), broken="dedup")
@@ -205,6 +233,20 @@ def test_few_clusters_where_many_tables_differ():
     assert len(coarse) <= 20 < len(exact)
     for cluster in coarse:
         assert len({(problem.layout.specs[t].dim, problem.layout.specs[t].bag_ids) for t in cluster.tables}) == 1
+
+
+def test_a_round_of_batches_reads_more_than_a_cache_holds():
+    for item_bytes in (40, 1e3, 3e5, 1e9):
+        for n_items in (1, 8, 512):
+            n = enough(item_bytes, n_items)
+            assert 64 <= n <= 16_384
+            assert n * n_items * item_bytes > 100 << 20 or n == 16_384
+
+
+def test_small_batches_are_cut_of_all_samples():
+    source = recorded(n_items=300)
+    assert len(of_recorded(source, [1, 4]).batches[1]) == 600
+    assert len(of_recorded(source, [1, 4]).batches[4]) == 150
 
 
 def test_samples_are_cut_anew_and_none_is_lost():

@@ -41,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("A", "B", "C", "D", "E", *configs())
 TUNED, ALSO = (1, 8, 64, 512), (1024,)
 COMPILED_TABLES = 64  # torch.compile takes minutes for hundreds
-ROUNDS, ROUND_S, MOST_CALLS = 9, 0.05, 48
+ROUNDS, ROUND_S, MOST_CALLS = 15, 0.05, 512
 SEED_TUNE, SEED_MEASURE = 1, 2
 
 

@@ -28,17 +28,15 @@ def table_of(problem: Problem, t: int) -> Tensor:
     return problem.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
 
 
-def feature_major(problem: Problem, bags: Bags) -> Bags:
-    """The batch table after table, ids from each table's first row: what the others read."""
-    if not bags.item_major:
-        return bags
-    parts = [bags.of((t,)) for t in range(bags.n_tables)]
-    ids = torch.cat([own - int(low) for (own, _), low in zip(parts, problem.layout.first_ids_T, strict=True)])
-    ends, first = [], 0
-    for own, offsets in parts:
-        ends.append(offsets[:-1] + first)
-        first += len(own)
-    return Bags(ids, torch.cat((*ends, torch.tensor([first], dtype=torch.int32))), bags.n_tables)
+def feature_major(problem: Problem, n_items: int) -> list[Bags]:
+    """The batches table after table, ids from each table's first row: what the others read."""
+    return [_turned(problem, bags) if bags.item_major else bags for bags in problem.batches[n_items]]
+
+
+def _turned(problem: Problem, bags: Bags) -> Bags:
+    ids, offsets = bags.of(range(bags.n_tables))
+    low_T = torch.from_numpy(problem.layout.first_ids_T).to(ids.dtype)
+    return Bags(ids - low_T.repeat_interleave(torch.diff(offsets[:: bags.n_items])), offsets, bags.n_tables)
 
 
 def planned(problem: Problem, own: Backend, groups: Groups, n_items: int, settings: Any = ()) -> Call:
@@ -80,19 +78,22 @@ def by_table(bags: Bags) -> list[tuple[Tensor, Tensor]]:
     return [bags.of((t,)) for t in range(bags.n_tables)]
 
 
-def per_table(problem: Problem, n_items: int, *, compiled: bool = False) -> Call:
-    """One call a table; ids are cut by table before the clock runs. Compiled: for this size if bags are fixed."""
+def per_table(problem: Problem, batches: Sequence[Bags], *, compiled: bool = False) -> Call:
+    """One call a table; ids are cut by table before the clock runs. Compiled: for this size if bags are fixed.
+
+    `batches` of this one, of FBGEMM and of the limit are those of `feature_major`.
+    """
     module: Any = PerTable(problem)
     if compiled:
         torch._dynamo.reset()  # noqa: SLF001
         jagged = any(spec.bag_ids is None for spec in problem.layout.specs)
         module = torch.compile(module, dynamic=jagged)
     most = max(_MOST_CUT // len(problem.layout.specs), 64)
-    inputs = [by_table(feature_major(problem, bags)) for bags in problem.batches[n_items][:most]]
+    inputs = [by_table(bags) for bags in batches[:most]]
     return lambda i: module(inputs[i % len(inputs)])
 
 
-def fbgemm(problem: Problem, n_items: int) -> Call:
+def fbgemm(problem: Problem, batches: Sequence[Bags]) -> Call:
     """FBGEMM's table-batched inference operator, float32; raises ImportError, and ValueError for widths it refuses."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,19 +115,15 @@ def fbgemm(problem: Problem, n_items: int) -> Call:
             weight.copy_(table_of(problem, t).contiguous().view(torch.uint8).view(weight.shape))
         _FBGEMM[key] = operator
     operator = _FBGEMM[key]
-    inputs = [feature_major(problem, bags) for bags in problem.batches[n_items]]
-    return lambda i: operator(inputs[i % len(inputs)].ids_L, inputs[i % len(inputs)].offsets)
+    return lambda i: operator(batches[i % len(batches)].ids_L, batches[i % len(batches)].offsets)
 
 
 _FBGEMM: dict[int, Any] = {}
 
 
-def gathers(problem: Problem, own: Backend, n_items: int) -> dict[str, Call]:
+def gathers(problem: Problem, own: Backend, batches: Sequence[Bags]) -> dict[str, Call]:
     """The limit: all rows of a table summed as one bag, in several ways: rows are read, hardly anything written."""
-    merged = []
-    for bags in problem.batches[n_items]:
-        turned = feature_major(problem, bags)
-        merged.append(Bags(turned.ids_L, turned.offsets[:: turned.n_items].contiguous(), turned.n_tables))
+    merged = [Bags(bags.ids_L, bags.offsets[:: bags.n_items].contiguous(), bags.n_tables) for bags in batches]
     specs = tuple(TableSpec(spec.rows, spec.dim) for spec in problem.layout.specs)
     layout = Layout(specs, problem.layout.elements_T, problem.layout.first_ids_T * 0, problem.layout.n_elements)
     out_BC, every, calls = torch.empty(1, int(layout.columns[-1])), tuple(range(len(specs))), {}

@@ -72,40 +72,41 @@ def calls_of(problem: Problem, own: Backend, plan: Plan, n_items: int, *, compil
     rule = own.default_plan(problem.layout.specs)
     if joined:  # what the eight models run without a plan
         rule = Plan("cpu", problem.layout.specs, (Bucket(None, (Group("one_width", (), every),)),))
+    turned = contenders.feature_major(problem, n_items)
     calls = {
         "tuned": contenders.bucket_of(problem, own, plan, n_items),
         "untuned": contenders.bucket_of(problem, own, rule, n_items),
         "best single": contenders.planned(problem, own, best_single(problem, own, n_items), n_items),
-        "per table": contenders.per_table(problem, n_items),
+        "per table": contenders.per_table(problem, turned),
     }
     try:
-        calls["FBGEMM"] = contenders.fbgemm(problem, n_items)
+        calls["FBGEMM"] = contenders.fbgemm(problem, turned)
     except (ImportError, OSError) as error:
         sys.stderr.write(f"FBGEMM left out: {error}\n")
     if compiled:
-        calls["torch.compile"] = contenders.per_table(problem, n_items, compiled=True)
+        calls["torch.compile"] = contenders.per_table(problem, turned, compiled=True)
     expected = calls["per table"](0)
     for name, call in calls.items():
         if not torch.equal(call(0), expected):  # type: ignore[arg-type]
             raise AssertionError(f"batch {n_items}: {name} gives other sums")
-    return calls | contenders.gathers(problem, own, n_items)
+    return calls | contenders.gathers(problem, own, turned)
 
 
 def measure(calls: dict[str, contenders.Call], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a call of each contender in each round.
 
-    In turn, another one first in every round, each on batches of its own turn, so that nobody finds the rows that
-    somebody else has just brought into the cache.
+    In turn, another one first in every round, each on the batches behind those of the one before it, so that nobody
+    finds rows in the cache which somebody else has just read.
     """
     names, times = [*calls], {name: list[float]() for name in calls}
-    once_ms = {name: _timed(call, 0, 2) for name, call in calls.items()}
-    turns = {name: 7 * k for k, name in enumerate(names)}
+    once_ms = {name: _timed(call, 2 * k, 2) for k, (name, call) in enumerate(calls.items())}
+    turn = 2 * len(names)
     for round_id in range(rounds):
         for place in range(len(names)):
             name = names[(place + round_id) % len(names)]
             n_calls = int(min(max(ROUND_S * 1e3 / once_ms[name], 2), MOST_CALLS))
-            times[name].append(_timed(calls[name], turns[name], n_calls))
-            turns[name] += n_calls
+            times[name].append(_timed(calls[name], turn, n_calls))
+            turn += n_calls
     return times
 
 

@@ -62,6 +62,7 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
 
 ONE_ID = {"gather", "copy"}  # schedules for tables that declare exactly one id a bag
 FIXED_IDS = {"fixed_length"}  # and for those that declare any number
+WHOLE = {"one_width"}  # for all tables at once
 
 SETTINGS: dict[str, Knobs] = {  # device: knobs of a whole bucket
     "cpu": {"threads": range(1, 1025)},

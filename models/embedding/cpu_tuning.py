@@ -110,22 +110,23 @@ def _gather(core: int, parent: int, seed: int) -> None:
 def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
     """(calls, rounds) seconds a call; in every round each call in turn, the first one another each time.
 
-    At least `n_rounds`; of short calls more, for as long as that is cheap.
+    At least `n_rounds`; of short calls more, for as long as that is cheap. Every call goes on with the batches behind
+    those of the call before it, so that nobody finds rows in the cache which somebody else has just read.
     """
-    n_calls, turns, round_s = [], [0] * len(calls), 0.0
+    n_calls, turn, round_s = [], 0, 0.0
     for k, call in enumerate(calls):
-        call(0)
-        once_s = _timed(call, 1, 1)
+        call(turn)
+        once_s = _timed(call, turn + 1, 1)
         n_calls.append(int(min(max(_LEAST_ROUND_S / max(once_s, 1e-9), 1), _MOST_CALLS)))
         round_s += n_calls[k] * once_s
-        turns[k] = 2
+        turn += 2
     n_rounds = int(min(max(_CHEAP_S / max(round_s, 1e-9), n_rounds), _MOST_ROUNDS * n_rounds))
     times = np.empty((len(calls), n_rounds))
     for round_id in range(n_rounds):
         for place in range(len(calls)):
             k = (place + round_id) % len(calls)
-            times[k, round_id] = _timed(calls[k], turns[k], n_calls[k])
-            turns[k] += n_calls[k]
+            times[k, round_id] = _timed(calls[k], turn, n_calls[k])
+            turn += n_calls[k]
     return times
 
 

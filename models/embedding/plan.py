@@ -12,7 +12,7 @@ import pandas as pd
 
 from infra.fields import ConfigError
 from infra.model_config import ModelConfig
-from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES, SETTINGS, Params, Value, check_params
+from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES, SETTINGS, WHOLE, Params, Value, check_params
 from models.embedding.spec import TableSpec, difference, from_ranges, model_specs, ranges, specs_hash
 
 _VERSION = 1
@@ -58,15 +58,8 @@ class Plan:
             self._check(bucket)
 
     def _check(self, bucket: Bucket) -> None:
-        known = SCHEDULES[self.device]
         for group in bucket.groups:
-            if group.schedule not in known:
-                raise ValueError(f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}")
-            check_params(group.schedule, known[group.schedule], group.params)
-            for table in group.tables:
-                self._check_bags(group.schedule, table)
-            if list(group.tables) != sorted({*group.tables}):
-                raise ValueError(f"{group.schedule}: tables {ranges(group.tables)} are not ascending")
+            self._check_group(group)
         for params in (bucket.settings, *(group.params for group in bucket.groups)):
             if list(params) != sorted(params):
                 raise ValueError(f"parameters {params} are not sorted by name")
@@ -77,6 +70,19 @@ class Plan:
         for table, n in enumerate(counts):
             if n != 1:
                 raise ValueError(f"table {table} is in {n} groups; expected exactly one")
+
+    def _check_group(self, group: Group) -> None:
+        known = SCHEDULES[self.device]
+        if group.schedule not in known:
+            raise ValueError(f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}")
+        check_params(group.schedule, known[group.schedule], group.params)
+        for table in group.tables:
+            self._check_bags(group.schedule, table)
+        if list(group.tables) != sorted({*group.tables}):
+            raise ValueError(f"{group.schedule}: tables {ranges(group.tables)} are not ascending")
+        n, n_all = len(group.tables), len(self.specs)
+        if group.schedule in WHOLE and n != n_all:
+            raise ValueError(f"{group.schedule}: for {n} of {n_all} tables; it looks up all at once")
 
     def _check_bags(self, schedule: str, table: int) -> None:
         if not 0 <= table < len(self.specs):

@@ -19,7 +19,7 @@ import torch
 
 from infra.progress import OnFraction
 from models.embedding.backend import Backend, Choice, Cluster, FloatArray
-from models.embedding.catalogue import Params
+from models.embedding.catalogue import WHOLE, Params
 from models.embedding.clusters import clusters
 from models.embedding.plan import Bucket, Group, Plan
 from models.embedding.problem import Problem
@@ -201,13 +201,13 @@ class Search:
         self, groups: Groups, ranked: Sequence[Ranked], settings: Params, n_items: int, end_s: float
     ) -> Groups:  # fmt: skip
         """The costliest clusters' next best candidates, tried in the whole."""
-        total_s = sum(own.seconds[0] for own in ranked)
+        total_s, n_tables = sum(own.seconds[0] for own in ranked), len(self.problem.layout.specs)
         for own in sorted(ranked, key=lambda one: -one.seconds[0])[:_CLIMBED]:
             for choice in own.choices[: _TRIED + 1]:
                 if self.clock() > end_s:
                     return groups
                 other = replaced(groups, choice, own.cluster.tables)
-                if other == groups:
+                if other == groups or any(g.schedule in WHOLE and len(g.tables) < n_tables for g in other):
                     continue
                 self._tell(f"batch {n_items}: trying {_name(choice)}")
                 times = self.backend.seconds([self._call(g, settings, n_items) for g in (other, groups)], _ROUNDS)

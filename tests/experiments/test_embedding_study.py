@@ -11,6 +11,7 @@ from experiments.embedding import contenders, plot
 from experiments.embedding.product import WITH, WITHOUT, rate_under_sla, summary
 from experiments.embedding.run import best_single, calls_of, measure, problem_of
 from models.embedding.backend import backend
+from models.embedding.cpu_tuning import seconds
 from models.embedding.plan import params
 from models.embedding.problem import exact_sums
 
@@ -50,7 +51,7 @@ def test_the_limit_reads_every_row_of_the_batch():
         return kept
 
     own.build = build
-    calls = contenders.gathers(problem, own, 4)
+    calls = contenders.gathers(problem, own, contenders.feature_major(problem, 4))
     expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][0]).sum(0, keepdim=True)
     for call in calls.values():
         call(0)
@@ -72,18 +73,35 @@ def test_one_schedule_for_all_is_one_group():
     assert groups[0].params == params(**dict(groups[0].params))
 
 
-def test_everybody_is_called_in_every_round():
-    calls = {"a": 0, "b": 0}
+@pytest.mark.parametrize("clock", [
+    lambda calls: measure(calls, 4), lambda calls: dict(zip(calls, seconds([*calls.values()], 4), strict=True)),
+])  # fmt: skip
+def test_everybody_is_called_in_every_round_and_nobody_finds_what_another_has_just_read(clock):
+    batches = []
 
     def call(name):
-        def count(_):
-            calls[name] += 1
+        return lambda i: batches.append((name, i))
 
-        return count
+    times = clock({name: call(name) for name in ("a", "b")})
+    assert all(len(own) >= 4 for own in times.values())
+    assert [i for _, i in batches] == [*range(len(batches))]
+    for name in ("a", "b"):
+        assert sum(own == name for own, _ in batches) >= 2 + 4
 
-    times = measure({name: call(name) for name in calls}, 4)
-    assert [len(own) for own in times.values()] == [4, 4]
-    assert min(calls.values()) >= 2 + 4 * 2
+
+def test_the_peers_read_the_ids_of_each_table():
+    problem = problem_of("rm1", [3], 1, 1.0)
+    layout = problem.layout
+    for bags, turned in zip(problem.batches[3][:2], contenders.feature_major(problem, 3), strict=False):
+        assert bags.item_major
+        assert not turned.item_major
+        for t, spec in enumerate(layout.specs):
+            ids, offsets = turned.of((t,))
+            before, before_offsets = bags.of((t,))
+            assert torch.equal(ids + int(layout.first_ids_T[t]), before)
+            assert torch.equal(offsets, before_offsets)
+            assert int(ids.min()) >= 0
+            assert int(ids.max()) < spec.rows
 
 
 def rows():

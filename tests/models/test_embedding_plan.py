@@ -91,6 +91,7 @@ def test_a_saved_plan_keeps_where_it_comes_from(tmp_path):
     ((("fused", params(x=2), (0, 1, 2)),), "fused: unknown parameter 'x'; it has none"),
     ((("compiled", params(unroll=3), (0, 1, 2)),), "compiled: unroll is 3; expected one of 1, 2, 4, 8"),
     ((("compiled", params(unroll=True), (0, 1, 2)),), "compiled: unroll is True"),
+    ((("one_width", (), (0, 2)), ("fused", (), (1,))), "one_width: for 2 of 3 tables; it looks up all at once"),
     ((("copy", (), (0, 1)), ("fused", (), (2,))), "table 1: copy needs bags of exactly one id; the table is 100 x 4"),
     ((("fixed_length", (), (0, 1, 2)),), "table 1: fixed_length needs bags of so many ids"),
 ])  # fmt: skip

@@ -13,7 +13,7 @@ from models.embedding.backend import Choice
 from models.embedding.clusters import clusters
 from models.embedding.cpu import CpuBackend
 from models.embedding.cpu_tuning import choices, neighbours, seconds
-from models.embedding.plan import Bucket, Group, from_json, params
+from models.embedding.plan import Bucket, Group, Plan, from_json, params
 from models.embedding.problem import enough, of_recorded, recut
 from models.embedding.recorded import joined
 from models.embedding.search import Search, clearly_faster, merged, replaced
@@ -200,6 +200,30 @@ def test_the_climb_goes_on_from_a_second_best():
     with torch.inference_mode():
         plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
     assert chosen(plan, 32) == {0: "compiled", 1: "compiled", 2: "dedup", 3: "dedup", 4: "compiled"}
+
+
+def test_the_climb_leaves_a_schedule_for_all_tables_at_once_whole():
+    class Matrix(FakeBackend):
+        def uniform(self, specs, *_, **__):
+            return [(Group("one_width", (), tuple(range(len(specs)))),)]
+
+        def build(self, layout, weight_E, bucket, *, checked):
+            Plan("cpu", layout.specs, (bucket,)) if len(bucket.groups) > 1 else None  # a group of each table once
+            own = Bucket(None, tuple(Group("compiled", (), g.tables) for g in bucket.groups))
+            run = super().build(layout, weight_E, own, checked=checked)
+            whole = bucket.groups[0].schedule == "one_width"
+
+            def priced(bags, out):
+                before = self.now_s
+                run(bags, out)
+                self.now_s = before + (0.5 if whole else self.now_s - before)
+
+            return priced
+
+    own = Matrix(lambda *_: 1.0, ("compiled", "fused"))
+    with torch.inference_mode():
+        plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
+    assert chosen(plan, 32) == dict.fromkeys(range(len(SPECS)), "one_width")
 
 
 def test_the_search_ends_with_its_budget():

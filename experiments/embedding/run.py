@@ -95,15 +95,15 @@ def calls_of(problem: Problem, own: Backend, plan: Plan, n_items: int, *, compil
 def measure(calls: dict[str, contenders.Call], rounds: int) -> dict[str, list[float]]:
     """Milliseconds a call of each contender in each round.
 
-    In turn, another one first in every round, each on the batches behind those of the one before it, so that nobody
-    finds rows in the cache which somebody else has just read.
+    In turn, in another order in every round (whoever runs behind a large one finds the machine otherwise), each on the
+    batches behind those of the one before it, so that nobody finds rows in the cache which another has just read.
     """
     names, times = [*calls], {name: list[float]() for name in calls}
     once_ms = {name: _timed(call, 2 * k, 2) for k, (name, call) in enumerate(calls.items())}
-    turn = 2 * len(names)
-    for round_id in range(rounds):
-        for place in range(len(names)):
-            name = names[(place + round_id) % len(names)]
+    turn, rng = 2 * len(names), np.random.default_rng(len(names))
+    for _ in range(rounds):
+        for k in rng.permutation(len(names)):
+            name = names[k]
             n_calls = int(min(max(ROUND_S * 1e3 / once_ms[name], 2), MOST_CALLS))
             times[name].append(_timed(calls[name], turn, n_calls))
             turn += n_calls

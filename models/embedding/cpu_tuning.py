@@ -108,7 +108,7 @@ def _gather(core: int, parent: int, seed: int) -> None:
 
 
 def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
-    """(calls, rounds) seconds a call; in every round each call in turn, the first one another each time.
+    """(calls, rounds) seconds a call; in every round each call in turn, in another order.
 
     At least `n_rounds`; of short calls more, for as long as that is cheap. Every call goes on with the batches behind
     those of the call before it, so that nobody finds rows in the cache which somebody else has just read.
@@ -121,10 +121,9 @@ def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArr
         round_s += n_calls[k] * once_s
         turn += 2
     n_rounds = int(min(max(_CHEAP_S / max(round_s, 1e-9), n_rounds), _MOST_ROUNDS * n_rounds))
-    times = np.empty((len(calls), n_rounds))
+    times, rng = np.empty((len(calls), n_rounds)), np.random.default_rng(len(calls))
     for round_id in range(n_rounds):
-        for place in range(len(calls)):
-            k = (place + round_id) % len(calls)
+        for k in rng.permutation(len(calls)):
             times[k, round_id] = _timed(calls[k], turn, n_calls[k])
             turn += n_calls[k]
     return times

@@ -1,6 +1,6 @@
 """The two stages: each cluster of like tables by itself under contention, then the whole; on any device.
 
-What is faster by less than TRUSTED, or not in three rounds of four, counts as equal: then the simpler plan stays.
+What is faster by less than TRUSTED, or not for sure, counts as equal: then the simpler plan stays.
 """
 
 # B items, T tables, C columns = sum of D
@@ -25,7 +25,8 @@ from models.embedding.plan import Bucket, Group, Plan
 from models.embedding.problem import Problem
 
 TRUSTED = 0.05
-_QUICK_ROUNDS, _ROUNDS = 3, 7
+_QUICK_ROUNDS, _ROUNDS, _FINAL_ROUNDS = 3, 7, 28
+_RANKS = 0.98  # 1.96 standard deviations of how many of n rounds lie below the median: sqrt(n) / 2
 _KEPT = 1.5  # candidates within this factor of the best are timed again
 _LOCAL_SHARE = 0.6  # of the budget
 _CLIMBED, _TRIED = 6, 2  # costliest clusters, next best candidates of each
@@ -64,13 +65,15 @@ def typical(times: FloatArray) -> FloatArray:
 
 
 def paired(times: FloatArray, one: int, other: int) -> tuple[float, float, float]:
-    """Time of `one` over `other`: median of the rounds and its quartiles."""
-    ratios = times[one] / times[other]
-    return float(np.median(ratios)), float(np.quantile(ratios, 0.25)), float(np.quantile(ratios, 0.75))
+    """Time of `one` over `other`: median of the rounds, and its 95 % interval from order statistics."""
+    ratios = np.sort(times[one] / times[other])
+    n, half = len(ratios), _RANKS * math.sqrt(len(ratios))
+    low, high = max(math.ceil(n / 2 - half) - 1, 0), min(math.floor(n / 2 + half), n - 1)
+    return float(np.median(ratios)), float(ratios[low]), float(ratios[high])
 
 
 def clearly_faster(times: FloatArray, slow: int, fast: int) -> bool:
-    """Whether `fast` gains at least TRUSTED in the median and anything at all in three rounds of four."""
+    """Whether `fast` gains at least TRUSTED in the median, and is the faster one with 95 % confidence."""
     ratio, low, _ = paired(times, slow, fast)
     return ratio >= 1 + TRUSTED and low > 1
 
@@ -173,7 +176,7 @@ class Search:
         start = int(np.argmin(typical(times)))
         groups = self._climb(rivals[start], ranked, settings, n_items, end_s)
         final = [uniform[single], default, groups, mixes[0]]
-        times = self.backend.seconds([self._call(own, settings, n_items) for own in final], 2 * _ROUNDS)
+        times = self.backend.seconds([self._call(own, settings, n_items) for own in final], _FINAL_ROUNDS)
         best = 0
         for k in (1, 2):  # from the simplest on: the next one has to be clearly faster
             if final[k] != final[best] and clearly_faster(times, best, k):
@@ -227,7 +230,7 @@ class Search:
                 with self.backend.contended(own.settings):
                     calls = [self._call(kept.groups, kept.settings, own.n_items),
                              self._call(own.groups, own.settings, own.n_items)]  # fmt: skip
-                    pays = clearly_faster(self.backend.seconds(calls, 2 * _ROUNDS), 0, 1)
+                    pays = clearly_faster(self.backend.seconds(calls, _FINAL_ROUNDS), 0, 1)
                 if pays:
                     buckets.insert(0, Bucket(math.isqrt(own.n_items * larger), own.groups, own.settings))
             larger = own.n_items

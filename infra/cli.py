@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from infra.config import PARTS, ConfigError, ReleaseOnlyConfig, RunConfig, from_settings
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for part in PARTS.values() for f in dataclasses.fields(part)}
@@ -72,6 +70,15 @@ def unknown(name: str, known: Sequence[str]) -> str:
     return f"unknown key {name!r}" + (f"; did you mean {guesses[0]!r}?" if guesses else "")
 
 
+def _from_yaml(text: str) -> Any:
+    import yaml  # noqa: PLC0415 (JSON files are read without)
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def read_file(path: str) -> dict[str, Any]:
     """{flag: value} of a JSON or YAML file, or the configuration of a saved run (its run.json); raises ValueError."""
     file = Path(path)
@@ -79,8 +86,8 @@ def read_file(path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file; --config_file takes a JSON or YAML file of flag names and values")
     try:
         text = file.read_text()
-        loaded = yaml.safe_load(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+        loaded = _from_yaml(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
+    except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are
         raise ValueError(
             f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {' '.join(str(error).split())}"
         ) from error

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from infra.config import ConfigError, RunConfig
 
@@ -20,13 +19,23 @@ _CGROUP_LIMIT, _CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/c
 
 def free_bytes() -> int:
     """Memory that a new process can have: the machine's, and no more than the control group's."""
-    free = int(psutil.virtual_memory().available)
+    free = _available_bytes()
     try:
         limit = _CGROUP_LIMIT.read_text().strip()
         used = int(_CGROUP_USED.read_text())
     except (OSError, ValueError):
         return free
     return min(free, int(limit) - used) if limit.isdecimal() else free
+
+
+def _available_bytes() -> int:
+    try:
+        import psutil  # noqa: PLC0415 (a borrowed GPU machine may lack it)
+    except ImportError:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        assert found is not None
+        return int(found[1]) << 10
+    return int(psutil.virtual_memory().available)
 
 
 def keep_freed_memory() -> None:

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib")
 
 
@@ -61,6 +59,8 @@ def git_commit() -> str | None:
 
 def provenance(seed: int) -> dict[str, Any]:
     """What run.json holds under `provenance`."""
+    import psutil  # noqa: PLC0415 (a borrowed GPU machine may lack it)
+
     return {
         "python": sys.version.split()[0],
         "packages": package_versions(),

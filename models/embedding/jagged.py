@@ -53,9 +53,11 @@ class Bags:
             offsets = self.offsets[tables[0] * n_items : (tables[-1] + 1) * n_items + 1]
             first, end = int(offsets[0]), int(offsets[-1])
             return self.ids_L[first:end], offsets - first if first else offsets
-        items = torch.arange(n_items) * self.item_step
-        bag = (torch.tensor(tables)[:, None] * self.table_step + items).reshape(-1)
+        device = self.offsets.device
+        items = torch.arange(n_items, device=device) * self.item_step
+        bag = (torch.tensor(tables, device=device)[:, None] * self.table_step + items).reshape(-1)
         starts, lengths = self.offsets[bag], self.offsets[bag + 1] - self.offsets[bag]
         offsets = torch.cat((lengths.new_zeros(1), torch.cumsum(lengths, 0, dtype=lengths.dtype)))
-        place = torch.repeat_interleave(starts - offsets[:-1], lengths.long()) + torch.arange(int(offsets[-1]))
+        shift = torch.repeat_interleave(starts - offsets[:-1], lengths.long())
+        place = shift + torch.arange(int(offsets[-1]), device=device)
         return self.ids_L[place], offsets

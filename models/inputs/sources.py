@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ import numpy.typing as npt
 from infra.config import ConfigError, InputConfig, ModelConfig
 from infra.rng import stream
 from models.inputs.datasets import Criteo, Interactions, read_criteo, read_interactions
-from models.inputs.stack_distance import Locality, generate, read_locality
 from models.inputs.zipf import draw_rows
+
+if TYPE_CHECKING:  # compiled with numba, which the ids of other sources do not need
+    from models.inputs.stack_distance import Locality
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
@@ -66,6 +68,8 @@ class StackDistances:
 
     def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
         """One stream through all inputs."""
+        from models.inputs.stack_distance import generate  # noqa: PLC0415
+
         n, rng = int(lengths_N.sum()), stream(self.seed, "stack distances", table)
         return generate(self.localities[table], self.table_rows[table], n, rng, padding=self.padding)
 
@@ -159,6 +163,8 @@ def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
 
 def _locality(pattern: str, table: int, n_rows: int, known: dict[Path, Locality]) -> Locality:
     """The table's profile: a j that stands alone in the file's name is the table's number."""
+    from models.inputs.stack_distance import read_locality  # noqa: PLC0415
+
     path = Path(pattern)
     file = path.with_name(re.sub(r"(?<![A-Za-z])j(?![A-Za-z])", str(table), path.name))
     try:

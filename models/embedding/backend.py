@@ -61,6 +61,9 @@ class Backend(Protocol):
         Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others' columns stay.
         """
 
+    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+        """Compile at once what `build` would compile one by one, the first buckets first, for about so long at most."""
+
     def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
         """One schedule for all tables, with several parameters: what a mix must beat.
 

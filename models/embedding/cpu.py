@@ -158,6 +158,10 @@ class CpuBackend:
         """See Backend."""
         return CpuRun(layout, weight_E, bucket, checked=checked)
 
+    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+        """Nothing: what is compiled here takes no time worth sharing."""
+        del layout, weight_E, buckets, bags, seconds
+
     def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
         """See Backend."""
         del settings

@@ -7,7 +7,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import itertools
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -28,6 +31,8 @@ from models.embedding.triton_bags import TritonBags
 _BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
 _LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
 _FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
+LAUNCHES, MOST_CANDIDATES, _COMPILERS = ("fused", "by_schedule", "grouped"), 6, 16
+DENSE_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
 UNIFORM_TILES, _LARGEST_UNIFORM = (1, 4, 16), 4096  # bags and ids of each; elements
 
 
@@ -51,12 +56,17 @@ class CudaRun:
 
 
 class CudaBackend:
-    """See models.embedding.backend.Backend. `checked` look-ups wait for the device."""
+    """See models.embedding.backend.Backend. `checked` look-ups wait for the device.
+
+    `launches`: of the settings, only those of these kinds; `most` candidates for a kind of tables.
+    """
 
     name = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, launches: Sequence[str] = LAUNCHES, most: int = MOST_CANDIDATES) -> None:
+        self._launches, self._most = tuple(launches), most
         self._fill_elements, self._meter = 0, Meter()
+        self._compiled: set[object] = set()
 
     def versions(self) -> dict[str, str]:
         """The device, PyTorch and Triton."""
@@ -84,6 +94,22 @@ class CudaBackend:
             TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements), self._meter
         )
 
+    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+        """See Backend: a thread a core, as Triton's compiler mostly runs outside of Python."""
+        end_s, own = time.monotonic() + seconds, dict[object, Callable[[], object]]()
+        for bucket in buckets:
+            own |= TritonBags(layout, bucket, weight_E).compiling(bags.ids_L, bags.offsets, item_major=bags.item_major)
+
+        def in_time(key: object) -> bool:
+            if time.monotonic() >= end_s:
+                return False
+            own[key]()
+            return True
+
+        fresh = [key for key in own if key not in self._compiled]
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, _COMPILERS)) as threads:
+            self._compiled |= {key for key, done in zip(fresh, threads.map(in_time, fresh), strict=True) if done}
+
     def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
         """`bags` of several tiles, for all tables alike."""
         del joined
@@ -95,10 +121,16 @@ class CudaBackend:
         return [(Group("bags", one, every),) for one in fits]
 
     def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
-        """One launch for all, of 1, 2, 4 or 8 warps a program; one a schedule; one a group, of warps of its own."""
+        """How many threads share an SM is a knob of the whole: by warps a program, or by registers a thread.
+
+        One launch for all, of 1, 2, 4 or 8 warps a program, and of 4 with fewer registers than most kernels take; one
+        launch a schedule; one a group, of warps of its own.
+        """
         del specs
         fused = [params(launch="fused", warps=warps) for warps in WARPS]
-        return [*fused, params(launch="by_schedule", warps=WARPS[0]), params(launch="grouped")]
+        dense = params(launch="fused", warps=WARPS[0], max_registers=DENSE_REGISTERS)
+        every = [*fused, dense, params(launch="by_schedule", warps=WARPS[0]), params(launch="grouped")]
+        return [own for own in every if dict(own)["launch"] in self._launches]
 
     def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
         """See Backend; rows are stored as they are."""
@@ -106,7 +138,7 @@ class CudaBackend:
         warps = int(dict(settings).get("warps", 0))
         n_sms = torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
         load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables), n_sms)
-        return [Choice(*own) for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS)]
+        return [Choice(*own) for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS, self._most)]
 
     @contextmanager
     def contended(self, settings: Params) -> Iterator[None]:

@@ -131,10 +131,19 @@ class Search:
     def _local(self, n_items: int, settings: Params, end_s: float) -> list[Ranked]:
         found = []
         own = clusters(self.problem.layout, self.problem.batches[n_items])
+        offered = [self.backend.candidates(cluster, settings, self.max_error) for cluster in own]
+        guesses = [(Group(choice.schedule, choice.params, cluster.tables),)
+                   for one_each in itertools.zip_longest(*offered)
+                   for choice, cluster in zip(one_each, own, strict=True) if choice is not None]  # fmt: skip
+        self._prepare(guesses, settings, n_items, (end_s - self.clock()) / 2)
         for place, cluster in enumerate(own):
             self._tell(f"batch {n_items}: tables of {place + 1} of {len(own)} kinds")
-            choices = [choice for choice in self.backend.candidates(cluster, settings, self.max_error)
-                       if self._is_right(choice, cluster.tables, settings)]  # fmt: skip
+            choices: list[Choice] = []
+            for choice in offered[place]:
+                if choices and self.clock() > end_s:
+                    break  # the best guesses are left
+                if self._is_right(choice, cluster.tables, settings):
+                    choices.append(choice)
             if not choices:
                 raise RuntimeError(f"no candidate looks up table {cluster.tables[0]} ({cluster.spec}) rightly")
             left_s = (end_s - self.clock()) / (len(own) - place)
@@ -163,15 +172,18 @@ class Search:
         self._tell(f"batch {n_items}: the whole")
         specs = self.problem.layout.specs
         every = tuple(range(len(specs)))
-        uniform = [groups for groups in self.backend.uniform(specs, settings, joined=self.joined)
-                   if all(self._is_right(Choice(g.schedule, g.params), every, settings) for g in groups)]  # fmt: skip
+        offered = self.backend.uniform(specs, settings, joined=self.joined)
         default = self.backend.default_plan(specs).bucket(n_items).groups
+        self._prepare([*offered, default], settings, n_items, math.inf)
+        uniform = [groups for groups in offered
+                   if all(self._is_right(Choice(g.schedule, g.params), every, settings) for g in groups)]  # fmt: skip
         whole = [*uniform, default]
         calls = [self._call(groups, settings, n_items) for groups in whole]
         quick = typical(self.backend.seconds(calls, _ROUNDS))
         single = int(np.argmin(quick[: len(uniform)]))
         mixes = self._mixes(ranked, uniform[single])
         rivals = [uniform[single], default, *mixes]
+        self._prepare(rivals, settings, n_items, math.inf)
         times = self.backend.seconds([self._call(groups, settings, n_items) for groups in rivals], _ROUNDS)
         start = int(np.argmin(typical(times)))
         groups = self._climb(rivals[start], ranked, settings, n_items, end_s)
@@ -189,6 +201,11 @@ class Search:
             "local_winners_over_tuned": paired(times, 3, best)[0], "schedules": len(groups), "clusters": len(ranked),
         }  # fmt: skip
         return Found(n_items, settings, groups, own_s, row)
+
+    def _prepare(self, every: Sequence[Groups], settings: Params, n_items: int, seconds: float) -> None:
+        buckets = [Bucket(None, groups, settings) for groups in every]
+        layout, weight_E, bags = self.problem.layout, self.problem.weight_E, self.problem.batches[n_items][0]
+        self.backend.prepare(layout, weight_E, buckets, bags, seconds)
 
     def _mixes(self, ranked: Sequence[Ranked], single: Groups) -> list[Groups]:
         """Every cluster's winner; and the same with the single schedule where the winner is not clearly better."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.embedding.gpu_schedules import Branch, branches, check_settings, combining
+from models.embedding.length_map import LengthMap
 from models.embedding.plan import Bucket
 from models.embedding.spec import LINE_ELEMENTS, Layout
 from models.embedding.task_map import task_map
@@ -27,7 +30,8 @@ from models.embedding.triton_codegen import load_kernel
 
 INDEX_TYPES, ROW_TYPES = (torch.int32, torch.int64), (torch.float32, torch.float16, torch.bfloat16)
 _MAPS = 64  # batch sizes whose task maps are kept
-_USUAL_BAG_IDS, _MOST_REPEATS = 10.0, 1024
+_MOST_REPEATS = 1024
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +45,30 @@ class Launch:
     warps: int
 
 
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """The task maps of all launches at one batch size, and how often a call looks its batch up."""
+
+    tasks: list[Tensor]
+    repeats: int
+    by_length: list[LengthMap]
+
+
 class TritonBags:
     """Ids -> each bag's rows summed, float32 (B, S); the tables' columns in their order, empty bags zeros.
 
     `weight_E` holds the tables as `layout` says, in float32, float16 or bfloat16, on a CUDA device (or on the CPU where
     TRITON_INTERPRET=1 was set before Triton was imported). Columns of tables in no group of `bucket` stay as they are.
-    `mean_bag_ids` of each table orders the programs. `check`: look at all ids and offsets first and raise ValueError;
-    this waits for the device. `fill_elements`: do everything over and over until as many elements of rows are read as
-    by all tables of the layout, or so many; then few tables load a device as the whole does.
+    `mean_bag_ids` of each table orders the programs; without it the first batch of each size tells. `check`: look at
+    all ids and offsets first and raise ValueError; this waits for the device. `fill_elements`: do everything over and
+    over until as many elements of rows are read as by all tables of the layout, or so many; then few tables load a
+    device as the whole does. `by_length`: programs are ordered for every batch by the ids they read in it, which the
+    device does in each call; for comparison.
     """
 
     def __init__(
         self, layout: Layout, bucket: Bucket, weight_E: Tensor, *, mean_bag_ids: Sequence[float] | None = None,
-        check: bool = False, cache: Path | None = None, fill_elements: int = 0,
+        check: bool = False, cache: Path | None = None, fill_elements: int = 0, by_length: bool = False,
     ) -> None:  # fmt: skip
         _check_weight(weight_E, layout.n_elements)
         settings = check_settings(bucket)
@@ -61,8 +76,8 @@ class TritonBags:
         self.layout, self.weight_E, self.width = layout, weight_E, int(layout.columns[-1])
         self._check, self._cache, self._fill_elements = check, cache, fill_elements
         self._align = max((branch.column_align for branch in of_table.values()), default=1)
-        usual = [spec.bag_ids or _USUAL_BAG_IDS for spec in layout.specs]
-        self._mean_bag_ids = usual if mean_bag_ids is None else list(mean_bag_ids)
+        self._mean_bag_ids = None if mean_bag_ids is None else np.asarray(mean_bag_ids, np.float64)
+        self._by_length = by_length
         bases_T, self._scratch = _scratch_bases(len(layout.specs), of_table)
         self._places = torch.from_numpy(np.stack((_lines(layout), layout.columns[:-1], bases_T), axis=1))
         self._places = self._places.to(weight_E.device)
@@ -74,7 +89,7 @@ class TritonBags:
         split = {table: combining(own) for table, own in of_table.items() if own.schedule == "split"}
         if split:
             self.launches.append(self._launch(split, tuple(split)))
-        self._maps: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._maps: OrderedDict[int, Maps] = OrderedDict()
 
     def _launch(self, of_table: Mapping[int, Branch], tables: Sequence[int]) -> Launch:
         distinct = tuple(sorted({of_table[table] for table in tables}))
@@ -105,6 +120,29 @@ class TritonBags:
         self._forward(values, offsets, None, counts, item_major)
         return counts
 
+    def compiling(
+        self, values: Tensor, offsets: Tensor, *, item_major: bool = False
+    ) -> dict[object, Callable[[], object]]:
+        """What compiles each kernel for ids of this kind and launches none; equal kernels have equal keys."""
+        index, rows = (values.new_empty(1, dtype=torch.int32), self.weight_E.new_empty(1, dtype=torch.float32))
+        found: dict[object, Callable[[], object]] = {}
+        for launch in self.launches:
+            key = (id(launch.kernel), launch.warps, *self._options.items())
+            own = partial(self._run, launch, index, values, offsets, rows, rows, None, 2, self.width, item_major)
+            found[key] = partial(own, compile_only=True)
+        return found
+
+    def _run(
+        self, launch: Launch, tasks: Tensor, values: Tensor, offsets: Tensor, out: Tensor, scratch: Tensor,
+        counts: Tensor | None, n_items: int, stride: int, item_major: bool, *, compile_only: bool = False,
+    ) -> None:  # fmt: skip
+        with self._on_device():
+            launch.kernel.run(
+                tasks, self._places, values, offsets, self.weight_E, out, scratch, tasks if counts is None else counts,
+                n_items, stride, len(self.layout.specs), COUNT=counts is not None, ITEM_MAJOR=item_major,
+                num_warps=launch.warps, grid=(len(tasks),), warmup=compile_only, **self._options,
+            )  # fmt: skip
+
     def _forward(
         self, values: Tensor, offsets: Tensor, out: Tensor | None, counts: Tensor | None, item_major: bool
     ) -> Tensor:
@@ -118,41 +156,52 @@ class TritonBags:
         if n_items == 0:
             return out
         scratch = out if self._scratch == 0 else out.new_empty(self._scratch * n_items)
-        with self._on_device():
-            for launch, tasks in zip(self.launches, self._tasks(n_items), strict=True):
-                launch.kernel[len(tasks),](
-                    tasks, self._places, values, offsets, self.weight_E, out, scratch,
-                    tasks if counts is None else counts, n_items, out.stride(0), len(self.layout.specs),
-                    COUNT=counts is not None, ITEM_MAJOR=item_major, num_warps=launch.warps, **self._options,
-                )  # fmt: skip
+        tasks = self._tasks(offsets, n_items, item_major)
+        for launch, own in zip(self.launches, tasks, strict=True):
+            self._run(launch, own, values, offsets, out, scratch, counts, n_items, out.stride(0), item_major)
         return out
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.weight_E.device) if self.weight_E.is_cuda else nullcontext()
 
-    def _tasks(self, n_items: int) -> list[Tensor]:
-        """The task map of every launch at this batch size; kept."""
-        if n_items in self._maps:
-            self._maps.move_to_end(n_items)
-            return self._maps[n_items]
-        maps, repeats = [], self.repeats(n_items)
+    def _tasks(self, offsets: Tensor, n_items: int, item_major: bool) -> list[Tensor]:
+        """The task map of every launch at this batch size; kept. The first batch of a size waits for the device."""
+        maps = self._maps.get(n_items)
+        if maps is None:
+            maps = self._maps[n_items] = self._make_maps(offsets, n_items, item_major)
+            if len(self._maps) > _MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(n_items)
+        if not self._by_length:
+            return maps.tasks
+        if item_major:
+            raise ValueError("by_length orders bags that lie table after table, not item after item")
+        return [own.tasks(offsets) for own in maps.by_length]
+
+    def _make_maps(self, offsets: Tensor, n_items: int, item_major: bool) -> Maps:
+        mean_T = self._mean_bag_ids
+        if mean_T is None:
+            mean_T = mean_ids(offsets, len(self.layout.specs), item_major=item_major)
+        repeats, device, tasks, by_length = self._repeats(mean_T, n_items), self.weight_E.device, [], []
         for launch in self.launches:
             own = [launch.branches[i] for i in launch.branch_of]
             tiles = [branch.tiles(n_items) for branch in own]
-            cost = [branch.cost(self._mean_bag_ids[t]) for branch, t in zip(own, launch.tables, strict=True)]
-            tasks = np.tile(task_map(launch.branch_of, tiles, cost, launch.tables), (repeats, 1))
-            maps.append(torch.from_numpy(tasks).to(self.weight_E.device))
-        self._maps[n_items] = maps
-        if len(self._maps) > _MAPS:
-            self._maps.popitem(last=False)
-        return maps
+            cost = [branch.cost(mean_T[t]) for branch, t in zip(own, launch.tables, strict=True)]
+            once = task_map(launch.branch_of, tiles, cost, launch.tables)
+            tasks.append(torch.from_numpy(np.tile(once, (repeats, 1))).to(device))
+            if self._by_length:
+                by_length.append(LengthMap(once, launch.branches, n_items, device))
+        return Maps(tasks, repeats, by_length)
+
+    def _repeats(self, mean_T: FloatArray, n_items: int) -> int:
+        own = [*{table for launch in self.launches for table in launch.tables}]
+        read_T = mean_T * [spec.dim for spec in self.layout.specs]  # an item
+        enough = min(read_T.sum(), self._fill_elements / max(n_items, 1))
+        return int(min(max(round(enough / max(read_T[own].sum(), 1e-9)), 1), _MOST_REPEATS))
 
     def repeats(self, n_items: int) -> int:
-        """How often a batch of so many items is looked up by one call; depends on tables and `mean_bag_ids`."""
-        own = {table for launch in self.launches for table in launch.tables}
-        read_T = [n_items * ids * spec.dim for ids, spec in zip(self._mean_bag_ids, self.layout.specs, strict=True)]
-        enough = min(sum(read_T), self._fill_elements)
-        return min(max(round(enough / max(sum(read_T[table] for table in own), 1)), 1), _MOST_REPEATS)
+        """How often a batch of so many items is looked up by one call; it must have been called with one."""
+        return self._maps[n_items].repeats if n_items in self._maps else 1
 
     def _n_items(self, offsets: Tensor) -> int:
         n_tables = len(self.layout.specs)
@@ -204,6 +253,12 @@ def check_ids(layout: Layout, values: Tensor, offsets: Tensor, *, item_major: bo
         raise ValueError(
             f"table {table}: id {int(ids_L[at])} at {at + int(offsets[0])}; it has {specs[table].rows} rows"
         )
+
+
+def mean_ids(offsets: Tensor, n_tables: int, *, item_major: bool = False) -> FloatArray:
+    """(T,), ids of a bag of each table, empty bags included; waits for the device."""
+    lengths = np.diff(offsets.cpu().numpy()).reshape((-1, n_tables) if item_major else (n_tables, -1))
+    return np.asarray(lengths.mean(axis=0 if item_major else 1))
 
 
 def _check_weight(weight_E: Tensor, n_elements: int) -> None:

@@ -1,4 +1,7 @@
-"""What the GPU study measures: our kernels by a bucket, PyTorch's and FBGEMM's look-ups, all on the same weights."""
+"""What the GPU study measures: our kernels, PyTorch's, FBGEMM's and TorchRec's look-ups, all on the same weights.
+
+FBGEMM's operators know no inference mode: torch.no_grad is what all are called in.
+"""
 
 # B items, T tables, L ids, S columns (sum of all widths)
 
@@ -66,11 +69,13 @@ class Method:
 
 
 class Ours(Method):
-    """Kernels written by Triton."""
+    """Kernels written by Triton; `by_length`: their programs ordered anew for every batch."""
 
-    def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input], bucket: Bucket) -> None:
+    def __init__(
+        self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input], bucket: Bucket, *, by_length: bool = False
+    ) -> None:
         super().__init__(inputs)
-        self.bags = TritonBags(layout, bucket, weight_E, mean_bag_ids=mean_ids(inputs, len(layout.specs)).tolist())
+        self.bags = TritonBags(layout, bucket, weight_E, by_length=by_length)
 
     def call(self, i: int) -> Tensor:
         """See Method."""
@@ -176,6 +181,46 @@ class Fbgemm(Method):
         return out
 
 
+class TorchRec(Method):
+    """TorchRec's fused collection of tables (FBGEMM's kernels below); raises ImportError, ValueError for odd widths."""
+
+    def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
+        super().__init__(inputs)
+        if any(spec.dim % 4 for spec in layout.specs):
+            raise ValueError("TorchRec needs widths that are multiples of 4")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
+            from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType  # noqa: PLC0415
+            from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection  # noqa: PLC0415
+            from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: PLC0415
+        self._keys, self._jagged = [f"f{t}" for t in range(len(layout.specs))], KeyedJaggedTensor
+        tables = [
+            EmbeddingBagConfig(name=f"t{t}", num_embeddings=spec.rows, embedding_dim=spec.dim, feature_names=[f"f{t}"],
+                               pooling=PoolingType.SUM) for t, spec in enumerate(layout.specs)
+        ]  # fmt: skip
+        self._bags = FusedEmbeddingBagCollection(
+            tables=tables, optimizer_type=torch.optim.SGD, optimizer_kwargs={"lr": 0.0}, device=weight_E.device,
+            location=EmbeddingLocation.DEVICE if weight_E.is_cuda else EmbeddingLocation.HOST,
+        )  # fmt: skip
+        views = table_views(layout, weight_E)
+        self._bags.load_state_dict({f"embedding_bags.t{t}.weight": table for t, table in enumerate(views)})
+        self._long = [(own.ids_L.long(), own.offsets.long()) for own in inputs]
+
+    def _look_up(self, ids_L: Tensor, offsets: Tensor) -> Tensor:
+        out: Tensor = self._bags(self._jagged(keys=self._keys, values=ids_L, offsets=offsets)).values()
+        return out
+
+    def call(self, i: int) -> Tensor:
+        """See Method."""
+        return self._look_up(*self._long[i % len(self._long)])
+
+    def from_host(self, i: int) -> Tensor:
+        """See Method; ids cross as int32 and become int64 on the device."""
+        own, device = self.input(i), self._long[0][0].device
+        return self._look_up(*(t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets)))
+
+
 def table_views(layout: Layout, weight_E: Tensor) -> list[Tensor]:
     """(R, D) of every table."""
     firsts = layout.elements_T.tolist()
@@ -183,16 +228,13 @@ def table_views(layout: Layout, weight_E: Tensor) -> list[Tensor]:
             for first, spec in zip(firsts, layout.specs, strict=True)]  # fmt: skip
 
 
-def mean_ids(inputs: Sequence[Input], n_tables: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(T,), ids of a bag."""
-    ids_T = np.sum([np.diff(own.host_offsets.numpy()[:: own.n_items]) for own in inputs], axis=0)
-    return np.asarray(ids_T[:n_tables] / sum(own.n_items for own in inputs))
-
-
 def built(make: Callable[[], Method]) -> Method | str:
-    """The method, or in a line why there is none here."""
+    """The method, once it has looked its first input up, or in a line why there is none here."""
     try:
-        return make()
+        method = make()
+        if method.inputs:
+            method.call(0)
     except (ImportError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
         words = str(error).splitlines()
         return f"{type(error).__name__}: {words[0] if words else ''}"
+    return method

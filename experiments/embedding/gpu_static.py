@@ -21,29 +21,29 @@ if __name__ == "__main__":
 import pandas as pd
 import torch
 
-from experiments.embedding.gpu import MODELS, inputs_of
-from experiments.embedding.gpu_peers import Input
-from experiments.embedding.gpu_tune import bucket_of, clusters
+from experiments.embedding.gpu import MODELS, work_of
+from models.embedding.clusters import clusters
 from models.embedding.cuda import CudaBackend
 from models.embedding.gpu_schedules import Branch, branches
 from models.embedding.plan import params
-from models.embedding.spec import Layout, TableSpec
+from models.embedding.problem import Problem
+from models.embedding.search import merged
 from models.embedding.triton_resources import Resources, resources
 
 HERE = Path(__file__).resolve().parent
 
 
-def row_of(specs: Sequence[TableSpec], inputs: Sequence[Input], warps: int) -> dict[str, object]:
+def row_of(problem: Problem, batch: int, warps: int) -> dict[str, object]:
     """Of the kernel of all tables, and of the branch that needs the most registers alone."""
-    own, knobs = CudaBackend(), params(launch="fused", warps=warps)
-    kinds = clusters(Layout.apart(specs), inputs)
-    bucket = bucket_of({kind.tables: own.candidates(kind, knobs, 0.0)[0] for kind in kinds}, knobs)
-    of_table = branches(specs, bucket.groups, warps)
+    own, specs, knobs = CudaBackend(), problem.layout.specs, params(launch="fused", warps=warps)
+    kinds = clusters(problem.layout, problem.batches[batch])
+    groups = merged([(own.candidates(kind, knobs, 0.0)[0], kind.tables) for kind in kinds])
+    of_table = branches(specs, groups, warps)
     distinct = sorted({*of_table.values()})
     whole, alone = needs(distinct), [needs([branch]) for branch in distinct]
     return {
-        "tables": len(specs), "kinds": len(kinds), "groups": len(bucket.groups), "branches": len(distinct),
-        "programs": sum(branch.tiles(inputs[0].n_items) for branch in of_table.values()),
+        "tables": len(specs), "kinds": len(kinds), "groups": len(groups), "branches": len(distinct),
+        "programs": sum(branch.tiles(batch) for branch in of_table.values()),
         "registers": whole.registers, "registers_least": min(one.registers for one in alone),
         "registers_most": max(one.registers for one in alone), "stack_bytes": whole.stack_bytes,
         "threads_per_sm": whole.threads_per_sm(warps), "threads_per_sm_least": min(
@@ -72,12 +72,10 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     for name in args.models.split(","):
         batches = [int(word) for word in args.batches.split(",")]
-        specs, inputs = inputs_of(name, batches, None, args.tables_frac, torch.device("cpu"))
+        problem, _ = work_of(name, batches, None, args.tables_frac, torch.device("cpu"))
         for batch in batches:
             sys.stderr.write(f"{name}, batch {batch}\n")
-            rows.append(
-                {"model": name, "batch": batch, "warps": args.warps, **row_of(specs, inputs[batch], args.warps)}
-            )
+            rows.append({"model": name, "batch": batch, "warps": args.warps, **row_of(problem, batch, args.warps)})
             pd.DataFrame(rows).to_csv(args.out / "gpu_static.csv", index=False, float_format="%.3g")
     print(pd.DataFrame(rows).to_string(index=False))
     return 0

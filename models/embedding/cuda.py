@@ -31,8 +31,14 @@ from models.embedding.triton_bags import TritonBags
 _BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
 _LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
 _FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
-LAUNCHES, MOST_CANDIDATES, _COMPILERS = ("fused", "by_schedule", "grouped"), 6, 16
-DENSE_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
+MOST_CANDIDATES, _COMPILERS = 6, 16
+_FEW_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
+KNOBS = (  # one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
+    *(params(launch="fused", warps=warps) for warps in WARPS),
+    params(launch="fused", warps=WARPS[0], max_registers=_FEW_REGISTERS),
+    params(launch="by_schedule", warps=WARPS[0]),
+    params(launch="grouped"),
+)
 UNIFORM_TILES, _LARGEST_UNIFORM = (1, 4, 16), 4096  # bags and ids of each; elements
 
 
@@ -58,13 +64,13 @@ class CudaRun:
 class CudaBackend:
     """See models.embedding.backend.Backend. `checked` look-ups wait for the device.
 
-    `launches`: of the settings, only those of these kinds; `most` candidates for a kind of tables.
+    `knobs` are its settings; it offers at most so many candidates for a kind of tables.
     """
 
     name = "cuda"
 
-    def __init__(self, launches: Sequence[str] = LAUNCHES, most: int = MOST_CANDIDATES) -> None:
-        self._launches, self._most = tuple(launches), most
+    def __init__(self, knobs: Sequence[Params] = KNOBS, most: int = MOST_CANDIDATES) -> None:
+        self._knobs, self._most = tuple(knobs), most
         self._fill_elements, self._meter = 0, Meter()
         self._compiled: set[object] = set()
 
@@ -121,16 +127,9 @@ class CudaBackend:
         return [(Group("bags", one, every),) for one in fits]
 
     def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
-        """How many threads share an SM is a knob of the whole: by warps a program, or by registers a thread.
-
-        One launch for all, of 1, 2, 4 or 8 warps a program, and of 4 with fewer registers than most kernels take; one
-        launch a schedule; one a group, of warps of its own.
-        """
+        """How many threads share an SM is a knob of the whole: see KNOBS."""
         del specs
-        fused = [params(launch="fused", warps=warps) for warps in WARPS]
-        dense = params(launch="fused", warps=WARPS[0], max_registers=DENSE_REGISTERS)
-        every = [*fused, dense, params(launch="by_schedule", warps=WARPS[0]), params(launch="grouped")]
-        return [own for own in every if dict(own)["launch"] in self._launches]
+        return self._knobs
 
     def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
         """See Backend; rows are stored as they are."""

@@ -105,14 +105,19 @@ class TritonBags:
         return self.forward(values, offsets, out, item_major=item_major)
 
     def forward(
-        self, values: Tensor, offsets: Tensor, out: Tensor | None = None, *, item_major: bool = False
-    ) -> Tensor:
+        self, values: Tensor, offsets: Tensor, out: Tensor | None = None, *, item_major: bool = False,
+        maps: Sequence[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """(B, S). `values` (L,) are the ids, int32 or int64; `offsets` (T * B + 1,) tell the bags, table after table.
 
         Bag b of table t has values[offsets[m] : offsets[m + 1]], m = t * B + b, or b * T + t if `item_major`. `out`
-        takes the result; its rows may be parts of longer ones.
+        takes the result; its rows may be parts of longer ones. `maps`: of `maps_of`, not made here then.
         """
-        return self._forward(values, offsets, out, None, item_major)
+        return self._forward(values, offsets, out, None, item_major, maps)
+
+    def maps_of(self, offsets: Tensor, *, item_major: bool = False) -> list[Tensor]:
+        """The task map of every launch, as `forward` would take it for this batch."""
+        return self._tasks(offsets, self._n_items(offsets), item_major)
 
     def count_writes(self, values: Tensor, offsets: Tensor, *, item_major: bool = False) -> Tensor:
         """How often each element of the output was written; int32 (B, S), ones where all is well."""
@@ -144,8 +149,9 @@ class TritonBags:
             )  # fmt: skip
 
     def _forward(
-        self, values: Tensor, offsets: Tensor, out: Tensor | None, counts: Tensor | None, item_major: bool
-    ) -> Tensor:
+        self, values: Tensor, offsets: Tensor, out: Tensor | None, counts: Tensor | None, item_major: bool,
+        maps: Sequence[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         n_items = self._n_items(offsets)
         self._check_tensors(values, offsets)
         if self._check:
@@ -156,8 +162,8 @@ class TritonBags:
         if n_items == 0:
             return out
         scratch = out if self._scratch == 0 else out.new_empty(self._scratch * n_items)
-        tasks = self._tasks(offsets, n_items, item_major)
-        for launch, own in zip(self.launches, tasks, strict=True):
+        maps = self._tasks(offsets, n_items, item_major) if maps is None else maps
+        for launch, own in zip(self.launches, maps, strict=True):
             self._run(launch, own, values, offsets, out, scratch, counts, n_items, out.stride(0), item_major)
         return out
 

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,10 @@ import pytest
 import torch
 from helpers import ROOT, run_script
 
-from experiments.embedding import gpu, gpu_tune
-from experiments.embedding.gpu_peers import Fbgemm, Input, PerTable, built, mean_ids
-from experiments.embedding.gpu_plot import BOUND, COLD, WALL, draw_figure
-from models.embedding.backend import Choice
+from experiments.embedding import gpu
+from experiments.embedding.gpu_peers import Fbgemm, Input, PerTable, TorchRec, built
+from experiments.embedding.gpu_plot import BOUND, COLD, GRAPHED, ONCE, WALL, draw_figure, draw_speedups, speedups
+from models.embedding import cuda, tuner
 from models.embedding.plan import Bucket, Group, params
 from models.embedding.spec import Layout, TableSpec
 
@@ -35,6 +34,11 @@ def input_of(lengths_TB, seed=0):
 
 
 INPUTS = [input_of([[2, 0], [1, 1], [3, 3]]), input_of([[5, 7], [1, 1], [3, 3]], 1)]
+
+
+def weights(layout):
+    rng = np.random.default_rng(3)
+    return torch.from_numpy(rng.integers(-8, 9, layout.n_elements).astype(np.float32))
 
 
 def sums(weight_E, own):
@@ -67,7 +71,7 @@ def test_wrong_arguments_are_refused(words, why, capsys):
     assert why in capsys.readouterr().err
 
 
-def test_it_starts_with_torch_numpy_pandas_and_matplotlib_alone():
+def test_study_and_tuner_start_with_torch_numpy_pandas_and_matplotlib_alone():
     blocked = "rich scipy numba llvmlite psutil pyarrow yaml recbole fbgemm_gpu triton"
     code = (
         "import sys\nclass Blocked:\n"
@@ -76,12 +80,15 @@ def test_it_starts_with_torch_numpy_pandas_and_matplotlib_alone():
         "sys.meta_path.insert(0, Blocked())\n"
         "import importlib.util\nfind = importlib.util.find_spec\n"
         f"importlib.util.find_spec = lambda name: None if name in {blocked.split()!r} else find(name)\n"
-        "import torch\nfrom experiments.embedding import gpu\n"
-        "specs, inputs = gpu.inputs_of('B', [1, 2], None, 0.01, torch.device('cpu'))\n"
-        "print(len(specs), sorted(inputs), [len(own) for own in inputs.values()])\n"
+        "import torch\nfrom experiments.embedding import gpu, gpu_ablations\nfrom models.embedding import tuner\n"
+        "problem, inputs = gpu.work_of('B', [1, 2], None, 0.01, torch.device('cpu'))\n"
+        "print(len(problem.layout.specs), sorted(inputs), [len(own) for own in inputs.values()])\n"
+        "source = tuner.source_of('wnd', ['--table_scale', '0.001'])\n"
+        "print(len(tuner.problem_of(source, [1, 2], 1, 'cpu').batches[2][0].offsets))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "12 [1, 2] [4, 4]\n", done.stderr
+    n_tables = len(tuner.source_of("wnd", []).table_rows)
+    assert done.stdout == f"12 [1, 2] [4, 4]\n{2 * n_tables + 1}\n", done.stderr
 
 
 def test_the_bound_counts_every_row_once_or_every_look_up():
@@ -92,14 +99,15 @@ def test_the_bound_counts_every_row_once_or_every_look_up():
     assert gpu.floors(Layout.apart(SPECS), [own]) == (once + other, often + other)
 
 
-@pytest.mark.parametrize("peer", [PerTable, Fbgemm])
+@torch.no_grad()  # FBGEMM knows no inference mode
+@pytest.mark.parametrize("peer", [PerTable, Fbgemm, TorchRec])
 def test_peers_give_the_sums_from_either_side(peer):
     layout = Layout.apart(SPECS)
-    weight_E = gpu.whole_weights(layout, CPU)
+    weight_E = weights(layout)
     method = built(lambda: peer(layout, weight_E, INPUTS))
     if isinstance(method, str):
-        assert peer is Fbgemm
-        pytest.skip(f"FBGEMM: {method}")
+        assert peer is not PerTable
+        pytest.skip(f"{peer.__name__}: {method}")
     for i, own in enumerate(INPUTS):
         assert torch.equal(method.call(i), sums(weight_E, own))
         assert torch.equal(method.from_host(i), sums(weight_E, own))
@@ -107,7 +115,7 @@ def test_peers_give_the_sums_from_either_side(peer):
 
 def test_a_method_with_other_sums_is_not_timed():
     layout = Layout.apart(SPECS)
-    weight_E = gpu.whole_weights(layout, CPU)
+    weight_E = weights(layout)
     right, wrong = (PerTable(layout, w, INPUTS) for w in (weight_E, weight_E + 1))
     gpu.check({"per table": right, "own": right}, 2)
     with pytest.raises(ValueError, match="own: other sums than the per-table look-up, input 0"):
@@ -120,72 +128,75 @@ def test_what_cannot_be_built_is_a_line():
 
     assert built(fail) == "RuntimeError: no such thing"
     layout = Layout.apart([TableSpec(5, 6)])
-    assert "multiples of 4" in built(lambda: Fbgemm(layout, torch.zeros(layout.n_elements), []))
+    for peer in (Fbgemm, TorchRec):
+        assert "multiples of 4" in built(lambda peer=peer: peer(layout, torch.zeros(layout.n_elements), []))
 
 
-def test_tables_cluster_by_width_and_bags():
-    specs = (TableSpec(9, 8), TableSpec(9, 8), TableSpec(9, 8), TableSpec(9, 16), TableSpec(9, 8, 1))
-    lengths = np.array([[3, 4], [3, 4], [60, 40], [3, 4], [1, 1]])
-    offsets = np.concatenate(([0], np.cumsum(lengths.reshape(-1)))).astype(np.int32)
-    own = Input.of(np.zeros(offsets[-1], np.int32), offsets, 5, CPU)
-    found = gpu_tune.clusters(Layout.apart(specs), [own])
-    assert [cluster.tables for cluster in found] == [(0, 1), (2,), (3,), (4,)]
-    assert [cluster.mean_ids for cluster in found] == [3.5, 50, 3.5, 1]
-    assert [cluster.most_ids for cluster in found] == [4, 60, 4, 1]
-    assert mean_ids([own], 5).tolist() == [3.5, 3.5, 50, 3.5, 1]
+def test_what_fails_on_its_first_input_is_a_line_too():
+    class Failing(PerTable):
+        def call(self, i):
+            raise NotImplementedError(f"no kernel for input {i}")
 
-
-def test_equal_choices_become_one_group():
-    bags, gather = Choice("bags", params(tile_bags=2)), Choice("gather", ())
-    found = gpu_tune.bucket_of({(0, 4): bags, (1,): gather, (2, 3): bags}, params(launch="grouped"))
-    assert found.groups == (Group("bags", bags.params, (0, 2, 3, 4)), Group("gather", (), (1,)))
-    assert found.settings == params(launch="grouped")
-
-
-class KnownTimes:
-    """A backend whose schedules take known times: a second a column block, more in one setting."""
-
-    def settings(self, _specs):
-        return [params(launch="fused", warps=4), params(launch="fused", warps=2), params(launch="grouped")]
-
-    def candidates(self, cluster, _settings, _max_error):
-        return [Choice("bags", params(tile_bags=n)) for n in (1, 2, 4, 8)] if cluster.spec.bag_ids is None else [
-            Choice("gather", ())]  # fmt: skip
-
-    def build(self, _layout, _weight, bucket, *, checked):
-        assert not checked
-        return lambda *_: self.cost(bucket)
-
-    def cost(self, bucket):
-        own = dict(bucket.settings)
-        best = {2: 4, 4: 2, 0: 8}[own.get("warps", 0)]
-        extra = {2: 0.5, 4: 0.0, 0: 0.25}[own.get("warps", 0)]
-        return extra + sum(abs(dict(g.params).get("tile_bags", best) - best) for g in bucket.groups)
-
-    def contended(self, _settings):
-        return nullcontext()
-
-    def seconds(self, calls, n_rounds):
-        return np.array([[call(i) for i in range(n_rounds)] for call in calls], dtype=float)
-
-
-def tuner_of(budget_s):
-    own = [input_of([[5, 7], [1, 1], [3, 3]])]
     layout = Layout.apart(SPECS)
-    return gpu_tune.Tuner(KnownTimes(), layout, torch.zeros(layout.n_elements), own, budget_s)
+    assert built(lambda: Failing(layout, weights(layout), INPUTS)) == "NotImplementedError: no kernel for input 0"
 
 
-def test_the_tuner_finds_the_best_choice_of_every_setting_and_the_best_setting():
-    found = tuner_of(60).tuned()
-    assert set(found) == {"fused", "grouped"}
-    assert dict(found["fused"][0].settings)["warps"] == 4
-    assert found["fused"][1] == 0
-    assert dict(found["fused"][0].groups[0].params) == {"tile_bags": 2}
-    assert dict(found["grouped"][0].groups[0].params) == {"tile_bags": 8}
+def test_what_is_tuned_on_is_not_what_is_measured_on():
+    problem, inputs = gpu.work_of("B", [4, 2], None, 0.005, CPU)
+    assert sorted(problem.batches) == sorted(inputs) == [2, 4]
+    tuned = {bags.ids_L.numpy().tobytes() for own in problem.batches.values() for bags in own}
+    measured = {own.ids_L.numpy().tobytes() for every in inputs.values() for own in every}
+    assert len(measured) == 2 * gpu.N_INPUTS
+    assert not tuned & measured
+    assert {own.n_items for own in inputs[4]} == {4}
 
 
-def test_a_tuner_without_time_takes_the_first_guess():
-    assert dict(tuner_of(-1).tuned()["fused"][0].groups[0].params) == {"tile_bags": 1}
+def test_one_launch_and_several_are_searched_apart():
+    found = gpu.families(cuda.KNOBS)
+    assert [*found] == ["ours, fused", "ours, grouped"]
+    assert {dict(own)["launch"] for own in found["ours, fused"]} == {"fused"}
+    assert {dict(own)["launch"] for own in found["ours, grouped"]} == {"by_schedule", "grouped"}
+    assert sum(map(len, found.values())) == len(cuda.KNOBS)
+    assert {dict(own).get("max_registers", 0) for own in found["ours, fused"]} == {0, 40}
+    assert all(gpu.families(gpu.QUICK.knobs).values())
+
+
+def test_the_saved_bucket_is_that_of_the_faster_search():
+    def plan(n, **ms):
+        rows = [{"batch": int(batch[1:]), "ms": own} for batch, own in ms.items()]
+        return gpu.plan_of(SPECS[:1], {8: Bucket(None, (Group("bags", params(tile_bags=n), (0,)),))}, {"sizes": rows})
+
+    plans = {"one": plan(1, b1=2.0, b8=1.0), "other": plan(2, b1=1.0, b8=3.0)}
+    assert [dict(gpu.fastest(plans, n).groups[0].params)["tile_bags"] for n in (1, 8)] == [2, 1]
+
+
+def row(model, batch, method, us, what=COLD):
+    return {"model": model, "batch": batch, "method": method, "time": what, "us": us}
+
+
+TIMES = pd.DataFrame([
+    row("A", 512, "ours, fused", 100.0), row("A", 512, "ours, grouped", 80.0), row("A", 512, GRAPHED, 200.0),
+    row("A", 512, "FBGEMM", 88.0), row("A", 512, ONCE, 40.0, BOUND), row("A", 512, GRAPHED, 1.0, WALL),
+    row("B", 512, "ours, fused", 10.0), row("B", 512, GRAPHED, 15.0), row("B", 512, ONCE, 9.0, BOUND),
+])  # fmt: skip
+
+
+def test_targets_stand_beside_what_was_measured():
+    found = gpu.targets(TIMES, {"A": 599.0, "B": 601.0})
+    assert found[["model", "wanted", "measured", "met"]].to_numpy().tolist() == [
+        ["A", 2.0, 2.5, True], ["A", 0.6, 0.5, False], ["B", 2.0, 1.5, False], ["A", 600.0, 599.0, True],
+        ["B", 600.0, 601.0, False],
+    ]  # fmt: skip
+
+
+def test_speedups_are_over_our_faster_one_with_the_published_ones_dashed():
+    found = speedups(TIMES)
+    assert found.loc[("A", 512)].to_dict() == {GRAPHED: 2.5, "FBGEMM": 1.1}
+    assert found.loc[("B", 512)][GRAPHED] == 1.5
+    figure = draw_speedups(TIMES)
+    for axes in figure.axes:
+        assert {line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {1.95, 11.57, 7.92}
+    assert "What differs" in figure.get_suptitle()
 
 
 def test_measured_batches_become_buckets_up_to_their_size():
@@ -197,39 +208,50 @@ def test_measured_batches_become_buckets_up_to_their_size():
 
 
 STUDY = """
-import json, sys
+import sys
 from pathlib import Path
-import numpy as np, torch
-from contextlib import nullcontext
+import torch
 torch.set_num_threads(1)
 from experiments.embedding import gpu
 from models.embedding import cuda
 from models.embedding.gpu_timing import wall_seconds
-from models.embedding.plan import params, from_json
+from models.embedding.plan import params
 class Quick(cuda.CudaBackend):
-    def settings(self, specs):
-        return [params(launch="fused", warps=1), params(launch="grouped")]
     def clock(self, calls, n_rounds):
         return wall_seconds(calls, 1)
+class Idle(Quick, gpu_ablations.IdleBackend):
+    pass
 gpu.N_INPUTS = gpu.WARM_UPS = 1
 cuda.UNIFORM_TILES = (4,)
 cuda._FULL_ELEMENTS = 0
-gpu.QUICK = gpu.Effort(1, 4.0, 2)
-args = gpu.arguments(["--models", "B", "--batches", "1,2", "--quick", "--tables_frac", "0.002", "--out", sys.argv[1]])
+knobs = params(launch="fused", warps=1), params(launch="grouped")
+gpu.QUICK = gpu.Effort(1, 2.0, knobs)
+words = ["--models", "B", "--batches", "1,2", "--quick", "--tables_frac", "0.002", "--out", sys.argv[1]]
 clocks = gpu.Clocks(lambda calls, n, cold: wall_seconds(calls, n), lambda calls, n: wall_seconds(calls, n))
-gpu.run(args, Quick(), clocks, torch.device("cpu"))
+cpu = torch.device("cpu")
+with torch.no_grad():
+    if sys.argv[2] == "study":
+        gpu.run(gpu.arguments(words), lambda own: Quick(own, 2), clocks, cpu)
+    else:
+        args = gpu_ablations.arguments(words)
+        args.tune_s, gpu_ablations.KNOBS = 2.0, knobs[:1]
+        gpu_ablations.draw(*gpu_ablations.run(args, lambda own: Quick(own, 2), Idle(knobs[:1], 2), clocks, cpu))
 """
+
+
+def interpreted(folder, what):
+    environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", STUDY, str(folder), what], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @NEEDS_TRITON
 def test_the_whole_study_runs_in_the_interpreter(tmp_path):
     (tmp_path / "gpu.csv").write_text("model,batch,method,time,us\nA,1,old,bound,1\nB,7,old,bound,1\n")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", STUDY, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    interpreted(tmp_path, "study")
     rows = pd.read_csv(tmp_path / "gpu.csv")
     assert set(rows["batch"]) == {1, 2}
     assert {"ours, fused", "ours, grouped", "ours, one schedule", "per table"} <= set(rows["method"])
@@ -238,7 +260,25 @@ def test_the_whole_study_runs_in_the_interpreter(tmp_path):
     plan = json.loads((tmp_path / "gpu_plans" / "B.json").read_text())
     assert [bucket["max_batch"] for bucket in plan["buckets"]] == [1, None]
     assert plan["provenance"]["gpu"] == "none"
-    assert any("batch 2: 0: {'launch': 'fused'" in note for note in plan["provenance"]["notes"])
+    searches = plan["provenance"]["search"]
+    assert {"ours, fused", "ours, grouped"} == {*searches}
+    for own in searches.values():
+        assert {one["batch"] for one in own["sizes"]} == {1, 2}
+        assert own["refused"] == []
+    tuning = pd.read_csv(tmp_path / "gpu_targets.csv").iloc[0]
+    assert (tuning["model"], tuning["wanted"]) == ("B", 600)
+    assert tuning["measured"] == pytest.approx(sum(own["seconds"] for own in searches.values()), rel=1e-3)
+
+
+@NEEDS_TRITON
+def test_the_ablations_run_in_the_interpreter(tmp_path):
+    interpreted(tmp_path, "ablations")
+    methods = pd.read_csv(tmp_path / "gpu_ablations.csv")
+    every = ["two-stage", "naive", "map from lengths", "map from lengths, made before"]
+    assert methods.groupby("batch")["plan"].apply(list).tolist() == [every, every]
+    assert (methods[methods["plan"] == "two-stage"]["over_two_stage"] == 1).all()
+    assert len(pd.read_csv(tmp_path / "gpu_mutated.csv")) > 2
+    assert (pd.read_csv(tmp_path / "gpu_spread.csv")["worst_over_best"] >= 1).all()
 
 
 def test_the_figure_has_a_panel_for_each_time_and_model():
@@ -247,7 +287,7 @@ def test_the_figure_has_a_panel_for_each_time_and_model():
          "low_us": 9, "high_us": 2000}
         for model in "AB" for batch in (1, 64) for method in ("ours, fused", "per table") for what in (COLD, WALL)
     ]  # fmt: skip
-    rows += [{"model": "A", "batch": 1, "method": "every row once at", "time": BOUND, "us": 3.0}]
+    rows += [{"model": "A", "batch": 1, "method": ONCE, "time": BOUND, "us": 3.0}]
     figure = draw_figure(pd.DataFrame(rows))
     assert len(figure.axes) == 4
     assert {axes.get_yscale() for axes in figure.axes} == {"log"}

@@ -242,6 +242,34 @@ def test_the_search_ends_with_its_budget():
     assert short.now_s < long.now_s
 
 
+def test_when_the_time_is_up_each_kind_of_table_keeps_its_first_guess():
+    _, found, _ = search(lambda *_: 1.0, sizes=(2,), budget_s=1e-9)
+    assert all(row["candidates"] == 1 for row in found.spread)
+    assert {row["best"] for row in found.spread} == {"compiled"}
+    _, found, _ = search(lambda *_: 1.0, sizes=(2,))
+    assert {row["candidates"] for row in found.spread} == {3, 4}
+
+
+def test_all_that_is_to_be_timed_is_compiled_together_first_guesses_first():
+    seen = []
+
+    class Compiling(FakeBackend):
+        def prepare(self, layout, _weight, buckets, bags, seconds):
+            seen.append(([[group.schedule for group in own.groups] for own in buckets], seconds))
+            assert (layout.specs, bags.n_items) == (SPECS, 2)
+            assert all(own.settings == params(threads=1) for own in buckets)
+
+    own = Compiling(lambda *_: 1.0, ("compiled", "fused", "copy"))
+    with torch.inference_mode():
+        Search(of_recorded(recorded(), [2]), own, 100.0, clock=lambda: own.now_s).run()
+    local, uniform, rivals = seen
+    assert local[0] == [["compiled"]] * 3 + [["fused"]] * 3 + [["copy"]]
+    assert local[1] == pytest.approx(100 * 0.6 / 2)
+    assert uniform[0][:2] == [["compiled"], ["fused"]]
+    assert len(uniform[0]) == 3  # and what is run without a plan
+    assert len(rivals[0]) >= 3
+
+
 def test_the_search_is_repeatable():
     cost = {name: 1 + i / 3 for i, name in enumerate(("dedup", "compiled", "copy", "fused"))}
     plans = [search(lambda name, spec, _: cost[name] * spec.dim)[0] for _ in range(2)]

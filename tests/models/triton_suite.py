@@ -262,6 +262,33 @@ def test_some_tables_are_looked_up_until_they_load_a_device_as_all_do(tmp_path):
         assert torch.equal(found[:, 10:], case.expected()[:, 10:])
 
 
+def test_the_first_batch_of_a_size_says_how_often_few_tables_are_looked_up(tmp_path):
+    lengths = [[2, 2, 2], [6, 6, 6], [2, 2, 2]]
+    case = make_case([FREE[2], FREE[3], FREE[2]], 3, lengths=lengths)
+    for item_major, (values, offsets) in ((False, (case.values, case.offsets)), (True, case.item_major())):
+        filled = bags_of(case, [Group("bags", (), (0, 2))], tmp_path, fill_elements=1000)
+        assert filled.repeats(3) == 1  # not known yet
+        assert (filled.count_writes(values, offsets, item_major=item_major)[:, :4] == 3).all()
+        assert filled.repeats(3) == 3
+
+
+@pytest.mark.parametrize("launch", ["fused", "grouped"])
+def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_path):
+    case, other = (make_case(MIXED, 7, seed=seed, most=30) for seed in (0, 1))
+    own = bags_of(case, MIXED_GROUPS, tmp_path, launch, by_length=True)
+    usual = bags_of(case, MIXED_GROUPS, tmp_path, launch)
+    assert (own.count_writes(case.values, case.offsets) == 1).all()
+    for one in (case, other):  # another batch of the same size has an order of its own
+        out = nan_out(7, int(case.layout.columns[-1]))
+        assert torch.equal(own(one.values, one.offsets, out), usual(one.values, one.offsets))
+    orders = [torch.cat(own.maps_of(one.offsets)) for one in (case, other)]
+    assert not torch.equal(*orders)
+    made = own.maps_of(other.offsets)
+    assert torch.equal(own.forward(other.values, other.offsets, maps=made), usual(other.values, other.offsets))
+    with pytest.raises(ValueError, match="table after table"):
+        own(*case.item_major(), item_major=True)
+
+
 def test_the_order_of_programs_changes_no_bit(tmp_path):
     case = make_case(MIXED, 2)
     case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)

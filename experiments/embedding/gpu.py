@@ -223,7 +223,8 @@ def targets(rows: pd.DataFrame, tuning_s: Mapping[str, float]) -> pd.DataFrame:
             frac = us[ONCE] / ours
             found.append(("of the memory roofline", model, batch, WANTED_FRAC, frac, frac >= WANTED_FRAC))
     found += [("seconds of tuning, at most", model, "", WANTED_S, s, s <= WANTED_S) for model, s in tuning_s.items()]
-    return pd.DataFrame(found, columns=["target", "model", "batch", "wanted", "measured", "met"])
+    table = pd.DataFrame(found, columns=["target", "model", "batch", "wanted", "measured", "met"])
+    return table.assign(met=["yes" if met else "no" for met in table["met"]])
 
 
 def refusal() -> str | None:
@@ -295,7 +296,7 @@ def tested() -> str:
     """How the tests marked for a GPU went, in one line."""
     if importlib.util.find_spec("pytest") is None:
         return "tests for a GPU: not run, pytest is missing"
-    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", TESTS]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", TESTS]
     try:
         done = subprocess.run(words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=TESTS_S, check=False)
     except subprocess.TimeoutExpired:
@@ -323,7 +324,9 @@ def main(argv: Sequence[str]) -> int:
     if args.quick:
         from experiments.embedding import gpu_ablations  # noqa: PLC0415 (it imports this file)
 
-        return gpu_ablations.main(["--models", args.models.split(",")[-1], "--quick", "--out", str(args.out)])
+        last = ["--models", args.models.split(",")[-1], "--batches", args.batches.split(",")[-1]]
+        same = ["--tables_frac", str(args.tables_frac), "--out", str(args.out)]
+        return gpu_ablations.main([*last, *same, "--quick"])
     return 0
 
 

@@ -184,8 +184,8 @@ TIMES = pd.DataFrame([
 def test_targets_stand_beside_what_was_measured():
     found = gpu.targets(TIMES, {"A": 599.0, "B": 601.0})
     assert found[["model", "wanted", "measured", "met"]].to_numpy().tolist() == [
-        ["A", 2.0, 2.5, True], ["A", 0.6, 0.5, False], ["B", 2.0, 1.5, False], ["A", 600.0, 599.0, True],
-        ["B", 600.0, 601.0, False],
+        ["A", 2.0, 2.5, "yes"], ["A", 0.6, 0.5, "no"], ["B", 2.0, 1.5, "no"], ["A", 600.0, 599.0, "yes"],
+        ["B", 600.0, 601.0, "no"],
     ]  # fmt: skip
 
 

@@ -117,6 +117,35 @@ def test_the_backend_offers_the_warps_of_its_settings():
         assert all(choice.schedule in CUDA_SCHEDULES for choice in own.candidates(cluster, knobs, 0.0))
 
 
+def test_equal_kernels_are_compiled_once_and_none_when_time_is_up(monkeypatch):
+    made = []
+
+    class Kernels:
+        def __init__(self, _layout, bucket, _weight):
+            self.bucket = bucket
+
+        def compiling(self, _ids, _offsets, *, item_major):
+            assert item_major
+            return {name: lambda name=name: made.append(name) for name in (self.bucket, "same")}
+
+    monkeypatch.setattr(cuda, "TritonBags", Kernels)
+    own, bags = cuda.make_backend(), Bags(torch.zeros(0), torch.zeros(5), 2, item_major=True)
+    own.prepare(None, None, ["a", "b"], bags, 0.0)
+    assert made == []
+    own.prepare(None, None, ["a", "b"], bags, 60.0)
+    assert sorted(made) == ["a", "b", "same"]
+    own.prepare(None, None, ["b", "c"], bags, 60.0)
+    assert sorted(made) == ["a", "b", "c", "same"]
+
+
+def test_a_kind_of_tables_has_so_many_candidates_at_most():
+    cluster = Cluster((0, 1), TableSpec(4096, 32), 40.0, 100, 0.2, 0.9, 512)
+    knobs = cuda.KNOBS[0]
+    every = cuda.CudaBackend(most=99).candidates(cluster, knobs, 0.0)
+    assert list(cuda.CudaBackend(most=3).candidates(cluster, knobs, 0.0)) == list(every[:3])
+    assert len(cuda.make_backend().candidates(cluster, knobs, 0.0)) == cuda.MOST_CANDIDATES < len(every)
+
+
 def test_contention_ends_with_its_block():
     own = cuda.make_backend()
     with own.contended(()):

@@ -182,6 +182,10 @@ def test_settings_reach_the_compiler(launched):
     ]  # fmt: skip
 
 
+def test_what_is_compiled_before_is_what_is_launched(launched):
+    assert launched["compiled"] == [3, 0, 3]
+
+
 def test_no_batch_size_or_width_is_compiled_anew_but_other_types_are(launched):
     kernels = {n: [launch["hash"] for launch in launched[f"fused {n}"]] for n in (1, 2, 16, 5, 64)}
     assert all(own == kernels[1] for own in kernels.values())

@@ -69,6 +69,22 @@ def launches(bags, n_items, dtype=torch.int64, **more):
     return [*LAUNCHES]
 
 
+def compiled_before(bags):
+    """Kernels that `compiling` makes, what it launches, and kernels after a look-up."""
+    kernels = {launch.kernel for launch in bags.launches}
+
+    def n_kernels():
+        return sum(len(kernel.device_caches[0][0]) for kernel in kernels)
+
+    before, ids = n_kernels(), torch.zeros(4 * 5, dtype=torch.int64)
+    LAUNCHES.clear()
+    for compiling in bags.compiling(ids, torch.arange(4 * 5 + 1)).values():
+        compiling()
+    made, launched = n_kernels() - before, len(LAUNCHES)
+    launches(bags, 5)
+    return [made, launched, n_kernels() - before]
+
+
 def main():
     driver.set_active(Driver())
     triton_bags._check_weight = lambda *_: None  # the tables are on the CPU here
@@ -95,6 +111,7 @@ def main():
     found["by schedule, alike"] = launches(bags(launch="by_schedule", warps=2), 5)
     found["one launch"] = launches(bags(warps=8, max_registers=40), 5)
     found["empty"] = launches(own, 0)
+    found["compiled"] = compiled_before(bags(max_registers=48))
     sys.stdout.write(json.dumps(found | {"triton": triton.__version__}))
 
 

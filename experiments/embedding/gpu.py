@@ -58,7 +58,7 @@ class Effort:
     """How much is measured. `tune_s`: a model, all its batches."""
 
     n_rounds: int = 30
-    tune_s: float = 420.0
+    tune_s: float = 480.0
     knobs: Sequence[Params] = KNOBS
 
 
@@ -250,7 +250,10 @@ def run(
         sys.stderr.write(f"{name}: tuning\n")
         problem, inputs = work_of(name, batches, args.alpha, args.tables_frac, device)
         own = {method: make(knobs) for method, knobs in families(effort.knobs).items()}
-        plans = {method: Search(problem, one, effort.tune_s / len(own)).run() for method, one in own.items()}
+        plans = {}
+        for method, one in own.items():
+            share_s = effort.tune_s * len(one.settings(problem.layout.specs)) / len(effort.knobs)
+            plans[method] = Search(problem, one, share_s).run()
         tuning_s[name] = sum(plan.provenance["seconds"] for plan in plans.values())
         notes: list[str] = []
         for batch in batches:

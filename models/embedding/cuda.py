@@ -34,7 +34,7 @@ _FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microsecond
 MOST_CANDIDATES, _COMPILERS = 6, 16
 _FEW_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
 KNOBS = (  # one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
-    *(params(launch="fused", warps=warps) for warps in WARPS),
+    *(params(launch="fused", warps=warps) for warps in WARPS if warps > 1),  # of one, an SM's 32 programs half fill it
     params(launch="fused", warps=WARPS[0], max_registers=_FEW_REGISTERS),
     params(launch="by_schedule", warps=WARPS[0]),
     params(launch="grouped"),

@@ -21,6 +21,7 @@ COLD, WARM, WALL, BOUND = "device, rows not in L2", "device, rows in L2", "wall,
 OURS, GRAPHED, ONCE = ("ours, fused", "ours, grouped"), "per table, graph", "every row once at the stated bandwidth"
 COLORS = {
     "ours, fused": "#1f77b4", "ours, fused, graph": "#9ecae1", "ours, grouped": "#17507d",
+    "ours, grouped, graph": "#6f8fae",
     "ours, one schedule": "#2a9d8f",
     "per table": "#d1495b", GRAPHED: "#edae49", "FBGEMM": "#6a4c93", "TorchRec": "#b5838d",
 }  # fmt: skip

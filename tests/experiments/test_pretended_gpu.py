@@ -58,7 +58,7 @@ def test_the_quick_study_goes_through_all_its_parts(tmp_path):
     assert {"gpu.csv", "gpu.png", "gpu_speedups.png", "gpu_targets.csv", "gpu_ablations.csv", "gpu_ablations.png",
             "gpu_mutated.csv", "gpu_spread.csv"} <= {path.name for path in tmp_path.iterdir()}  # fmt: skip
     rows = pd.read_csv(tmp_path / "gpu.csv")
-    assert {"per table, graph", "ours, fused, graph"} <= set(rows["method"])
+    assert {"per table, graph", "ours, fused, graph", "ours, grouped, graph"} <= set(rows["method"])
     plan = from_json((tmp_path / "gpu_plans" / "B.json").read_text())
     assert plan.provenance["gpu"] == "pretended"
     assert any(note.startswith("batch 1: no TorchRec: ") for note in plan.provenance["notes"])

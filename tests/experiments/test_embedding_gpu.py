@@ -219,8 +219,6 @@ from models.embedding.plan import params
 class Quick(cuda.CudaBackend):
     def clock(self, calls, n_rounds):
         return wall_seconds(calls, 1)
-class Idle(Quick, gpu_ablations.IdleBackend):
-    pass
 gpu.N_INPUTS = gpu.WARM_UPS = 1
 cuda.UNIFORM_TILES = (4,)
 cuda._FULL_ELEMENTS = 0
@@ -230,28 +228,19 @@ words = ["--models", "B", "--batches", "1,2", "--quick", "--tables_frac", "0.002
 clocks = gpu.Clocks(lambda calls, n, cold: wall_seconds(calls, n), lambda calls, n: wall_seconds(calls, n))
 cpu = torch.device("cpu")
 with torch.no_grad():
-    if sys.argv[2] == "study":
-        gpu.run(gpu.arguments(words), lambda own: Quick(own, 2), clocks, cpu)
-    else:
-        args = gpu_ablations.arguments(words)
-        args.tune_s, gpu_ablations.KNOBS = 2.0, knobs[:1]
-        gpu_ablations.draw(*gpu_ablations.run(args, lambda own: Quick(own, 2), Idle(knobs[:1], 2), clocks, cpu))
+    gpu.run(gpu.arguments(words), lambda own: Quick(own, 2), clocks, cpu)
 """
-
-
-def interpreted(folder, what):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", STUDY, str(folder), what], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 @NEEDS_TRITON
 def test_the_whole_study_runs_in_the_interpreter(tmp_path):
     (tmp_path / "gpu.csv").write_text("model,batch,method,time,us\nA,1,old,bound,1\nB,7,old,bound,1\n")
-    interpreted(tmp_path, "study")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", STUDY, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     rows = pd.read_csv(tmp_path / "gpu.csv")
     assert set(rows["batch"]) == {1, 2}
     assert {"ours, fused", "ours, grouped", "ours, one schedule", "per table"} <= set(rows["method"])
@@ -268,17 +257,6 @@ def test_the_whole_study_runs_in_the_interpreter(tmp_path):
     tuning = pd.read_csv(tmp_path / "gpu_targets.csv").iloc[0]
     assert (tuning["model"], tuning["wanted"]) == ("B", 600)
     assert tuning["measured"] == pytest.approx(sum(own["seconds"] for own in searches.values()), rel=1e-3)
-
-
-@NEEDS_TRITON
-def test_the_ablations_run_in_the_interpreter(tmp_path):
-    interpreted(tmp_path, "ablations")
-    methods = pd.read_csv(tmp_path / "gpu_ablations.csv")
-    every = ["two-stage", "naive", "map from lengths", "map from lengths, made before"]
-    assert methods.groupby("batch")["plan"].apply(list).tolist() == [every, every]
-    assert (methods[methods["plan"] == "two-stage"]["over_two_stage"] == 1).all()
-    assert len(pd.read_csv(tmp_path / "gpu_mutated.csv")) > 2
-    assert (pd.read_csv(tmp_path / "gpu_spread.csv")["worst_over_best"] >= 1).all()
 
 
 def test_the_figure_has_a_panel_for_each_time_and_model():

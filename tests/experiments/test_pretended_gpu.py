@@ -66,6 +66,12 @@ def test_the_quick_study_goes_through_all_its_parts(tmp_path):
         "times as fast as per table, graph", "seconds of tuning, at most",
     ]  # fmt: skip
     assert "Targets" in said
+    methods = pd.read_csv(tmp_path / "gpu_ablations.csv")
+    every = ["two-stage", "naive", "map from lengths", "map from lengths, made before"]
+    assert methods["plan"].tolist() == every
+    assert methods["over_two_stage"][0] == 1
+    assert len(pd.read_csv(tmp_path / "gpu_mutated.csv")) == 1
+    assert (pd.read_csv(tmp_path / "gpu_spread.csv")["worst_over_best"] >= 1).all()
 
 
 def test_a_model_of_ours_is_tuned_for_the_device(tmp_path):

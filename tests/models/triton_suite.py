@@ -3,22 +3,16 @@
 Weights are small whole numbers, so float32 sums are exact in any order and results are compared bit for bit.
 """
 
-import ctypes
-import mmap
-import os
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
+from triton_cases import DEVICE, INTERPRETED, Case, make_case
 
 from models.embedding.plan import Bucket, Group, params
 from models.embedding.spec import Layout, TableSpec
 from models.embedding.triton_bags import TritonBags
 
 torch.set_num_threads(1)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 ON_GPU = pytest.mark.skipif(INTERPRETED, reason="says nothing in the interpreter, where programs run in turn")
 WIDTHS = (1, 3, 4, 6, 8, 48, 128, 200)
 FREE = [TableSpec(rows, dim) for rows, dim in zip((1, 2, 17, 50, 33, 9, 40, 21), WIDTHS, strict=True)]
@@ -36,69 +30,6 @@ SCHEDULES = {
     "split, narrow tiles": (FREE[5:], ("split", params(tile_ids=8, parts=4, tile_lanes=128, tile_bags=8))),
     "split, bag by bag": (ONE_HOT[:2], ("split", params(parts=2))),
 }
-
-
-@dataclass
-class Case:
-    """Tables, weights with NaN between them, and ids table after table."""
-
-    layout: Layout
-    weight_E: torch.Tensor
-    values: torch.Tensor
-    offsets: torch.Tensor
-    n_items: int
-
-    def expected(self) -> torch.Tensor:
-        """Sums by a float64 index_add_, table after table."""
-        columns = self.layout.columns
-        out = torch.zeros(self.n_items, int(columns[-1]), dtype=torch.float64)
-        offsets, values = self.offsets.cpu().long(), self.values.cpu().long()
-        for table, spec in enumerate(self.layout.specs):
-            first = int(self.layout.elements_T[table])
-            rows = self.weight_E[first : first + spec.rows * spec.dim].cpu().double().view(spec.rows, spec.dim)
-            own = offsets[table * self.n_items : (table + 1) * self.n_items + 1]
-            bags = torch.repeat_interleave(torch.arange(self.n_items), torch.diff(own))
-            ids = values[int(own[0]) : int(own[-1])] - int(self.layout.first_ids_T[table])
-            out[:, int(columns[table]) : int(columns[table + 1])].index_add_(0, bags, rows[ids])
-        return out.float()
-
-    def item_major(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same bags, item after item."""
-        lengths_TB = torch.diff(self.offsets).view(-1, self.n_items)
-        bags = self.values[int(self.offsets[0]) :].split(lengths_TB.reshape(-1).tolist())
-        order = [bags[t * self.n_items + b] for b in range(self.n_items) for t in range(len(lengths_TB))]
-        offsets = torch.cat((self.offsets.new_zeros(1), lengths_TB.T.reshape(-1).cumsum(0)))
-        return torch.cat(order), offsets.to(self.offsets.dtype)
-
-
-def make_case(specs, n_items, *, seed=0, most=6, lengths=None, dtype=torch.float32, index=torch.int64, layout=None):
-    rng = np.random.default_rng(seed)
-    layout = layout or Layout.apart(specs)
-    weight = torch.full((layout.n_elements,), torch.nan)
-    first_ids, ids, counts = layout.first_ids_T, [], []
-    for table, spec in enumerate(specs):
-        first, n = int(layout.elements_T[table]), spec.rows * spec.dim
-        weight[first : first + n] = torch.from_numpy(rng.integers(-8, 9, n).astype(np.float32))
-        own = rng.integers(0, most + 1, n_items) if spec.bag_ids is None else np.full(n_items, spec.bag_ids)
-        counts.append(own if lengths is None or lengths[table] is None else np.asarray(lengths[table]))
-        drawn = rng.integers(0, spec.rows, counts[-1].sum())
-        drawn[:2] = (0, spec.rows - 1)[: len(drawn)]  # the ends of the table are always read
-        ids.append(first_ids[table] + drawn)
-    offsets = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
-    tensors = (torch.from_numpy(np.concatenate(ids)).to(index), torch.from_numpy(offsets).to(index))
-    return Case(layout, *map(guarded, (weight.to(dtype), *tensors)), n_items)
-
-
-def guarded(tensor):
-    """A copy that ends where memory ends: in the interpreter, who reads beyond it dies."""
-    if not INTERPRETED or not tensor.numel():
-        return tensor.to(DEVICE)
-    end = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    memory = mmap.mmap(-1, end + mmap.PAGESIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    own = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=end - tensor.nbytes)
-    return own.copy_(tensor)
 
 
 def bags_of(case, groups, tmp_path, launch="fused", **more):

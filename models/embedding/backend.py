@@ -44,6 +44,10 @@ class Choice:
     params: Params
 
 
+class Refused(Exception):  # noqa: N818 (a finding, not a fault)
+    """The device cannot run this: the text says why."""
+
+
 class Backend(Protocol):
     """A kind of device."""
 
@@ -58,7 +62,8 @@ class Backend(Protocol):
     def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
         """The bucket as one call; `checked`: a wrong id raises ValueError before memory is read (CPU).
 
-        Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others' columns stay.
+        Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others' columns stay. The
+        first call raises Refused where the device's compiler or launcher does not take it.
         """
 
     def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:

@@ -11,14 +11,14 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.embedding.backend import Choice, Cluster, FloatArray, Run
+from models.embedding.backend import Choice, Cluster, FloatArray, Refused, Run
 from models.embedding.catalogue import WARPS, Params
 from models.embedding.gpu_candidates import Load, gpu_candidates
 from models.embedding.gpu_schedules import branch_of
@@ -49,6 +49,14 @@ class Meter:
     repeats: int = 1
 
 
+def triton_error() -> type[Exception]:
+    """What Triton raises for kernels that it cannot compile or launch, of too much shared memory for one."""
+    from triton.errors import TritonError  # noqa: PLC0415 (optional)
+
+    found: type[Exception] = TritonError
+    return found
+
+
 class CudaRun:
     """One bucket on a device."""
 
@@ -57,7 +65,10 @@ class CudaRun:
 
     def __call__(self, bags: Bags, out_BC: Tensor) -> None:
         """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
-        self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
+        try:
+            self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
+        except triton_error() as error:
+            raise Refused(" ".join(str(error).split())) from error
         self._meter.repeats = self.bags.repeats(bags.n_items)
 
 
@@ -109,7 +120,8 @@ class CudaBackend:
         def in_time(key: object) -> bool:
             if time.monotonic() >= end_s:
                 return False
-            own[key]()
+            with suppress(triton_error()):  # the call that needs it will say so
+                own[key]()
             return True
 
         fresh = [key for key in own if key not in self._compiled]

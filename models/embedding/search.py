@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from infra.progress import OnFraction
-from models.embedding.backend import Backend, Choice, Cluster, FloatArray
+from models.embedding.backend import Backend, Choice, Cluster, FloatArray, Refused
 from models.embedding.catalogue import WHOLE, Params
 from models.embedding.clusters import clusters
 from models.embedding.plan import Bucket, Group, Plan
@@ -254,12 +254,15 @@ class Search:
         return tuple(buckets)
 
     def _is_right(self, choice: Choice, tables: Sequence[int], settings: Params) -> bool:
-        """Whether it gives the exact sums, zeros of empty bags included; what does not is noted and never timed."""
+        """Whether it runs and gives the exact sums, zeros of empty bags included; if not, a note, and no timing."""
         key = (choice, tuple(tables), settings)
         if key not in self._right:
             bucket = Bucket(None, (Group(choice.schedule, choice.params, tuple(tables)),), settings)
             run = self.backend.build(self.problem.layout, self.problem.weight_E, bucket, checked=False)
-            wrong = self.problem.wrong(run, tables, self.max_error)
+            try:
+                wrong = self.problem.wrong(run, tables, self.max_error)
+            except Refused as error:
+                wrong = str(error)
             if wrong is not None:
                 self.refused.append(f"{_name(choice)}: {wrong}")
             self._right[key] = wrong is None

@@ -87,7 +87,7 @@ def report(plan: Plan) -> None:
     show("Time beside a busy neighbour, and that of the best single schedule and of no plan over it", rows[[*_COLUMNS]])
     show("Plan", explain(plan).drop(columns="which"))
     for line in plan.provenance["refused"]:
-        print(f"Refused, wrong sums: {line}")
+        print(f"Refused: {line}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,11 +8,17 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import ROOT
 
+from models.embedding import cuda
+from models.embedding.backend import Refused
+from models.embedding.cuda import CudaBackend, CudaRun, Meter
 from models.embedding.gpu_schedules import CUDA_SCHEDULES
+from models.embedding.jagged import Bags
 
 TUNED = """
 import json, sys
@@ -40,9 +46,27 @@ print(json.dumps({"plan": json.loads(found.to_json()), "specs": len(drawn.specs)
 """
 
 
-@pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton (pip install -r build/bench_requirements.txt)"
 )
+
+
+@needs_triton
+def test_what_triton_cannot_launch_is_refused_in_one_line_and_does_not_end_compiling_ahead(monkeypatch):
+    from triton.runtime.errors import OutOfResources  # noqa: PLC0415
+
+    def fail(*_, **__):
+        raise OutOfResources(300_000, 232_448, "shared\nmemory")
+
+    bags = Bags(torch.zeros(1, dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32), 1)
+    with pytest.raises(Refused, match="out of resource: shared memory, Required: 300000") as refused:
+        CudaRun(fail, Meter())(bags, torch.empty(1, 4))
+    assert "\n" not in str(refused.value)
+    monkeypatch.setattr(cuda, "TritonBags", lambda *_: SimpleNamespace(compiling=lambda *_, **__: {"a": fail}))
+    CudaBackend().prepare(None, None, [None], bags, 10.0)
+
+
+@needs_triton
 def test_the_tuner_makes_a_plan_for_the_gpu(tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(tmp_path)}
     done = subprocess.run(

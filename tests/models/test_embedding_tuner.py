@@ -9,7 +9,7 @@ import torch
 from helpers import run_script
 
 from models.embedding import tuner
-from models.embedding.backend import Choice
+from models.embedding.backend import Choice, Refused
 from models.embedding.clusters import clusters
 from models.embedding.cpu import CpuBackend
 from models.embedding.cpu_tuning import choices, neighbours, seconds
@@ -165,6 +165,25 @@ def test_a_candidate_that_leaves_empty_bags_is_refused_however_fast():
     assert found.refused
     assert all(line.startswith("dedup: table ") for line in found.refused)
     assert plan.provenance["refused"] == found.refused
+
+
+def test_a_candidate_that_the_device_does_not_take_is_refused_and_the_search_goes_on():
+    class Small(FakeBackend):
+        def build(self, layout, weight_E, bucket, *, checked):
+            run = super().build(layout, weight_E, bucket, checked=checked)
+
+            def limited(bags, out):
+                if "dedup" in run.schedules:
+                    raise Refused("out of shared memory")
+                run(bags, out)
+
+            return limited
+
+    own = Small(lambda name, *_: 0.001 if name == "dedup" else 1.0, ("compiled", "dedup"))
+    with torch.inference_mode():
+        plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
+    assert {*chosen(plan, 32).values()} == {"compiled"}
+    assert {*plan.provenance["refused"]} == {"dedup: out of shared memory"}
 
 
 def test_no_right_candidate_is_an_error_and_not_a_plan():

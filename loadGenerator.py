@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from infra.arrivals import STEADY, draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
 from infra.clock import NS_PER_S
@@ -109,8 +109,8 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
 
 def production_quantile(u: FloatArray) -> FloatArray:
     """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at PRODUCTION_MAX; u in [0, 1)."""
-    body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * stats.norm.ppf(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE)))
-    knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * stats.norm.ppf(1 - PRODUCTION_TAIL_SHARE))
+    body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * special.ndtri(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE)))
+    knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * special.ndtri(1 - PRODUCTION_TAIL_SHARE))
     beyond = (PRODUCTION_MAX / knee) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
     v = np.clip((u - (1 - PRODUCTION_TAIL_SHARE)) / PRODUCTION_TAIL_SHARE, 0, 1)
     tail = knee * (1 - v * (1 - beyond)) ** (-1 / PRODUCTION_TAIL_INDEX)

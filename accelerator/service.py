@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from accelerator.devices import accelerator_root, derived_profile, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, service_times_ns
@@ -145,7 +145,7 @@ def law_factors(law: str, cv: float = 1.0) -> FloatArray:
         case "deterministic":
             factors = np.ones(1)
         case "lognormal":
-            factors = np.exp(np.sqrt(np.log1p(cv**2)) * stats.norm.ppf(u))
+            factors = np.exp(np.sqrt(np.log1p(cv**2)) * special.ndtri(u))
         case other:
             raise ValueError(f"unknown law {other!r}")
     return np.atleast_2d(factors / factors.mean())

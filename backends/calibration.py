@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from accelerator.latency import Profile, spread_of
 from accelerator.service import ServiceTable, overheads_of, table_of_profiles
@@ -169,6 +168,14 @@ def _loaded(
     return tasks.assign(n_busy=n_busy, met=met)
 
 
+def slope_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Of the line y = a + b x by least squares: b and its standard error; three points or more, not all at one x."""
+    x, y = x - x.mean(), y - y.mean()
+    slope = float(x @ y / (x @ x))
+    residual = y - slope * x
+    return slope, math.sqrt(residual @ residual / (len(x) - 2) / (x @ x))
+
+
 def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     """The profile as it holds under load: what each arrival takes, the level of the times, and their spread."""
     expected = np.array([profile.ms(n, k) for n, k in zip(loaded["n_items"], loaded["n_busy"], strict=True)])
@@ -176,10 +183,10 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     # took / expected = level + what an arrival takes x met / expected, by least squares
     relative, arrivals = took / expected, met / expected
     usual = relative < np.quantile(relative, 0.99)  # a stall of the machine is none of the arrivals' doing
-    fit = stats.linregress(arrivals[usual], relative[usual]) if np.ptp(arrivals[usual]) > 0 else None
     arrival_ms = 0.0
-    if fit is not None and fit.slope > SURE_ERRORS * fit.stderr:
-        arrival_ms = min(float(fit.slope), MOST_STOLEN_MS)
+    if np.ptp(arrivals[usual]) > 0:
+        slope, stderr = slope_of(arrivals[usual], relative[usual])
+        arrival_ms = min(slope, MOST_STOLEN_MS) if slope > SURE_ERRORS * stderr else 0.0
     factors = np.maximum((took - arrival_ms * met) / expected, LEAST_FACTOR)
     order = np.argsort(loaded["n_items"].to_numpy(), kind="stable")
     spread = {}

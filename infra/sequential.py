@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, stats
+from scipy import fft, special
 
 Verdict = Literal["met", "missed", "undecided"]
 FloatArray = npt.NDArray[np.float64]
@@ -36,12 +36,12 @@ def p_value_met(n: float, late: float, percentile: float) -> float:
     I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function (mlcommons/inference, loadgen/early_stopping.cc,
     tolerance 0; n and t may be fractions here). For p99 at 99 % and none late that takes 459 queries.
     """
-    return float(stats.beta.cdf(percentile / 100, max(n - late, 1e-9), late + 1))
+    return float(special.betainc(max(n - late, 1e-9), late + 1, percentile / 100))
 
 
 def p_value_missed(n: float, late: float, percentile: float) -> float:
     """Probability of so many late queries out of n independent ones if the percentile were just at the SLA."""
-    return float(stats.beta.sf(percentile / 100, n - late + 1, late)) if late > 0 else 1.0
+    return float(special.betaincc(n - late + 1, late, percentile / 100)) if late > 0 else 1.0
 
 
 def autocorrelation_time(samples: FloatArray) -> float:

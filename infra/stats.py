@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from infra.clock import NS_PER_MS, NS_PER_S
 
@@ -81,6 +81,13 @@ class Summary:
         }
 
 
+def _binomial_quantile(share: float, n: int, p: float) -> int:
+    """Fewest successes that n trials exceed with a probability of at most 1 - `share`."""
+    k: int = math.ceil(special.bdtrik(share, n, p))
+    rounded_up = k > 0 and special.bdtr(k - 1, n, p) >= share
+    return k - 1 if rounded_up else k
+
+
 def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimate:
     """The p-quantile (nearest rank) with a distribution-free interval from order statistics.
 
@@ -93,7 +100,7 @@ def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimat
         return Estimate(math.nan, -math.inf, math.inf)
     ordered = np.sort(samples)
     tail = (1 - confidence) / 2
-    low, high = int(stats.binom.ppf(tail, n, p)), int(stats.binom.ppf(1 - tail, n, p)) + 1
+    low, high = _binomial_quantile(tail, n, p), _binomial_quantile(1 - tail, n, p) + 1
     return Estimate(
         value=float(ordered[max(math.ceil(p * n), 1) - 1]),
         low=float(ordered[low - 1]) if low >= 1 else -math.inf,
@@ -104,7 +111,7 @@ def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimat
 def queries_needed(p: float, confidence: float = 0.95) -> int:
     """Fewest independent queries whose p-quantile has a finite upper bound (order statistics)."""
     n = max(1, math.ceil(math.log((1 - confidence) / 2) / math.log(p)) - 1)
-    while int(stats.binom.ppf(1 - (1 - confidence) / 2, n, p)) + 1 > n:
+    while _binomial_quantile(1 - (1 - confidence) / 2, n, p) + 1 > n:
         n += 1
     return n
 

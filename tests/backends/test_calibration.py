@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from accelerator.latency import SPREAD
 from accelerator.service import Overhead, ServiceTable
-from backends.calibration import calibrate, sizes_to_measure
+from backends.calibration import calibrate, sizes_to_measure, slope_of
 from backends.simulated import SimulatedSession
 from infra.cli import parse
 from infra.messages import ACCEL, CPU
@@ -45,6 +46,15 @@ def test_it_finds_times_neighbours_overheads_and_the_mean_of_the_spread():
 
 def test_what_arrivals_take_is_nothing_where_they_take_nothing():
     assert measured(engines()).cpu.arrival_us == 0
+
+
+@pytest.mark.parametrize("n", [3, 500])
+def test_a_slope_and_its_error_are_those_of_least_squares(n):
+    rng = np.random.default_rng(n)
+    x = rng.normal(5, 2, n)
+    y = 3 - 0.7 * x + rng.normal(0, 1, n)
+    expected = stats.linregress(x, y)
+    assert slope_of(x, y) == pytest.approx((expected.slope, expected.stderr), rel=1e-9)
 
 
 def test_what_arrivals_take_is_found():

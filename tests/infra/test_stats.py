@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from infra.messages import Answer, Fail, Query, Task, TaskDone
 from infra.rows import Recorder
@@ -29,6 +30,15 @@ def test_the_quantile_is_the_nearest_rank():
     assert quantile(samples, 0.95).value == 95.0
     assert quantile(samples, 0.5).value == 50.0
     assert quantile(np.array([3.0]), 0.99).value == 3.0
+
+
+@pytest.mark.parametrize("p", [0.5, 0.95, 0.99, 0.999])
+def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
+    for n in (1, 2, 59, 256, 2048, 100_000):
+        found = quantile(np.arange(1.0, n + 1), p, 0.9)  # its own ranks
+        low, high = stats.binom.ppf(0.05, n, p), stats.binom.ppf(0.95, n, p) + 1
+        assert found.low == (low if low >= 1 else -math.inf)
+        assert found.high == (high if high <= n else math.inf)
 
 
 def test_too_few_samples_leave_a_bound_open():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,20 +65,30 @@ class Profile:
         """
         if n_items < 1:
             raise ValueError(f"a batch of {n_items} items has no latency; expected at least 1")
+        return float(self.times_ms(np.array([n_items]), n_busy)[0])
+
+    def times_ms(self, n_items_N: npt.NDArray[np.int64], n_busy: int) -> npt.NDArray[np.float64]:
+        """The same for many sizes of at least 1 item."""
         levels = {0: self.batch_ms, **self.busy_ms}
-        known = sorted(levels)
-        times = [_interpolated_ms(levels[level], n_items) for level in known]
-        return float(np.interp(n_busy, known, times))
+        below = max(k for k in levels if k <= n_busy)
+        above = min((k for k in levels if k >= n_busy), default=below)
+        low_N = _interpolated_ms(levels[below], n_items_N)
+        if above == below:
+            return low_N
+        return low_N + (n_busy - below) / (above - below) * (_interpolated_ms(levels[above], n_items_N) - low_N)
 
 
-def _interpolated_ms(batch_ms: Mapping[int, float], n_items: int) -> float:
+def _interpolated_ms(batch_ms: Mapping[int, float], n_items_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     sizes = sorted(batch_ms)
+    known_ms = np.array([batch_ms[n] for n in sizes])
     last, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
-    if n_items > last:
-        ms_per_item = (batch_ms[last] - batch_ms.get(before, 0.0)) / (last - before)
-        return batch_ms[last] + (n_items - last) * max(ms_per_item, 0.0)
-    logs = np.interp(math.log2(n_items), np.log2(sizes), [math.log(batch_ms[n]) for n in sizes])
-    return math.exp(float(logs))
+    ms_per_item = max((batch_ms[last] - batch_ms.get(before, 0.0)) / (last - before), 0.0)
+    times_N: npt.NDArray[np.float64] = np.where(
+        n_items_N > last,
+        known_ms[-1] + (n_items_N - last) * ms_per_item,
+        np.exp(np.interp(np.log2(n_items_N), np.log2(sizes), np.log(known_ms))),
+    )
+    return times_N
 
 
 def spread_of(times: npt.NDArray[np.float64], typical: float) -> tuple[float, ...]:
@@ -91,9 +100,9 @@ def spread_of(times: npt.NDArray[np.float64], typical: float) -> tuple[float, ..
 
 def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
     """int64[busy neighbours, max_items + 1]: time of a task; a row for 0, 1, ... neighbours, item 0 has no meaning."""
-    levels = range(max(profile.busy_ms, default=0) + 1)
-    rows = [[0, *(round(profile.ms(n, k) * NS_PER_MS) for n in range(1, max_items + 1))] for k in levels]
-    return np.array(rows, np.int64)
+    levels, n_items_N = range(max(profile.busy_ms, default=0) + 1), np.arange(1, max_items + 1)
+    times_KN = np.array([profile.times_ms(n_items_N, k) for k in levels])
+    return np.pad(np.rint(times_KN * NS_PER_MS).astype(np.int64), ((0, 0), (1, 0)))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from helpers import MS, ROOT, run_script
 
 from accelerator.devices import BATCHES, derived_profile, latency_profile, load_device, profile_key, published_speedups
-from accelerator.latency import Profile, ProfiledDevice, read_profile, write_profile
+from accelerator.latency import Profile, ProfiledDevice, read_profile, service_times_ns, write_profile
 from accelInferenceEngine import ModelledEngine, ModelledFactory
 from infra.clock import monotonic_ns
 from infra.config import ConfigError, ModelConfig
@@ -45,6 +46,15 @@ def test_beyond_the_last_size_the_last_cost_per_item_is_used_and_said_once(caplo
 
 def test_one_measured_size_is_a_cost_per_item():
     assert Profile({10: 5.0}).ms(20) == pytest.approx(10.0)
+
+
+def test_between_numbers_of_neighbours_time_is_linear_and_beyond_the_last_flat():
+    profile = Profile({1: 1.0, 4: 2.0}, busy_ms={1: {1: 2.0, 4: 6.0}, 4: {1: 8.0, 4: 12.0, 8: 20.0}})
+    found = service_times_ns(profile, 5) / MS
+    assert found[0, 1:] == pytest.approx([1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3], rel=1e-5)
+    assert found[:, 1] == pytest.approx([1, 2, 4, 6, 8])
+    assert found[:, 4] == pytest.approx([2, 6, 8, 10, 12])
+    assert [profile.ms(4, k) for k in (0, 1, 3, 4, 9)] == pytest.approx([2, 6, 10, 12, 12])
 
 
 @pytest.mark.parametrize("bad", [{}, {0: 1.0}, {1: 0.0}, {1: float("nan")}])

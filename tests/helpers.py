@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,12 +31,33 @@ TINY = [
 ]  # fmt: skip
 
 
+@functools.cache
+def script_server() -> subprocess.Popen[str]:
+    """One for all tests of this process; it ends with its input."""
+    words = [sys.executable, str(ROOT / "tests/script_server.py")]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A Python program of the tree, as a user would start it."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=timeout,
-        check=False,
-    )  # fmt: skip
+    """A Python program of the tree in a process of its own, as a user would start it; the libraries are loaded."""
+    argv, server = [str(ROOT / words[0]), *words[1:]], script_server()
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        program = {"argv": argv, "cwd": str(cwd), "environment": {**os.environ}, "stdout": out.name, "stderr": err.name}
+        server.stdin.write(json.dumps(program) + "\n")
+        server.stdin.flush()
+        process = int(server.stdout.readline())
+        overdue = threading.Timer(timeout, os.kill, (process, signal.SIGKILL))
+        overdue.start()
+        try:
+            code = int(server.stdout.readline())
+        except BaseException:  # the test has run out of its time: neither is of any use to the next
+            os.kill(process, signal.SIGKILL)
+            server.kill()
+            script_server.cache_clear()
+            raise
+        finally:
+            overdue.cancel()
+        return subprocess.CompletedProcess(argv, code, out.read(), err.read())
 
 
 def poisson_schedule(rate_qps: float, n: int, n_items: int = 1, seed: int = 0, n_warmup: int = 0) -> Schedule:

@@ -122,7 +122,7 @@ class SlaTest:
             self._latency_ms[self._n : self._n + len(part)] = part
             taken += len(part)
             self._n += len(part)
-            self._n_late += int((part > self._sla_ms).sum())
+            self._n_late += int(np.count_nonzero(part > self._sla_ms))
             self._look()
         return self.decision
 
@@ -134,9 +134,10 @@ class SlaTest:
             self._next += self.decision is None
 
     def _is_saturated(self) -> bool:
+        if self._n < 2 * SATURATED_BLOCK or self._n_late <= SATURATED_SHARE * self._n:
+            return False
         latest = self._latency_ms[self._n - SATURATED_BLOCK : self._n]
-        grown = float(latest.min()) > SATURATED_LATENESS * self._sla_ms
-        return grown and self._n_late > SATURATED_SHARE * self._n and self._n >= 2 * SATURATED_BLOCK
+        return float(latest.min()) > SATURATED_LATENESS * self._sla_ms
 
     def _test(self, *, last: bool) -> Decision | None:
         counted = np.minimum(self._latency_ms[int(self._n * BURN_IN_SHARE) : self._n], 10 * self._sla_ms)

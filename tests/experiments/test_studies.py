@@ -11,18 +11,12 @@ from infra.provenance import usable_cores as cores
 
 def test_the_virtual_study_resumes_and_hill_is_near_the_oracle(tmp_path):
     words = ["experiments/scheduling/virtual.py", "--quick", "--out", str(tmp_path)]
-    assert run_script(*words, cwd=tmp_path).returncode == 0
-    rows = pd.read_csv(tmp_path / "virtual.csv")
-    assert set(rows["model"]) == {"wnd", "ncf"}
-    kept = rows[rows["model"] == "wnd"]
-    kept.to_csv(tmp_path / "virtual.csv", index=False)
+    assert run_script(*words, "--models", "wnd", cwd=tmp_path).returncode == 0
+    one_model = (tmp_path / "virtual.csv").read_text()
     assert run_script(*words, cwd=tmp_path).returncode == 0  # only what is missing
-    again = pd.read_csv(tmp_path / "virtual.csv")
-    numbers = ["true_qps", "found_qps", "queries", "trials"]
-    key = ["model", "search"]
-    pd.testing.assert_frame_equal(
-        again.sort_values(key)[numbers].reset_index(drop=True), rows.sort_values(key)[numbers].reset_index(drop=True)
-    )
+    assert (tmp_path / "virtual.csv").read_text().startswith(one_model)
+    rows = pd.read_csv(tmp_path / "virtual.csv")
+    assert rows.groupby("model").size().to_dict() == {"wnd": 8, "ncf": 8}
     hill = plot.regret(rows).query("search.str.startswith('hill')")
     assert (hill["share_of_best"] > 0.95).all()
     assert (hill["share_of_queries"] < 0.2).all()
@@ -81,6 +75,7 @@ def test_bad_input_is_one_line(tmp_path, words):
     assert "nix" in done.stderr
 
 
+@pytest.mark.alone
 def test_a_real_search_becomes_a_line_per_phase(tmp_path):
     words = ["--models", "ncf", "--schedulers", "static", "--quick", "--nepochs", "2", "--rate_width", "1"]
     done = run_script("experiments/scheduling/real.py", *words, "--out", str(tmp_path), cwd=tmp_path, timeout=220)

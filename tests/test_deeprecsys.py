@@ -19,6 +19,7 @@ from infra import results
 from infra.rows import TASK_COLUMNS
 from infra.stats import summarize
 
+pytestmark = pytest.mark.alone
 QUERY_COLUMNS = [
     "query_id", "input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns", "is_warmup",
 ]  # fmt: skip

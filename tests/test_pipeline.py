@@ -10,6 +10,7 @@ from helpers import run_script
 
 from infra import results
 
+pytestmark = pytest.mark.alone
 MODEL = {
     "model_type": "dlrm", "arch_embedding_size": "50-60", "arch_sparse_feature_size": 4, "arch_mlp_bot": "5-4",
     "arch_mlp_top": "8-1", "num_indices_per_lookup": 1, "num_indices_per_lookup_fixed": True,

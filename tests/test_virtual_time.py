@@ -85,6 +85,7 @@ def test_an_overload_is_invalid(tmp_path):
     assert any("growing" in reason for reason in saved.document["summary"]["invalid_reasons"])
 
 
+@pytest.mark.alone
 def test_a_real_run_is_replayed_task_by_task(tmp_path):
     done = run_script("DeepRecSys.py", *TINY, "--arrival_qps", "400", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

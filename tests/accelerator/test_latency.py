@@ -129,6 +129,7 @@ def test_without_a_measurement_there_is_no_profile(tree):
         latency_profile(load_device(tree, "cpu_core"), WND)
 
 
+@pytest.mark.alone
 def test_a_modelled_engine_takes_as_long_as_the_device():
     engine = ModelledFactory((ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}),), "wnd")(0)
     assert isinstance(engine, ModelledEngine)

@@ -25,7 +25,7 @@ CONFIG = parse([
 ])  # fmt: skip
 
 
-@pytest.fixture(params=["simulated", "compiled", "process"])
+@pytest.fixture(params=["simulated", "compiled", pytest.param("process", marks=pytest.mark.alone)])
 def session(request):
     """Two CPU engines and an accelerator."""
     if request.param == "simulated":
@@ -126,6 +126,7 @@ def test_an_engine_refuses_items_that_are_not_there(build):
             engine.score(WireTask(1, 0, *bad))
 
 
+@pytest.mark.alone
 def test_an_engine_that_refuses_a_task_says_so_and_goes_on():
     workload = prepare(CONFIG, Progress("none"))
     base = poisson_schedule(500, 60, n_items=32)

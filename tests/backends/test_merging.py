@@ -1,11 +1,14 @@
 """Engines that merge what waits: every task is answered, and a broken batch fails all of its queries."""
 
+import pytest
 from helpers import poisson_schedule
 
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import ProcessSession
 from infra.messages import CPU
 from scheduler import Policy, Stage
+
+pytestmark = pytest.mark.alone
 
 
 class Merging(NullEngine):

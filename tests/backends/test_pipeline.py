@@ -27,6 +27,7 @@ from infra.stage_rows import answer_table, stage_parts, stage_table
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
+pytestmark = pytest.mark.alone
 ITEMS = 60
 
 

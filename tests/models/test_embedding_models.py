@@ -73,6 +73,7 @@ def test_the_models_own_kernel_needs_the_models_tables():
         FusedEmbeddingBags(specs, plan)
 
 
+@pytest.mark.alone
 def test_engines_serve_on_a_plan(tmp_path):
     config = parse(TINY)
     specs = model_specs(config.model)

@@ -12,10 +12,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from backends.engine_process import NullEngine
 from infra.rows import Rows
 from loadGenerator import Schedule
 
@@ -29,6 +31,16 @@ TINY = [
     "--batch_size_distribution", "normal", "--avg_mini_batch_size", "24", "--var_mini_batch_size", "8",
     "--sub_task_batch_size", "16", "--inference_engines", "2", "--arrival_qps", "150", "--target_latency", "500",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NullFactory:
+    """Of engines that do nothing for some time; here, as a spawned engine imports it by name."""
+
+    busy_ns: int = 0
+
+    def __call__(self, _: int) -> NullEngine:
+        return NullEngine(self.busy_ns)
 
 
 @functools.cache

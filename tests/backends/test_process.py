@@ -8,13 +8,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from helpers import MS, ROOT, poisson_schedule
+from helpers import MS, ROOT, NullFactory, poisson_schedule
 
 from backends.engine_process import NullEngine, PoolSpec
 from backends.process import EngineError, ProcessSession
@@ -26,12 +25,7 @@ from scheduler import Policy, Stage
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (looked at, not written)
 
 
-@dataclass(frozen=True)
-class NullFactory:
-    busy_ns: int = 0
-
-    def __call__(self, _):
-        return NullEngine(self.busy_ns)
+pytestmark = pytest.mark.alone
 
 
 class KilledByInput(NullEngine):

@@ -82,27 +82,29 @@ def test_the_hill_climb_is_as_good_as_the_oracle():
         assert ours.limit.qps.value >= 0.97 * best.limit.qps.value
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scheduler", ALL)
 def test_every_search_runs_on_real_processes(scheduler):
-    words = "--nepochs 8 --target_latency 40 --rate_width 0.5 --req_granularity 32 --arr_steps 8 --batch_configs 8-4"
-    specs = [PoolSpec(pool, 1, lambda _: NullEngine(1_000_000)) for pool in (CPU, ACCEL)]
+    words = "--nepochs 8 --target_latency 8 --rate_width 0.5 --req_granularity 32 --arr_steps 8 --batch_configs 8-4"
+    specs = [PoolSpec(pool, 1, lambda _: NullEngine(200_000)) for pool in (CPU, ACCEL)]
     with ProcessSession(specs) as session:
-        found = tune(*words.split(), "--scheduler", scheduler, "--max_arr_range", "20", session=session)
+        found = tune(*words.split(), "--scheduler", scheduler, "--max_arr_range", "4", session=session)
     assert len(found.phases) == (1 if scheduler == "static" else 3)
     assert all(trial["n_queries"] > 0 for trial in found.trials)
 
 
+@pytest.mark.alone
 def test_an_overloaded_trial_ends_after_a_small_part_of_its_queries():
     sla, config = Sla(20.0, max_queries=50_000), parse(BASE)
     probed = probe(simulated(), CommonLoad(config, sla.max_queries), sla, Trial(Policy(8), 1500.0))
     assert probed.outcome.verdict == "missed"
     assert probed.decision.saturated
     assert probed.outcome.n_queries < 3000
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: NullEngine(2_000_000))]) as session:
-        probed = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 1000.0))
+    with ProcessSession([PoolSpec(CPU, 1, lambda _: NullEngine(500_000))]) as session:
+        probed = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 4000.0))
         assert probed.decision.saturated
         assert probed.outcome.n_queries < 2000
-        again = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 50.0))
+        again = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 200.0))
         assert again.outcome.verdict != "missed"  # nothing of the overload is left
 
 

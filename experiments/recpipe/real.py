@@ -48,6 +48,7 @@ from scheduler import Policy, Stage
 
 HERE = Path(__file__).resolve().parent
 RUN_S, PROBE_QUERIES = 8.0, 400
+WARM_QPS = 20.0  # of the first run, which is not counted
 MARGINS = {"movielens": 0.05, "clicks": 0.01, "criteo": 0.01}  # of the large ranker's NDCG
 LOADS = (0.3, 0.6, 0.8)  # of what one stage carries
 BATCHES = (256, 1024, 4096)
@@ -170,7 +171,7 @@ def compare(
     with ExitStack() as stack:
         running = {name: stack.enter_context(opened(world, own, n_engines, progress)) for name, own in sides.items()}
         for config, session in running.values():
-            run(config, session, 20.0, 0, 1.0)
+            run(config, session, WARM_QPS, 0, 1.0)
         shown = calibrated(here, one, run(*running["one stage"], here.max_qps(one, sla_ms) / 10, 2, lasts_s), n_engines)
         carried = shown.max_qps(one, sla_ms)
         with progress.step("p95, both sides in turn") as on_fraction:

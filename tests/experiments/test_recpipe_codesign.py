@@ -175,6 +175,7 @@ def test_published_points_are_those_of_equal_quality():
     assert cpu[1, 1000.0] == pytest.approx(210.9, abs=0.05)
 
 
+@pytest.mark.alone
 def test_real_engines_answer_the_lists_whose_quality_is_told(world):
     with real.opened(world, TWO, 1, Progress("none")) as (config, session):
         rows = real.run(config, session, 200.0, 1, 0.5)
@@ -219,7 +220,9 @@ def test_several_stages_that_are_worse_are_no_option(world):
         real.cheapest(world, [], 50.0)
 
 
-def test_both_sides_are_run_in_turn_at_the_same_rates(world):
+@pytest.mark.alone
+def test_both_sides_are_run_in_turn_at_the_same_rates(world, monkeypatch):
+    monkeypatch.setattr(real, "WARM_QPS", 400.0)
     same = {name: Ranker(DLRM, drawn_weights(DLRM, 1)) for name in ("small", "medium", "large")}
     scored = Scored.of(replace(world.scored.data, rankers=same))  # equal quality
     quick = replace(world, scored=scored, _quality={}, cpu={name: Profile({1: 0.1, 40: 0.2 + cost}) for name, cost in (

@@ -1,6 +1,7 @@
 """The studies of operators, devices, neighbours and locality, on small tables, and their arithmetic."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from experiments.colocation import engines, pairs, two_models
 from experiments.load_generator import laws
 from experiments.locality import hit_rates, look_ups
 from experiments.operator_breakdown import plot as breakdown
+from experiments.operator_breakdown import sweep_p
 from experiments.operator_breakdown.sweep_p import by_released_name, shares
 from experiments.roofline import run as roofline
 from experiments.speedup import sweep_rt
@@ -25,10 +27,27 @@ from models.profiler import RELEASED, library_times, released_name
 SMALL = ("--table_scale", "0.001")
 
 
-def script(folder, path, *words, timeout=240):
-    done = run_script(path, *words, "--out", str(folder), cwd=folder, timeout=timeout)
-    assert done.returncode == 0, done.stderr
-    return done
+def study(module, folder, *words):
+    assert module.main([*words, "--out", str(folder)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "expected"),
+    [
+        ("operator_breakdown/sweep_p.py", ["--models", "nix"], "--models: nix unknown"),
+        ("speedup/sweep_rt.py", ["--devices", "nix"], "accel_device is 'nix'"),
+        ("roofline/run.py", ["--models", "nix"], "--models: nix unknown"),
+        ("colocation/engines.py", ["--profile", "nix"], "accel_device is 'nix'"),
+        ("colocation/pairs.py", ["--models", "nix"], "--models: nix unknown"),
+        ("colocation/two_models.py", ["--pairs", "wnd+nix"], "expected two different ones"),
+        ("locality/look_ups.py", ["--models", "nix"], "--models: nix unknown"),
+        ("locality/hit_rates.py", ["--n", "20", "--movielens", "nix"], "no such file or folder"),
+    ],
+)
+def test_a_study_starts_from_any_folder_and_says_what_it_does_not_know(tmp_path, path, words, expected):
+    bad = run_script(f"experiments/{path}", *words, "--out", str(tmp_path), cwd=tmp_path)
+    assert bad.returncode == 2
+    assert expected in bad.stderr.splitlines()[-1]
 
 
 def model_of(name):
@@ -86,9 +105,11 @@ def test_disagreement_with_a_sure_publication_is_shouted():
     assert table["share here"].to_numpy() == pytest.approx(0.5 / 0.78)  # of the time in operators
 
 
-def test_the_operator_sweep_runs(tmp_path):
-    done = script(tmp_path, "experiments/operator_breakdown/sweep_p.py", "--quick", "--models", "ncf,rm3", *SMALL)
-    assert "USDT" not in done.stderr
+def test_the_operator_sweep_runs(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sweep_p, "QUICK", sweep_p.Effort((1, 64, 1024), 0.005))
+    monkeypatch.setattr(sweep_p, "ROUNDS", 2)
+    study(sweep_p, tmp_path, "--quick", "--models", "ncf,rm3", *SMALL)
+    assert "USDT" not in capfd.readouterr().err
     rows = pd.read_csv(tmp_path / "breakdown.csv")
     whole = rows.groupby(["model", "batch", "execution"])["share"].sum()
     assert len(whole) == 2 * 3 * 3
@@ -97,8 +118,6 @@ def test_the_operator_sweep_runs(tmp_path):
     assert fc["rm3", 1024, "as released"] > 0.6  # MLPs of 2560 to 512 wide, whatever the machine
     assert len(pd.read_csv(tmp_path / "agreement.csv")) == 2 * 3
     assert (tmp_path / "breakdown.png").stat().st_size > 10_000
-    bad = run_script("experiments/operator_breakdown/sweep_p.py", "--models", "rm9", cwd=tmp_path)
-    assert bad.returncode == 2
 
 
 # Devices
@@ -113,7 +132,7 @@ def test_the_crossover_is_where_the_speedup_stays_above_one(speedup, batch):
 
 
 def test_speedups_are_published_or_ratios_of_times(tmp_path):
-    script(tmp_path, "experiments/speedup/sweep_rt.py")
+    study(sweep_rt, tmp_path)
     rows = pd.read_csv(tmp_path / "speedup.csv").set_index(["device", "model", "batch"])["speedup"]
     assert rows["nvidia_gtx_1080_ti", "wnd", 1024] == pytest.approx(4.615, rel=1e-3)
     root = accelerator_root("accelerator/")
@@ -123,9 +142,6 @@ def test_speedups_are_published_or_ratios_of_times(tmp_path):
     assert found[64] == pytest.approx(3.0 / t4.roofline.ms(costs(model, 64)))
     assert (tmp_path / "speedup.png").stat().st_size > 10_000
     assert len(pd.read_csv(tmp_path / "crossover.csv")) == len([*root.glob("nvidia_*")])
-    bad = run_script("experiments/speedup/sweep_rt.py", "--devices", "abacus", cwd=tmp_path)
-    assert bad.returncode == 2
-    assert "accel_device is 'abacus'" in bad.stderr
 
 
 @pytest.mark.parametrize("name", sorted(model_configs()))
@@ -150,8 +166,10 @@ def test_intensity_is_flops_over_bytes():
     assert line["flops_per_byte"] * line["gb_per_s"] == pytest.approx(line["gflops"])
 
 
-def test_the_roofline_study_runs(tmp_path):
-    script(tmp_path, "experiments/roofline/run.py", "--quick", "--models", "ncf,wnd", *SMALL)
+def test_the_roofline_study_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "SECONDS", 0.0)
+    monkeypatch.setattr(roofline, "STREAM_BYTES", 1 << 20)
+    study(roofline, tmp_path, "--quick", "--models", "ncf,wnd", *SMALL)
     rows = pd.read_csv(tmp_path / "roofline.csv")
     assert set(rows["device"]) > {"this core", "nvidia_h200", "intel_skylake"}
     assert (rows["gflops"] > 0).all()
@@ -163,7 +181,7 @@ def test_the_roofline_study_runs(tmp_path):
 
 
 def test_one_engine_has_no_neighbours_and_more_are_slower(tmp_path):
-    script(tmp_path, "experiments/colocation/engines.py", "--quick")
+    study(engines, tmp_path, "--quick")
     rows = pd.read_csv(tmp_path / "engines.csv")
     for world in (engines.BESIDE, engines.ADDING):
         ratio = engines.ratios(rows, world)
@@ -171,13 +189,13 @@ def test_one_engine_has_no_neighbours_and_more_are_slower(tmp_path):
         assert ratio[40].min() >= 0.999
     assert engines.ratios(rows, engines.ADDING)[40].mean() > engines.ratios(rows, engines.BESIDE)[40].mean()
     assert (tmp_path / "engines.png").stat().st_size > 10_000
-    bad = run_script("experiments/colocation/engines.py", "--profile", "abacus", cwd=tmp_path)
-    assert bad.returncode == 2
 
 
 @pytest.mark.skipif(len(pairs.usable_cores()) < 2, reason="one core: no neighbour fits")
-def test_pairs_are_measured_alone_and_together(tmp_path):
-    script(tmp_path, "experiments/colocation/pairs.py", "--quick", "--models", "ncf,wnd", *SMALL)
+@pytest.mark.alone
+def test_pairs_are_measured_alone_and_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "QUICK", pairs.Effort((64,), 3, 0.01))
+    study(pairs, tmp_path, "--quick", "--models", "ncf,wnd", *SMALL)
     rows = pd.read_csv(tmp_path / "pairs.csv")
     assert {*zip(rows["model"], rows["neighbour"], strict=True)} == {
         (a, b) for a in ("ncf", "wnd") for b in ("ncf", "wnd")
@@ -199,8 +217,11 @@ def test_the_cost_of_neighbours_is_summed_up_by_who_pays_and_who_causes():
 
 
 @pytest.mark.skipif(len(pairs.usable_cores()) < 2, reason="one core: two engines do not fit")
+@pytest.mark.alone
 def test_two_models_are_served_alone_and_at_once(tmp_path):
-    script(tmp_path, "experiments/colocation/two_models.py", "--pairs", "wnd+ncf", "--seconds", "0.3", *SMALL)
+    words = ["--pairs", "rm1+ncf", "--seconds", "0.3", *SMALL, "--out", str(tmp_path)]
+    done = run_script("experiments/colocation/two_models.py", *words, cwd=tmp_path, timeout=200)
+    assert done.returncode == 0, done.stderr
     rows = pd.read_csv(tmp_path / "two_models.csv")
     assert len(rows) == 4 * len(two_models.FRACTIONS)
     assert (rows["p50_ms"] <= rows["p95_ms"]).all()
@@ -210,10 +231,11 @@ def test_two_models_are_served_alone_and_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("pair", ["wnd", "wnd+wnd", "wnd+rm9"])
-def test_a_pair_is_two_different_models(tmp_path, pair):
-    bad = run_script("experiments/colocation/two_models.py", "--pairs", pair, cwd=tmp_path)
-    assert bad.returncode == 2
-    assert "expected two different ones" in bad.stderr
+def test_a_pair_is_two_different_models(tmp_path, pair, capsys):
+    with pytest.raises(SystemExit) as stop:
+        two_models.main(["--pairs", pair, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "expected two different ones" in capsys.readouterr().err
 
 
 def test_what_two_models_carry_is_the_highest_rate_that_met_the_sla():
@@ -249,20 +271,20 @@ def test_hit_rates_of_laws_and_of_a_folder_of_interactions(tmp_path):
     rng = np.random.default_rng(2)
     lines = [f"{u}\t{i}\t5\t{t}" for t, (u, i) in enumerate(rng.zipf(1.5, (3000, 2)) % 300)]
     (tmp_path / "u.data").write_text("\n".join(lines))
-    script(tmp_path, "experiments/locality/hit_rates.py", "--n", "20000", "--movielens", str(tmp_path))
+    study(hit_rates, tmp_path, "--n", "20000", "--movielens", str(tmp_path))
     rows = pd.read_csv(tmp_path / "hit_rates.csv")
     assert set(rows["part"]) == {"laws", "MovieLens users", "MovieLens items"}
     assert rows["hit_rate"].between(0, 1).all()
     fits = pd.read_csv(tmp_path / "fits.csv").set_index("trace")["largest error"]
     assert fits[[trace for trace in fits.index if "generated" in trace]].max() < 0.05
     assert (fits[[trace for trace in fits.index if "in order" in trace]] == 0).all()
-    bad = run_script("experiments/locality/hit_rates.py", "--n", "20", "--movielens", "nowhere", cwd=tmp_path)
-    assert bad.returncode == 2
-    assert "no such file or folder" in bad.stderr
 
 
-def test_look_ups_and_tails_by_law(tmp_path):
-    script(tmp_path, "experiments/locality/look_ups.py", "--quick", "--models", "wnd", "--seconds", "0.3", *SMALL)
+@pytest.mark.alone
+def test_look_ups_and_tails_by_law(tmp_path, monkeypatch):
+    monkeypatch.setattr(look_ups, "ALPHAS", (0.0, 1.2))
+    monkeypatch.setattr(look_ups, "QUICK", replace(look_ups.QUICK, rounds=2))
+    study(look_ups, tmp_path, "--quick", "--models", "ncf", "--seconds", "0.3", *SMALL)
     rows = pd.read_csv(tmp_path / "look_ups.csv")
     assert set(rows["law"]) == {look_ups.law_name(alpha) for alpha in look_ups.ALPHAS}
     assert (rows[rows["law"] == "uniform"]["over_uniform"] == 1).all()
@@ -272,7 +294,7 @@ def test_look_ups_and_tails_by_law(tmp_path):
 
 
 def test_the_laws_have_the_published_shape(tmp_path):
-    script(tmp_path, "experiments/load_generator/laws.py")
+    study(laws, tmp_path)
     sizes = pd.concat([laws.size_rows(law, load) for law, load in laws.SIZES.items()])
     facts = laws.size_facts(sizes).set_index("law")
     assert facts.loc["production (ISCA 2020)", "items in the largest quarter"] == pytest.approx(0.5, abs=0.03)

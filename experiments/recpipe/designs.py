@@ -151,8 +151,9 @@ class Misses:
 
 def warm_locality(ids: Int64Array) -> Locality:
     """Distances of the second half of a stream, after all that came before."""
-    distance, counts = np.unique(stack_distances(ids)[len(ids) // 2 :], return_counts=True)
-    return Locality(np.empty(0, np.int64), distance, np.cumsum(counts) / counts.sum())
+    counts = np.bincount(stack_distances(ids)[len(ids) // 2 :])
+    distance = np.flatnonzero(counts)
+    return Locality(np.empty(0, np.int64), distance, np.cumsum(counts[distance]) / counts.sum())
 
 
 def total_ms(design: Design, fixes: Corrections, misses: Misses) -> float:

@@ -49,7 +49,7 @@ class Locality:
             raise ValueError(f"the last cumulative share is {self.cumulative[-1]:g}; expected 1")
         if len(self.first_ids) and self.first_ids.min() < 0:
             raise ValueError(f"id {self.first_ids.min()} is below 0")
-        if len(np.unique(self.first_ids)) < len(self.first_ids):
+        if len(pd.unique(self.first_ids)) < len(self.first_ids):
             raise ValueError("an id stands twice among the first uses")
 
     @property
@@ -80,8 +80,9 @@ def locality_of(ids: npt.ArrayLike, max_distance: int | None = None) -> Locality
     distances = stack_distances(ids)
     if max_distance is not None:
         distances[distances > max_distance] = 0
-    distance, counts = np.unique(distances, return_counts=True)
-    return Locality(pd.unique(ids).astype(np.int64), distance, np.cumsum(counts) / len(ids))
+    counts = np.bincount(distances)
+    distance = np.flatnonzero(counts)
+    return Locality(pd.unique(ids).astype(np.int64), distance, np.cumsum(counts[distance]) / len(ids))
 
 
 def generate(locality: Locality, n_rows: int, n: int, rng: np.random.Generator, *, padding: bool = False) -> Int64Array:

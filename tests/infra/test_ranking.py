@@ -86,6 +86,8 @@ def test_pairing_sees_a_difference_that_the_spread_over_queries_hides():
     assert found.differs
     assert found.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
     assert found.difference.value == pytest.approx(0.2, abs=0.03)
+    few, other = base[:12], rng.normal(0, 10, 12)
+    assert ranking.paired(few, other).p_value == pytest.approx(stats.ttest_rel(few, other).pvalue)
     assert ranking.paired([3.0, 5.0, 7.0], [2.0, 4.0, 6.0]).p_value == 0
     assert np.isnan(ranking.paired([3.0], [2.0]).p_value)
     same = ranking.paired(base, base)

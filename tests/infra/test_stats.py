@@ -41,6 +41,11 @@ def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
         assert found.high == (high if high <= n else math.inf)
 
 
+def test_a_share_that_some_rank_has_exactly_takes_that_rank():
+    assert quantile(np.array([1.0, 2.0]), 0.5, 0.5) == Estimate(1.0, -math.inf, 2.0)  # P(none of 2 below) is 1/4
+    assert quantile(np.array([1.0, 2.0, 3.0]), 0.5, 0.75) == Estimate(2.0, -math.inf, 3.0)  # of 3: 1/8
+
+
 def test_too_few_samples_leave_a_bound_open():
     assert quantile(np.arange(50.0), 0.95).high == math.inf
     assert quantile(np.arange(float(queries_needed(0.95))), 0.95).high < math.inf

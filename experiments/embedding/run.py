@@ -31,7 +31,7 @@ from infra.progress import OnFraction, Progress
 from infra.provenance import cpu_name
 from infra.report import console, frame
 from models.embedding.backend import Backend, backend
-from models.embedding.plan import Bucket, Group, Plan
+from models.embedding.plan import Plan
 from models.embedding.problem import Problem, of_model, of_recorded
 from models.embedding.search import Groups, Search, typical
 from models.embedding.synthesis import BENCHMARKS, draw
@@ -68,10 +68,7 @@ def best_single(problem: Problem, own: Backend, n_items: int) -> Groups:
 
 def calls_of(problem: Problem, own: Backend, plan: Plan, n_items: int, *, compiled: bool) -> dict[str, contenders.Call]:
     """Every contender, its sums checked; the gathers of the limit write something else."""
-    joined, every = problem.batches[n_items][0].item_major, tuple(range(len(problem.layout.specs)))
-    rule = own.default_plan(problem.layout.specs)
-    if joined:  # what the eight models run without a plan
-        rule = Plan("cpu", problem.layout.specs, (Bucket(None, (Group("one_width", (), every),)),))
+    rule = own.default_plan(problem.layout.specs, joined=problem.batches[n_items][0].item_major)
     turned = contenders.feature_major(problem, n_items)
     calls = {
         "tuned": contenders.bucket_of(problem, own, plan, n_items),

@@ -56,8 +56,8 @@ class Backend(Protocol):
     def versions(self) -> dict[str, str]:
         """What a measurement depends on: the device's model, libraries and their versions."""
 
-    def default_plan(self, specs: Sequence[TableSpec]) -> Plan:
-        """What a rule picks where nothing was tuned."""
+    def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
+        """What a rule picks where nothing was tuned. `joined`: the tables are one matrix, the bags item-major."""
 
     def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
         """The bucket as one call; `checked`: a wrong id raises ValueError before memory is read (CPU).

@@ -134,8 +134,14 @@ class CpuBackend:
         """The processor, the cores and PyTorch."""
         return {"cpu": cpu_name(), "cores": str(len(usable_cores())), "torch": package_versions()["torch"]}
 
-    def default_plan(self, specs: Sequence[TableSpec]) -> Plan:
-        """Compiled throughout; whole tables are asked for where a batch reads most of their rows."""
+    def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
+        """Compiled throughout; whole tables are asked for where a batch reads most of their rows.
+
+        `joined`: the models' own kernel.
+        """
+        if joined:
+            whole = Group("one_width", (), tuple(range(len(specs))))
+            return Plan("cpu", tuple(specs), (Bucket(None, (whole,)),), {"source": "rule, not tuned"})
         one = tuple(table for table, spec in enumerate(specs) if spec.bag_ids == 1)
         small = tuple(
             table for table, spec in enumerate(specs)

@@ -92,8 +92,9 @@ class CudaBackend:
         triton = importlib.metadata.version("triton") if has_triton else "not installed"
         return {"gpu": device, "torch": torch.__version__, "triton": triton}
 
-    def default_plan(self, specs: Sequence[TableSpec]) -> Plan:
+    def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
         """The first guess for each kind of table, bags of unknown length taken to have 10 ids."""
+        del joined
         buckets = []
         for max_batch in _BATCHES:
             found: dict[Choice, list[int]] = {}

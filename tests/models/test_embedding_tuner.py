@@ -49,6 +49,10 @@ class FakeBackend(CpuBackend):
     def settings(self, _specs):
         return [params(threads=1)]
 
+    def default_plan(self, specs, *, joined=False):
+        del joined
+        return Plan("cpu", specs, (Bucket(None, (Group("compiled", (), tuple(range(len(specs)))),)),))
+
     def uniform(self, specs, *_, **__):
         every = tuple(range(len(specs)))
         return [(Group(name, (), every),) for name in self._names if name != "copy"]
@@ -156,6 +160,16 @@ def test_a_mix_that_only_noise_favours_is_not_taken():
         plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
     assert len({*chosen(plan, 32).values()}) == 1
     assert len({*chosen(search(cost, (32,), ("compiled", "fused"))[0], 32).values()}) == 2  # without the noise
+
+
+def test_what_runs_without_a_plan_stays_where_nothing_is_clearly_faster():
+    for ms, schedule in ((0.96, "compiled"), (0.9, "fused")):
+        plan, found, _ = search(lambda name, *_, ms=ms: ms if name == "fused" else 1.0, names=("compiled", "fused"))
+        assert {*chosen(plan, 32).values()} == {schedule}
+        row = plan.provenance["sizes"][0]
+        assert row["default_over_tuned"] == pytest.approx(1.0 if schedule == "compiled" else 1 / ms)
+        assert row["single_over_tuned"] == pytest.approx(ms if schedule == "compiled" else 1.0)
+        assert found.refused == []
 
 
 def test_a_candidate_that_leaves_empty_bags_is_refused_however_fast():

@@ -1,7 +1,6 @@
 """The search with a clock of our own: it must find what is truly cheaper, and never what is wrong."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from models.embedding import tuner
 from models.embedding.backend import Choice, Refused
 from models.embedding.clusters import clusters
 from models.embedding.cpu import CpuBackend
-from models.embedding.cpu_tuning import choices, neighbours, seconds
+from models.embedding.cpu_tuning import choices
 from models.embedding.plan import Bucket, Group, Plan, from_json, params
 from models.embedding.problem import enough, of_recorded, recut
 from models.embedding.recorded import joined
-from models.embedding.search import Search, clearly_faster, merged, paired, replaced
+from models.embedding.search import Search, merged, replaced
 from models.embedding.spec import TableSpec
 from models.embedding.synthesis import Recorded, draw
 
@@ -122,26 +121,6 @@ def test_a_plan_by_batch_size_where_that_pays():
 def test_what_gains_too_little_is_not_trusted():
     plan, _, _ = search(lambda name, spec, _: 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 1.04)
     assert len({*chosen(plan, 32).values()}) == 1
-
-
-@pytest.mark.parametrize(("fast", "clear"), [
-    ([0.9, 0.9, 0.9, 0.9], True), ([0.9, 0.5, 0.9, 0.8], True),
-    ([0.97, 0.97, 0.97, 0.97], False),  # too little
-    ([0.5, 0.5, 1.4, 1.6], False),  # fast in the median, but who knows
-])  # fmt: skip
-def test_faster_is_what_gains_enough_for_sure(fast, clear):
-    times = np.array([[1.0, 1.0, 1.0, 1.0], fast])
-    assert clearly_faster(times, 0, 1) == clear
-
-
-@pytest.mark.parametrize("n", [7, 14, 28, 70])
-def test_the_interval_of_the_paired_median_covers_it(n):
-    rng = np.random.default_rng(n)
-    covered = []
-    for _ in range(2000):
-        _, low, high = paired(np.stack((rng.exponential(size=n) + 1.0, np.ones(n))), 0, 1)
-        covered.append(low <= 1 + np.log(2) <= high)
-    assert 0.93 < np.mean(covered) < 0.995
 
 
 def test_a_mix_that_only_noise_favours_is_not_taken():
@@ -372,18 +351,6 @@ def test_wrong_sums_are_told_apart_from_right_ones():
     run = own.build(problem.layout, problem.weight_E, narrow, checked=False)
     assert problem.wrong(run, [2], 0.0) is not None
     assert problem.wrong(run, [2], 1 / 255) is None
-
-
-def test_calls_are_timed_in_turn_and_neighbours_are_gone_afterwards():
-    order = []
-    times = seconds([lambda _: (order.append("a"), time.sleep(0.002)), lambda _: order.append("b")], 3)
-    assert times.shape[0] == 2
-    assert 3 <= times.shape[1] <= 15
-    assert (times[0] > 0.0019).all()
-    assert {*order} == {"a", "b"}
-    with neighbours(1):
-        pass
-    assert not [child for child in __import__("multiprocessing").active_children() if child.is_alive()]
 
 
 def test_the_command_writes_a_plan_that_the_model_runs_on_and_remembers_it(tmp_path, monkeypatch, capsys):

@@ -113,7 +113,8 @@ class Search:
         jobs = [(settings, n_items) for settings in knobs for n_items in sizes]
         for place, (settings, n_items) in enumerate(jobs):
             with self.backend.contended(settings):
-                found = self._of_size(n_items, settings, self._begun_s + self.budget_s * (place + 1) / len(jobs))
+                share = (place + 2) / (len(jobs) + 1)  # twice for the first: it compiles for all
+                found = self._of_size(n_items, settings, self._begun_s + self.budget_s * share)
             if n_items not in best or found.seconds < best[n_items].seconds * (1 - TRUSTED):
                 best[n_items] = found
         buckets = self._buckets([best[n_items] for n_items in sizes])

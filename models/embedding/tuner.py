@@ -30,7 +30,7 @@ from models.embedding.problem import Problem, of_model, of_recorded
 from models.embedding.recorded import Recorded, read
 from models.embedding.search import Search
 
-VERSION = 7  # of the search: a new one forgets what is cached
+VERSION = 8  # of the search: a new one forgets what is cached
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SIZES = "1,8,64,512"
 _COLUMNS = ("batch", "ms", "single_over_tuned", "low", "high", "default_over_tuned", "schedules", "clusters")

@@ -121,7 +121,7 @@ def search(title: str, lines: Sequence[dict[str, Any]], percentile: float = 95.0
 
 
 def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str]:
-    """What the table has no room for: how sure each limit is, and how far it is from the best possible."""
+    """What the table has no room for: how sure each limit is, how far from the best possible, why a run is INVALID."""
     notes = []
     for line in lines:
         limit = line["limit_qps"]
@@ -132,6 +132,9 @@ def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str
         regret = f"; {share:.1%} of the exhaustive search's rate" if share else ""
         cost = f"{line['n_trials']} trials, {line['n_queries']:,} queries, {number(line['seconds'], 0)} s"
         notes.append(f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}; {cost}")
+        summary: Summary | None = line["summary"]
+        if summary is not None and not summary.valid:
+            notes.append(f"{line['name']}: {verdict(summary)}")
     return notes
 
 

@@ -75,6 +75,17 @@ def test_the_cdf_of_a_run_without_answers_is_drawn_too():
     assert figures.latency_cdf(empty, summarize(empty, tasks, 5.0), "wnd").axes
 
 
+def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
+    rows, sure = measured
+    line = {"name": "static", "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0}, "of_exhaustive": None,
+            "n_trials": 3, "n_queries": 900, "seconds": 5.0}  # fmt: skip
+    late = summarize(rows.queries, rows.tasks, sla_ms=5.0, extra=("the generator was late", "a query was lost"))
+    for own, words in ((late, ["static: INVALID: the generator was late; a query was lost"]), (sure, []), (None, [])):
+        limit, *rest = report.search_notes([{**line, "summary": own}], 0.99)
+        assert limit.startswith("static: limit about 9.0 QPS")
+        assert rest == words
+
+
 def test_the_search_figure_shows_every_update_and_the_sla():
     updates = pd.DataFrame({
         "phase": ["static"] * 3 + ["tuned CPU"] * 4,

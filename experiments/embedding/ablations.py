@@ -36,7 +36,7 @@ from models.embedding.catalogue import Params
 from models.embedding.clusters import clusters
 from models.embedding.cpu import CpuBackend
 from models.embedding.plan import params
-from models.embedding.search import Groups, Search, merged, paired, replaced
+from models.embedding.search import Search, paired, replaced
 
 HERE = Path(__file__).resolve().parent
 SIZES, ROUNDS, MUTATED = (8, 64, 512), 9, 8
@@ -52,17 +52,6 @@ class IdleBackend(CpuBackend):
         return contextlib.nullcontext()
 
 
-class LocalOnly(Search):
-    """Every kind of table's winner, and nothing tried in the whole."""
-
-    def winners(self, n_items: int) -> Groups:
-        """Of one size."""
-        self._begun_s = self.clock()
-        with self.backend.contended(ALONE):
-            ranked = self._local(n_items, ALONE, self._begun_s + self.budget_s)
-        return merged([(own.choices[0], own.cluster.tables) for own in ranked])
-
-
 def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple[list[dict[str, object]], ...]:
     """Rows of the methods, of the spread of candidates, of the mutations."""
     tuned_on = problem_of(name, args.sizes, SEED_TUNE, args.tables_frac)
@@ -71,7 +60,7 @@ def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple
     plan = search.run()
     on_fraction(0.5, f"{name}: each kind of table alone")
     share_s = args.budget_s / len(args.sizes)
-    naive = {n: LocalOnly(tuned_on, IdleBackend(), share_s).winners(n) for n in args.sizes}
+    naive = {n: Search(tuned_on, IdleBackend(), share_s).winners(n, ALONE) for n in args.sizes}
     del tuned_on
     problem, own = problem_of(name, args.sizes, SEED_MEASURE, args.tables_frac), CpuBackend()
     methods: list[dict[str, object]] = []

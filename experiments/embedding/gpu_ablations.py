@@ -37,7 +37,7 @@ from models.embedding.clusters import clusters
 from models.embedding.cuda import CudaBackend
 from models.embedding.plan import Bucket, params
 from models.embedding.problem import Problem
-from models.embedding.search import Groups, Search, merged, paired, replaced
+from models.embedding.search import Search, paired, replaced
 
 MUTATED, ROUNDS = 8, 30
 KNOBS = (params(launch="fused", warps=4),)  # both methods get the same
@@ -52,17 +52,6 @@ class IdleBackend(CudaBackend):
         """Nothing."""
         del settings
         yield
-
-
-class LocalOnly(Search):
-    """Every kind of table's winner, and nothing tried in the whole."""
-
-    def winners(self, n_items: int, settings: Params) -> Groups:
-        """Of one size."""
-        self._begun_s = self.clock()
-        with self.backend.contended(settings):
-            ranked = self._local(n_items, settings, self._begun_s + self.budget_s)
-        return merged([(own.choices[0], own.cluster.tables) for own in ranked])
 
 
 def changed(problem: Problem, own: Backend, bucket: Bucket, n_items: int) -> dict[str, Bucket]:
@@ -135,7 +124,7 @@ def run(
         plan = search.run()
         for n_items in batches:
             two_stage = plan.bucket(n_items)
-            naive = LocalOnly(problem, idle, share_s / len(batches)).winners(n_items, two_stage.settings)
+            naive = Search(problem, idle, share_s / len(batches)).winners(n_items, two_stage.settings)
             plans = {"two-stage": two_stage, "naive": replace(two_stage, groups=naive)}
             mutated = changed(problem, own, two_stage, n_items)
             methods, mutations = compare(problem, inputs[n_items], own, clocks, args.rounds, plans, mutated)

@@ -4,7 +4,7 @@
 python experiments/embedding/run.py [--models A,B,rm1] [--tables_frac 0.5] [--budget_s 60] [--quick] [--out FOLDER]
 
 For every model: a plan is tuned on some ids (plans/MODEL.json), then measured on others, in turn with its rivals on one
-core. speed.csv gets a row a model, batch, contender and round; speed.png is made of it. Some 3 minutes a model.
+core. speed.csv gets a row a model, batch, contender and round; speed.png is made of it. One to three minutes a model.
 """
 
 from __future__ import annotations

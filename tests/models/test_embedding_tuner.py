@@ -108,6 +108,16 @@ def test_each_kind_of_table_gets_its_cheapest_schedule():
     assert own.contended_with == [params(threads=1)] * 2
 
 
+def test_the_winners_of_all_kinds_are_what_the_search_begins_with_and_are_not_tried_together():
+    cheap = {4: "copy", 8: "fused", 3: "dedup"}
+    own = FakeBackend(lambda name, spec, _: 1.0 if cheap[spec.dim] == name else 2.0, [*cheap.values(), "compiled"])
+    found = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s)
+    with torch.inference_mode():
+        groups = found.winners(32, params(threads=1))
+    assert {group.schedule: group.tables for group in groups} == {"copy": (0, 1), "fused": (2, 3), "dedup": (4,)}
+    assert own.contended_with == [params(threads=1)]
+
+
 def test_a_plan_by_batch_size_where_that_pays():
     def cost(name, _, n_items):
         return 1.0 if name == ("compiled" if n_items < 10 else "fused") else 3.0

@@ -23,24 +23,24 @@ from accelerator.service import replayed_rows, service_of
 from accelInferenceEngine import check_cuda
 from backends.opening import OpenSession, n_engines, open_session
 from backends.pipeline import check_pipeline, pipeline_of, with_pipeline
-from backends.power import ServerPower, check_power, server_power
-from backends.probe import capacity_qps
-from backends.search_log import SearchLog, table
 from backends.session import SessionError
-from backends.tuner import Found, Phase, Tuner
-from infra import figures, report, results
-from infra.cli import parse
-from infra.config import ConfigError, RunConfig, from_settings
+from backends.tuning.power import ServerPower, check_power, server_power
+from backends.tuning.probe import capacity_qps
+from backends.tuning.search_log import SearchLog, table
+from backends.tuning.tuner import Found, Phase, Tuner
+from infra.labelled_queries import read_queries
 from infra.memory import check_memory
-from infra.pipeline import Pipeline
 from infra.progress import Progress
 from infra.provenance import provenance
-from infra.queries import read_queries
-from infra.rows import Rows
-from infra.stage_rows import answers_by_input, stage_parts
-from infra.stats import Estimate, Summary, summarize
+from infra.results import figures, report, run_folder
+from infra.results.rows import Rows
+from infra.results.stages import answers_by_input, stage_parts
+from infra.results.stats import Estimate, Summary, summarize
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, RunConfig, from_settings
+from infra.settings.pipeline import Pipeline
 from loadGenerator import Schedule, check_files, draw_schedule, schedule_of, too_short
-from models.embedding.plan import plan_of
+from models.embedding.plan.plan import plan_of
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 
@@ -123,7 +123,7 @@ def run_measure(
             folder / "stages.png", dpi=120
         )
     if task_log is not None:
-        results.write_log(task_log, rows.tasks)
+        run_folder.write_log(task_log, rows.tasks)
     return lambda: _report_measure(config, opened, rows, summary, memory, folder)
 
 
@@ -178,7 +178,7 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
     """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
     watts = server_power(config, opened.session, opened.n_engines, opened.device)
     # What --resume needs after a kill: the settings, and which pipeline its file stated.
-    results.save_document(folder, config, {"summary": None, "pipeline": opened.pipeline and opened.pipeline.as_json()})
+    run_folder.save_document(folder, config, {"summary": None, "pipeline": opened.pipeline and opened.pipeline.as_json()})
     per_watt = None if watts is None else watts.of
     found = Tuner(config, opened.session, opened.n_engines, progress, SearchLog(folder), per_watt).run()
     lines = tuning_lines(config, found, opened.pipeline.fingerprint() if opened.pipeline else None)
@@ -191,12 +191,12 @@ def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder:
         "power": None if watts is None else watts.as_json(),
     }  # fmt: skip
     if best is None or best.rows is None or best.summary is None:
-        results.save_document(folder, config, _document(config, opened, document))
+        run_folder.save_document(folder, config, _document(config, opened, document))
     else:
         _save(folder, config, opened, best.rows, {**document, "summary": best.summary.as_json()})
         figures.latency_cdf(best.rows.queries, best.summary, config.name).savefig(folder / "latency.png", dpi=120)
         if task_log is not None:
-            results.write_log(task_log, best.rows.tasks)
+            run_folder.write_log(task_log, best.rows.tasks)
     if found.trials:
         walk = figures.search_walk(table(found.trials), config.tune.target_latency, config.tune.sla_percentile)
         walk.savefig(folder / "scheduler.png", dpi=120)
@@ -233,7 +233,7 @@ def _report_tune(
 def tuning_lines(config: RunConfig, found: Found, fingerprint: str | None = None) -> list[dict[str, Any]]:
     """What the report and run.json say of each phase; regret against an exhaustive search in results_dir."""
     baseline = next((p.rate_qps for p in found.phases if p.name == "static"), 0.0)
-    oracle = results.exhaustive_rates(config, fingerprint)
+    oracle = run_folder.exhaustive_rates(config, fingerprint)
     return [
         {
             "name": phase.name,
@@ -266,12 +266,12 @@ def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> 
 
 
 def _save(folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extra: dict[str, Any]) -> None:
-    results.save(folder, config, rows, _document(config, opened, extra))
+    run_folder.save(folder, config, rows, _document(config, opened, extra))
 
 
 def resume(config: RunConfig) -> tuple[RunConfig, Path]:
     """The settings and the folder of the search that --resume names; where to look and how to report stay as given."""
-    saved = results.resumed(config.output.results_dir, config.output.resume)
+    saved = run_folder.resumed(config.output.results_dir, config.output.resume)
     here = {name: getattr(config.output, name) for name in ("results_dir", "resume", "progress", "debug_mode")}
     config = from_settings({**saved.document["config"], **here})
     if config.engines.pipeline:
@@ -301,8 +301,8 @@ def run_queue(config: RunConfig, folder: Path | None = None) -> int:
         config = with_pipeline(config, pipeline_of(config, n_engines(config)))
     check(config)
     signals = _noted_signals()
-    folder = folder or results.new_folder(config)
-    task_log = results.open_log(config.output.log_file)
+    folder = folder or run_folder.new_folder(config)
+    task_log = run_folder.open_log(config.output.log_file)
     tuning = config.tune.tune_batch_qps or config.tune.tune_accel_qps
     try:
         with Progress(config.output.progress) as progress, open_session(config, progress) as opened:

@@ -11,10 +11,10 @@ from typing import Any
 
 from accelerator.latency import LatencyModel
 from infra.clock import monotonic_ns, wait_until_ns
-from infra.config import ConfigError, RunConfig
 from infra.messages import WireTask
-from infra.pipeline import Pipeline
 from infra.progress import Progress
+from infra.settings.config import ConfigError, RunConfig
+from infra.settings.pipeline import Pipeline
 
 _SPIN_NS = 200_000
 log = logging.getLogger(__name__)

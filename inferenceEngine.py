@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infra.config import ConfigError, ModelConfig, RunConfig
+from infra.labelled_queries import read_queries
 from infra.memory import keep_freed_memory
 from infra.messages import WireTask
-from infra.pipeline import Pipeline
 from infra.progress import Progress
-from infra.queries import read_queries
+from infra.settings.config import ConfigError, ModelConfig, RunConfig
+from infra.settings.pipeline import Pipeline
 from models import build
 from models.base import RecModel
 from models.batch import Batch
-from models.inputs.queries import QueryPool
+from models.inputs.query_pool import QueryPool
 from models.inputs.synthetic import InputPool
 
 _WARM_UP_ROUNDS = 3

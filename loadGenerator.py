@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from infra.arrivals import STEADY, draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
 from infra.clock import NS_PER_S
-from infra.config import InputConfig, LoadConfig, RunConfig
-from infra.load_files import read_arrivals_ns, read_numbers, read_rate_curve, read_sizes, read_trace
+from infra.load.arrivals import STEADY, draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
+from infra.load.files import read_arrivals_ns, read_numbers, read_rate_curve, read_sizes, read_trace
 from infra.messages import Query
 from infra.rng import stream
+from infra.settings.config import InputConfig, LoadConfig, RunConfig
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from infra.messages import ACCEL, CPU, ITEM_BYTES, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
 from infra.ranking import best_packed
-from infra.rate_search import RateBisection, RateWalk
-from infra.sequential import Verdict
-from infra.stats import Estimate
+from infra.results.stats import Estimate
+from infra.search.rate_search import RateBisection, RateWalk
+from infra.search.sla_test import Verdict
 
 SCOUTS = 5  # rungs asked along a whole knob
 MAX_ATTEMPTS = 2  # a task is redone once; if it fails again, its query is given up

@@ -14,9 +14,9 @@ import yaml
 
 from accelerator.latency import Profile, read_profile, write_profile
 from accelerator.roofline import Roofline, read_roofline, roofline_profile
-from infra.cli import read_file
-from infra.config import ConfigError, ModelConfig
 from infra.provenance import cpu_name, package_versions
+from infra.settings.cli import read_file
+from infra.settings.config import ConfigError, ModelConfig
 
 BATCHES = tuple(4**i for i in range(6))  # the sizes that the release profiles
 KINDS = ("measured", "speedup", "roofline")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key, write_key
 from accelerator.profiler import standalone_rows, torch_device
-from infra.cli import parse
-from infra.config import RunConfig
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
+from infra.settings.cli import parse
+from infra.settings.config import RunConfig
 
 
 def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:

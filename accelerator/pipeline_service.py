@@ -9,9 +9,9 @@ from typing import Any
 from accelerator.devices import accelerator_root, derived_profile, latency_profile, load_device
 from accelerator.latency import Profile
 from accelerator.service import ServiceTable, service_profile, table_of_law, table_of_profiles
-from infra.config import ConfigError, RunConfig
 from infra.messages import CPU
-from infra.pipeline import Pipeline, PoolConfig, StageConfig
+from infra.settings.config import ConfigError, RunConfig
+from infra.settings.pipeline import Pipeline, PoolConfig, StageConfig
 
 # From a stage's last end to the next stage's tasks, two engines at leisure on an AMD EPYC (Zen 4): the line through the
 # medians at 256, 512 and 4,096 items of experiments/recpipe/real_stages_clicks.csv (0.13, 0.17 and 0.32 ms).

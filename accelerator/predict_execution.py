@@ -27,8 +27,8 @@ from accelerator.devices import (
     read_key,
 )
 from accelerator.latency import Profile, read_profile, write_profile
-from infra.cli import parse
 from infra.provenance import cpu_name, package_versions
+from infra.settings.cli import parse
 
 EXECUTION_MS = 5  # which of a row's six numbers is the execution time per iteration
 

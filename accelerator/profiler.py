@@ -34,14 +34,14 @@ import torch
 
 from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key
 from accelerator.latency import Profile, spread_of, write_profile
-from infra.cli import parse
-from infra.config import ConfigError, RunConfig
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
 from infra.provenance import cpu_name, package_versions, usable_cores
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, RunConfig
 from models import build
 from models.base import RecModel
-from models.inputs.queries import QueryPool
+from models.inputs.query_pool import QueryPool
 from models.inputs.synthetic import InputPool
 from models.standalone import time_model
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from accelerator.latency import Profile
-from infra.config import ConfigError, ModelConfig
+from infra.settings.config import ConfigError, ModelConfig
 from models.costs import Costs, costs
 
 BATCHES = tuple(2**i for i in range(13))  # 1 to 4096

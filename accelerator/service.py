@@ -19,10 +19,10 @@ from scipy import special
 from accelerator.devices import accelerator_root, derived_profile, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, service_times_ns
 from infra.clock import NS_PER_MS, NS_PER_US
-from infra.config import ConfigError, RunConfig
 from infra.messages import ACCEL, CPU
-from infra.results import read
-from infra.rows import Rows
+from infra.results.rows import Rows
+from infra.results.run_folder import read
+from infra.settings.config import ConfigError, RunConfig
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]

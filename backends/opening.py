@@ -13,15 +13,15 @@ from accelerator.devices import accelerator_root, latency_profile, load_device
 from accelerator.latency import Profile, ProfiledDevice
 from accelerator.service import service_of
 from accelInferenceEngine import CudaFactory, ModelledFactory
-from backends.engine_process import PoolSpec
 from backends.pipeline import PipelineSession, pipeline_of, process_pipeline, virtual_pipeline
-from backends.process import ProcessSession
-from backends.simulated import SimulatedSession
-from infra.config import RunConfig
+from backends.processes.engine import PoolSpec
+from backends.processes.process import ProcessSession
+from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
-from infra.pipeline import Pipeline
 from infra.progress import Progress
 from infra.provenance import usable_cores
+from infra.settings.config import RunConfig
+from infra.settings.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 

@@ -13,20 +13,20 @@ from accelerator.devices import accelerator_root, load_device
 from accelerator.latency import Profile, ProfiledDevice
 from accelerator.pipeline_service import device_profile, pipeline_service
 from accelInferenceEngine import CudaStagesFactory, ModelledFactory, check_cuda
-from backends.engine_process import PoolSpec
-from backends.process import ProcessSession
+from backends.processes.engine import PoolSpec
+from backends.processes.process import ProcessSession
 from backends.session import Watch
-from backends.simulated import SimulatedSession
-from infra.config import ConfigError, ModelConfig, RunConfig
+from backends.virtual.simulated import SimulatedSession
+from infra.labelled_queries import read_queries
 from infra.memory import check_memory
 from infra.messages import CPU, message_bytes
-from infra.pipeline import MOST_ITEMS, Pipeline, PoolConfig, read_pipeline
 from infra.progress import Progress
 from infra.provenance import usable_cores
-from infra.queries import read_queries
-from infra.rows import Rows
+from infra.results.rows import Rows
+from infra.settings.config import ConfigError, ModelConfig, RunConfig
+from infra.settings.pipeline import MOST_ITEMS, Pipeline, PoolConfig, read_pipeline
 from loadGenerator import Schedule
-from models.embedding.plan import plan_of
+from models.embedding.plan.plan import plan_of
 from models.inputs.sources import source_of
 from scheduler import Policy, Stage
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from infra.clock import NS_PER_MS
 from infra.messages import Answer, Fail, TaskDone
-from infra.rows import Rows
+from infra.results.rows import Rows
 from loadGenerator import Schedule
 from scheduler import Stage
 

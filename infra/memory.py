@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.config import ConfigError, RunConfig
+from infra.settings.config import ConfigError, RunConfig
 
 BASE_BYTES = 600 << 20  # the driver with PyTorch and the rows of a run
 ENGINE_BYTES = 200 << 20  # an engine's own memory beside the shared tables

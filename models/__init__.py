@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

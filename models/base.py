@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.config import ModelConfig
 from infra.rng import stream
+from infra.settings.config import ModelConfig
 from models.batch import Batch
-from models.embedding.plan import plan_of
+from models.embedding.plan.plan import plan_of
 from models.embedding.tables import EmbeddingTables, OnProgress, fill_uniform
 from models.layers import Array, load
 

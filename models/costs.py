@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 
 FLOAT_BYTES = ID_BYTES = 4
 MLP, ATTENTION, RECURRENT, INTERACTION = PARTS = ("mlp", "attention", "recurrent", "interaction")

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.base import RecModel, draw_parameter
 from models.batch import Batch
-from models.dien_kernel import add_softmax, recurrence
+from models.kernels.dien import add_softmax, recurrence
 from models.layers import FC, Concat, Softmax, Stack, dice_mlp, mlp
 
 _CACHED_ITEMS = 64  # packed, the steps go in parts whose states stay in the core's own cache

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.din_kernel import attention
+from models.kernels.din import attention
 from models.layers import (
     FC,
     Array,

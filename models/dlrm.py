@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
 from models.layers import Concat, JoinedInput, Sigmoid, mlp

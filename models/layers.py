@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch
 from models.embedding.tables import EmbeddingTables
-from models.mlp_kernel import NONE, RELU, SIGMOID, mlp_kernel, panels
+from models.kernels.mlp import NONE, RELU, SIGMOID, mlp_kernel, panels
 
 Array = npt.NDArray[np.float32]
 _PACKED_FROM = 800_000  # input width x output width x root of the batch from which oneDNN is the faster

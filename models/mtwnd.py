@@ -15,7 +15,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
 from models.layers import GroupedFC, JoinedInput, Relu, Sigmoid, Stack, mlp

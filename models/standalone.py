@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from infra.cli import parse
-from infra.config import RunConfig
 from infra.memory import check_memory
 from infra.progress import Progress
+from infra.settings.cli import parse
+from infra.settings.config import RunConfig
 from models import build
 from models.base import RecModel
-from models.embedding.plan import plan_of
+from models.embedding.plan.plan import plan_of
 from models.inputs.sources import source_of
 from models.inputs.synthetic import InputPool
-from models.profiler import operator_times
+from models.operator_times import operator_times
 
 WARMUP_ITERATIONS = 3
 

@@ -12,7 +12,7 @@ if __name__ == "__main__":
 
 from torch import Tensor
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
 from models.layers import JoinedInput, Sigmoid, mlp

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.recpipe.queries import Queries
-from infra.config import ModelConfig
+from experiments.recpipe.datasets.ranked import Queries
+from infra.settings.config import ModelConfig
 
 NCF = ModelConfig(
     model_type="ncf", model_name="tiny", arch_variant="paper", arch_embedding_size="5-9-5-9",

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.engine_process import NullEngine
-from infra.rows import Rows
+from backends.processes.engine import NullEngine
+from infra.results.rows import Rows
 from loadGenerator import Schedule
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from models.embedding import triton_bags
+from models.embedding.gpu import look_up as triton_bags
 
 CUDA = torch.device("cuda", 0)
 _COPIES = {Tensor.copy_, Tensor.__setitem__}  # between the sides

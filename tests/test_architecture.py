@@ -23,8 +23,8 @@ ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 TORCH = {
     "models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py",
     "experiments/embedding", "experiments/model_speed", "experiments/operator_breakdown", "experiments/roofline",
-    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/movielens.py",
-    "experiments/recpipe/click_rankers.py", "experiments/recpipe/queries.py",
+    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/datasets/movielens.py",
+    "experiments/recpipe/datasets/click_rankers.py", "experiments/recpipe/datasets/ranked.py",
 }  # fmt: skip
 FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0].removesuffix(".py") in RANK]
 SIBLINGS = {"process", "simulated", "ray_cluster"}
@@ -56,7 +56,7 @@ def test_torch_and_matplotlib_stay_where_they_are_used(path: Path):
     if "torch" in names:
         assert any(inside == place or inside.startswith(f"{place}/") for place in TORCH), f"{inside} imports torch"
     if "matplotlib" in names:
-        assert inside == "infra/figures.py" or inside.startswith("experiments/")
+        assert inside == "infra/results/figures.py" or inside.startswith("experiments/")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -76,14 +76,14 @@ def test_files_and_functions_stay_small(path: Path):
 
 
 def test_the_driver_and_the_simulator_start_without_torch():
-    modules = "backends.simulated, backends.process, backends.tuner, scheduler, loadGenerator, infra.results"
+    modules = "backends.virtual.simulated, backends.processes.process, backends.tuning.tuner, scheduler, loadGenerator, infra.results.run_folder"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_what_runs_on_a_borrowed_gpu_needs_neither_rich_nor_numba():
-    modules = "models.embedding.bags, models.embedding.search, models.embedding.tuner, models.embedding.cuda"
+    modules = "models.embedding.bags, models.embedding.tuning.search, models.embedding.tuner, models.embedding.gpu.backend"
     code = (
         "import sys; sys.modules |= dict.fromkeys(('rich', 'numba', 'llvmlite')); "
         f"import {modules}, experiments.embedding.gpu; print('done')"

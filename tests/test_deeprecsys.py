@@ -15,9 +15,9 @@ import pytest
 from helpers import MS, ROOT, TINY, run_script
 
 import DeepRecSys
-from infra import results
-from infra.rows import TASK_COLUMNS
-from infra.stats import summarize
+from infra.results import run_folder
+from infra.results.rows import TASK_COLUMNS
+from infra.results.stats import summarize
 
 pytestmark = pytest.mark.alone
 QUERY_COLUMNS = [
@@ -26,7 +26,7 @@ QUERY_COLUMNS = [
 
 
 def only_run(folder):
-    (run,) = results.find(folder / "results")
+    (run,) = run_folder.find(folder / "results")
     return run
 
 
@@ -79,7 +79,7 @@ def test_a_run_can_be_run_again_from_its_file(tmp_path):
         "DeepRecSys.py", "--config_file", str(first.folder / "run.json"), "--results_dir", "second", cwd=tmp_path
     )
     assert again.returncode == 0, again.stderr
-    (second,) = results.find(tmp_path / "second")
+    (second,) = run_folder.find(tmp_path / "second")
     assert second.document["config"] == {**first.document["config"], "results_dir": "second"}
     for column in ("arrival_ns", "n_items", "input_id"):
         assert (first.rows().queries[column] == second.rows().queries[column]).all()
@@ -161,7 +161,7 @@ def test_a_search_is_compared_with_an_exhaustive_one_of_the_same_settings(tmp_pa
         done = run_script("DeepRecSys.py", *TINY, *SEARCH, "--scheduler", scheduler, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "of the exhaustive search's rate" in done.stdout
-    shares = [line["of_exhaustive"] for line in results.find(tmp_path / "results")[-1].document["tuning"]]
+    shares = [line["of_exhaustive"] for line in run_folder.find(tmp_path / "results")[-1].document["tuning"]]
     assert all(0.2 < share < 5 for share in shares)
 
 
@@ -377,7 +377,7 @@ def test_run_deeprecinfra_measures_all_eight_models_in_a_tiny_setting(tmp_path):
     done = script(tmp_path, "run_DeepRecInfra.sh", *SMALL, "50")
     assert done.returncode == 0, done.stderr + done.stdout
     assert (tmp_path / "results/tail_latency.png").stat().st_size > 10_000
-    labels = [run.document["config"]["model_name"] for run in results.find(tmp_path / "results")]
+    labels = [run.document["config"]["model_name"] for run in run_folder.find(tmp_path / "results")]
     assert labels == ["rm1", "rm2", "rm3", "ncf", "wnd", "wnd", "mtwnd", "din", "dien"]
     for name in ("rm1", "rm2", "rm3", "ncf", "wnd + accel", "mtwnd", "din", "dien"):
         assert f"│ {name} " in done.stdout

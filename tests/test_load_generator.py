@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from infra.arrivals import RateCurve, draw_gaps_ns
-from infra.config import ConfigError, InputConfig, LoadConfig, RunConfig
+from infra.load.arrivals import RateCurve, draw_gaps_ns
 from infra.rng import stream
+from infra.settings.config import ConfigError, InputConfig, LoadConfig, RunConfig
 from loadGenerator import (
     MLPERF_ITEMS,
     CommonLoad,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from infra.figures import MODEL_COLORS, color, plain_log, style
+from infra.results.figures import MODEL_COLORS, color, plain_log, style
 
 HERE = Path(__file__).resolve().parent
 PUBLISHED = {"p95": 1.39, "p99": 1.31}  # in production, Gupta et al., ISCA 2020

@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from backends.fleet import ROUTES, Fleet, FleetRun, ServerKind
-from backends.probe import Sla, capacity_qps, latencies_ms, probe
-from backends.simulated import SimulatedSession
+from backends.tuning.probe import Sla, capacity_qps, latencies_ms, probe
+from backends.virtual.fleet import ROUTES, Fleet, FleetRun, ServerKind
+from backends.virtual.simulated import SimulatedSession
 from experiments.scheduling.virtual import (
     LARGEST,
     MEDIUM_SLA_MS,
@@ -37,12 +37,12 @@ from experiments.scheduling.virtual import (
     load_config,
     service_table,
 )
-from infra.arrivals import RateCurve
 from infra.clock import NS_PER_S
-from infra.config import RunConfig
+from infra.load.arrivals import RateCurve
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.rng import stream
+from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, Schedule, draw_sizes
 from scheduler import Goal, HillClimb, Policy, Stage, static_policy
 

@@ -27,14 +27,14 @@ from matplotlib.figure import Figure
 
 from accelerator.devices import accelerator_root, latency_profile, load_device, model_configs
 from accelerator.service import ServiceTable, table_of_profiles
-from backends.probe import capacity_qps, latencies_ms
-from backends.simulated import SimulatedSession
-from infra.cli import parse
-from infra.config import ConfigError, ModelConfig
-from infra.figures import color, plain_log, style
+from backends.tuning.probe import capacity_qps, latencies_ms
+from backends.virtual.simulated import SimulatedSession
 from infra.messages import CPU
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import color, plain_log, style
+from infra.results.report import console, frame
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, ModelConfig
 from loadGenerator import draw_schedule
 from scheduler import Policy, Stage
 

@@ -30,11 +30,11 @@ from matplotlib.figure import Figure
 
 from accelerator.devices import model_configs
 from accelerator.profiler import neighbours
-from infra.cli import parse
-from infra.config import ModelConfig
 from infra.progress import OnFraction, Progress
 from infra.provenance import usable_cores
-from infra.report import console, frame
+from infra.results.report import console, frame
+from infra.settings.cli import parse
+from infra.settings.config import ModelConfig
 from models import build
 from models.base import RecModel
 from models.inputs.synthetic import InputPool

@@ -28,13 +28,13 @@ from matplotlib.figure import Figure
 
 from accelerator.devices import model_configs
 from backends.opening import open_session
-from backends.probe import capacity_qps, latencies_ms
+from backends.tuning.probe import capacity_qps, latencies_ms
 from experiments.scheduling.virtual import MEDIUM_SLA_MS
-from infra.cli import parse
-from infra.config import RunConfig
-from infra.figures import color, plain_log, style
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import color, plain_log, style
+from infra.results.report import console, frame
+from infra.settings.cli import parse
+from infra.settings.config import RunConfig
 from loadGenerator import draw_schedule
 from scheduler import Policy, Stage
 

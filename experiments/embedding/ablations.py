@@ -27,16 +27,16 @@ from matplotlib.figure import Figure
 
 from experiments.embedding.contenders import planned
 from experiments.embedding.run import SEED_MEASURE, SEED_TUNE, problem_of
-from infra.figures import plain_log, style
 from infra.memory import keep_freed_memory
 from infra.progress import OnFraction, Progress
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 from models.embedding.backend import Choice
-from models.embedding.catalogue import Params
-from models.embedding.clusters import clusters
-from models.embedding.cpu import CpuBackend
-from models.embedding.plan import params
-from models.embedding.search import Search, paired, replaced
+from models.embedding.cpu.backend import CpuBackend
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import params
+from models.embedding.tuning.clusters import clusters
+from models.embedding.tuning.search import Search, paired, replaced
 
 HERE = Path(__file__).resolve().parent
 SIZES, ROUNDS, MUTATED = (8, 64, 512), 9, 8

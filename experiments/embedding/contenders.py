@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from models.embedding.backend import Backend
 from models.embedding.jagged import Bags
-from models.embedding.plan import Bucket, Group, Plan, params
-from models.embedding.problem import Problem
-from models.embedding.search import Groups
-from models.embedding.spec import Layout, TableSpec
+from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.spec import Layout, TableSpec
+from models.embedding.tuning.problem import Problem
+from models.embedding.tuning.search import Groups
 
 Call = Callable[[int], object]  # number of a batch -> whatever
 _MOST_CUT = 100_000  # tables of batches cut in advance: objects of Python

@@ -31,17 +31,17 @@ from torch import Tensor
 
 from experiments.embedding.gpu_peers import Fbgemm, Graphed, Input, Method, Ours, PerTable, TorchRec, built
 from experiments.embedding.gpu_plot import BOUND, COLD, GRAPHED, ONCE, OURS, WALL, WARM, draw_figure, draw_speedups
-from infra.show import show
+from infra.results.show import show
 from models.embedding import synthesis
 from models.embedding.backend import Backend
-from models.embedding.catalogue import Params
-from models.embedding.cuda import KNOBS, CudaBackend
-from models.embedding.gpu_timing import FloatArray, device_seconds, wall_seconds
-from models.embedding.plan import Bucket, Plan, params
-from models.embedding.problem import Problem, of_recorded
-from models.embedding.recorded import Recorded
-from models.embedding.search import Search, typical
-from models.embedding.spec import Layout, TableSpec
+from models.embedding.gpu.backend import KNOBS, CudaBackend
+from models.embedding.gpu.timing import FloatArray, device_seconds, wall_seconds
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import Bucket, Plan, params
+from models.embedding.plan.spec import Layout, TableSpec
+from models.embedding.tuning.problem import Problem, of_recorded
+from models.embedding.tuning.recorded import Recorded
+from models.embedding.tuning.search import Search, typical
 
 HERE = Path(__file__).resolve().parent
 BATCHES, N_INPUTS, WARM_UPS, SEED = (1, 8, 64, 512), 4, 3, 7

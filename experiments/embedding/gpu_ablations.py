@@ -30,14 +30,14 @@ from matplotlib.figure import Figure
 
 from experiments.embedding import gpu
 from experiments.embedding.gpu_peers import Input, Ours, PerTable
-from infra.show import show
+from infra.results.show import show
 from models.embedding.backend import Backend, Choice
-from models.embedding.catalogue import Params
-from models.embedding.clusters import clusters
-from models.embedding.cuda import CudaBackend
-from models.embedding.plan import Bucket, params
-from models.embedding.problem import Problem
-from models.embedding.search import Search, paired, replaced
+from models.embedding.gpu.backend import CudaBackend
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import Bucket, params
+from models.embedding.tuning.clusters import clusters
+from models.embedding.tuning.problem import Problem
+from models.embedding.tuning.search import Search, paired, replaced
 
 MUTATED, ROUNDS = 8, 30
 KNOBS = (params(launch="fused", warps=4),)  # both methods get the same

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.embedding.plan import Bucket
-from models.embedding.spec import Layout
-from models.embedding.triton_bags import TritonBags
+from models.embedding.gpu.look_up import TritonBags
+from models.embedding.plan.plan import Bucket
+from models.embedding.plan.spec import Layout
 
 
 @dataclass(frozen=True, slots=True)

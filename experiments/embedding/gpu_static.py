@@ -22,13 +22,13 @@ import pandas as pd
 import torch
 
 from experiments.embedding.gpu import MODELS, work_of
-from models.embedding.clusters import clusters
-from models.embedding.cuda import CudaBackend
-from models.embedding.gpu_schedules import Branch, branches
-from models.embedding.plan import params
-from models.embedding.problem import Problem
-from models.embedding.search import merged
-from models.embedding.triton_resources import Resources, resources
+from experiments.embedding.triton_resources import Resources, resources
+from models.embedding.gpu.backend import CudaBackend
+from models.embedding.gpu.schedules import Branch, branches
+from models.embedding.plan.plan import params
+from models.embedding.tuning.clusters import clusters
+from models.embedding.tuning.problem import Problem
+from models.embedding.tuning.search import merged
 
 HERE = Path(__file__).resolve().parent
 

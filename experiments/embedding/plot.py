@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from infra.figures import plain_log, style
+from infra.results.figures import plain_log, style
 
 RIVALS = ("per table", "torch.compile", "FBGEMM", "best single", "untuned")
 LIMITS = ("gather none", "gather table", "gather ids")

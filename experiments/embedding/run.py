@@ -25,17 +25,17 @@ import pandas as pd
 import torch
 
 from experiments.embedding import contenders, plot
-from infra.cli import parse
 from infra.memory import keep_freed_memory
 from infra.progress import OnFraction, Progress
 from infra.provenance import cpu_name
-from infra.report import console, frame
+from infra.results.report import console, frame
+from infra.settings.cli import parse
 from models.embedding.backend import Backend, backend
-from models.embedding.plan import Plan
-from models.embedding.problem import Problem, of_model, of_recorded
-from models.embedding.search import Groups, Search, typical
+from models.embedding.plan.plan import Plan
 from models.embedding.synthesis import BENCHMARKS, draw
 from models.embedding.tuner import configs
+from models.embedding.tuning.problem import Problem, of_model, of_recorded
+from models.embedding.tuning.search import Groups, Search, typical
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("A", "B", "C", "D", "E", *configs())

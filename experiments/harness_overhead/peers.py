@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.engine_process import IDLE, NullEngine, PoolSpec, Slots, precise_timers, run_engine
-from backends.pool import Pool
+from backends.processes.engine import IDLE, NullEngine, PoolSpec, Slots, precise_timers, run_engine
+from backends.processes.pool import Pool
 from experiments.harness_overhead import loadgen
 from infra.clock import monotonic_ns, wait_until_ns
 from infra.messages import CPU, MESSAGE_BYTES, READY, WireReply, pack_task

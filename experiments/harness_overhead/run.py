@@ -25,14 +25,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from backends.engine_process import NullEngine, PoolSpec
-from backends.process import ProcessSession
+from backends.processes.engine import NullEngine, PoolSpec
+from backends.processes.process import ProcessSession
 from experiments.harness_overhead import peers
-from infra.arrivals import draw_gaps_ns
-from infra.config import LoadConfig
+from infra.load.arrivals import draw_gaps_ns
 from infra.messages import CPU
+from infra.results.rows import Rows
 from infra.rng import stream
-from infra.rows import Rows
+from infra.settings.config import LoadConfig
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 

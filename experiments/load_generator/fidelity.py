@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from backends.engine_process import NullEngine, PoolSpec
-from backends.process import ProcessSession
+from backends.processes.engine import NullEngine, PoolSpec
+from backends.processes.process import ProcessSession
 from experiments.harness_overhead import peers
 from experiments.harness_overhead.run import schedule_at
 from infra.messages import CPU

@@ -23,10 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from infra.clock import NS_PER_S
-from infra.config import LoadConfig
-from infra.figures import plain_log, style
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 from infra.rng import stream
+from infra.settings.config import LoadConfig
 from loadGenerator import draw_arrivals_ns, draw_sizes
 
 HERE = Path(__file__).resolve().parent

@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from backends.simulated import SimulatedSession
-from infra.arrivals import draw_gaps_ns
+from backends.virtual.simulated import SimulatedSession
 from infra.clock import NS_PER_MS
-from infra.config import LoadConfig
-from infra.figures import style
+from infra.load.arrivals import draw_gaps_ns
 from infra.messages import CPU
+from infra.results.figures import style
+from infra.results.stats import quantile
 from infra.rng import stream
-from infra.stats import quantile
+from infra.settings.config import LoadConfig
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 

@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from backends.probe import Sla, latencies_ms, max_rate_qps, probe
-from backends.simulated import SimulatedSession
+from backends.tuning.probe import Sla, latencies_ms, max_rate_qps, probe
+from backends.virtual.simulated import SimulatedSession
 from experiments.scheduling.virtual import LARGEST, MEDIUM_SLA_MS, ladder, service_table
-from infra.cli import parse
-from infra.figures import plain_log, style
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
-from infra.stats import quantile
+from infra.results.figures import plain_log, style
+from infra.results.stats import quantile
+from infra.settings.cli import parse
 from loadGenerator import CommonLoad, draw_sizes
 from scheduler import Goal, HillClimb, Limit, Policy, Stage
 

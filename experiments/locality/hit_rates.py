@@ -25,8 +25,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 
-from infra.figures import plain_log, style
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 from infra.rng import stream
 from models.inputs.datasets import Interactions, read_interactions
 from models.inputs.stack_distance import generate, locality_of

@@ -27,10 +27,11 @@ import pandas as pd
 import torch
 
 from accelerator.devices import model_configs
-from experiments.model_speed import limit, peers, plot
+from experiments.common import core_limits
+from experiments.model_speed import peers, plot
 from inferenceEngine import CpuEngine, Workload
-from infra.cli import parse
 from infra.messages import WireTask
+from infra.settings.cli import parse
 from models import build
 from models.base import RecModel
 from models.inputs.synthetic import InputPool
@@ -115,10 +116,10 @@ def measure(bench: Bench, n_items: int, *, compiled: bool) -> list[dict[str, obj
     rows = []
     for round_id in range(-1, ROUNDS):
         for name, call in calls.items():
-            once_s = limit.median_s(call, 3)
+            once_s = core_limits.median_s(call, 3)
             n_calls = int(min(max(ROUND_S / once_s, 3), MAX_CALLS))
             first = turns[name]
-            seconds = limit.median_s(lambda i, call=call, first=first: call(first + i), n_calls)  # type: ignore[misc]
+            seconds = core_limits.median_s(lambda i, call=call, first=first: call(first + i), n_calls)  # type: ignore[misc]
             turns[name] += n_calls
             if round_id >= 0:
                 rows.append({
@@ -132,13 +133,13 @@ def measure_model(name: str, file: Path, *, compiled: bool) -> list[dict[str, ob
     """All batches of one model; the limit is the best of those measured around each."""
     bench = Bench(name, file)
     rows: list[dict[str, object]] = []
-    limits = [limit.measure_limit(bench.model, bench.inputs)]
+    limits = [core_limits.measure_limit(bench.model, bench.inputs)]
     for n_items in BATCHES:
         begun = time.monotonic()
         rows += measure(bench, n_items, compiled=compiled)
-        limits.append(limit.measure_limit(bench.model, bench.inputs))
+        limits.append(core_limits.measure_limit(bench.model, bench.inputs))
         print(f"{name}, batch {n_items}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    bound = limit.best(limits)
+    bound = core_limits.best(limits)
     print(f"{name}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at {bound.gather_bytes_per_s / 1e9:.1f} GB/s, "
           f"weights in {bound.weights_s * 1e3:.2g} ms", file=sys.stderr)  # fmt: skip
     return rows + [

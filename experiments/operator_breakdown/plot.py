@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from infra.figures import style
-from infra.report import console, frame
-from models.profiler import OTHER, RELEASED
+from infra.results.figures import style
+from infra.results.report import console, frame
+from models.operator_times import OTHER, RELEASED
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("rm1", "rm2", "rm3", "ncf", "wnd", "mtwnd", "din", "dien")

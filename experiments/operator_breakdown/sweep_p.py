@@ -31,13 +31,13 @@ import torch
 from accelerator.devices import model_configs
 from experiments.operator_breakdown import plot
 from experiments.operator_breakdown.plot import BETWEEN
-from infra.cli import parse
-from infra.config import RunConfig
 from infra.progress import OnFraction, Progress
+from infra.settings.cli import parse
+from infra.settings.config import RunConfig
 from models import build
 from models.base import RecModel
 from models.inputs.synthetic import InputPool
-from models.profiler import OTHER, RELEASED, library_times, operator_times, released_name
+from models.operator_times import OTHER, RELEASED, library_times, operator_times, released_name
 from models.standalone import choose_device
 
 HERE = Path(__file__).resolve().parent

@@ -29,12 +29,12 @@ from matplotlib.figure import Figure
 
 from accelerator import rpaccel
 from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, shared
-from experiments.recpipe import rankers
-from experiments.recpipe.designs import Design, Misses, arrivals_ns, p95_ms, total_ms
+from experiments.recpipe.chip import Design, Misses, arrivals_ns, p95_ms, total_ms
+from experiments.recpipe.datasets import rankers
 from experiments.recpipe.quality import Scored
-from infra.figures import plain_log, style
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 
 HERE = Path(__file__).resolve().parent
 NAMES = {"dim_4_0": "rm-small", "dim_16": "rm-med", "dim_32_0": "rm-large"}

@@ -25,8 +25,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.rpaccel import RANKERS, Ranker, SubArray, compute_cycles
-from infra.figures import plain_log, style
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 from infra.rng import stream
 from models.inputs.stack_distance import Locality, locality_of
 from models.inputs.zipf import draw_rows

@@ -30,15 +30,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from accelerator.rpaccel import Corrections, sub_array_splits
-from experiments.recpipe import rankers
 from experiments.recpipe.accelerator import QUICK_POOLS, WORST_MS
-from experiments.recpipe.designs import CHIP_NAMES, Design, Int64Array, Misses, arrivals_ns, p95_ms
+from experiments.recpipe.chip import CHIP_NAMES, Design, Int64Array, Misses, arrivals_ns, p95_ms
+from experiments.recpipe.datasets import rankers
 from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality, quality_of
 from infra.clock import NS_PER_MS, NS_PER_S
-from infra.figures import plain_log, style
 from infra.progress import OnFraction, Progress
 from infra.ranking import mean_with_interval, paired
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 
 HERE = Path(__file__).resolve().parent
 K, ITEMS = 64, 4096

@@ -24,13 +24,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.recpipe import rankers
-from experiments.recpipe.codesign import GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
+from experiments.recpipe.datasets import rankers
 from experiments.recpipe.quality import KEPT, SHADES, Chain, Scored, chains
-from infra.figures import plain_log, style
+from experiments.recpipe.world import GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
 from infra.messages import CPU
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)

@@ -28,11 +28,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments.recpipe import rankers
-from experiments.recpipe.queries import RankedData, chain, scores
-from infra.figures import plain_log, style
+from experiments.recpipe.datasets import rankers
+from experiments.recpipe.datasets.ranked import RankedData, chain, scores
 from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, ndcg_released, paired, reciprocal_rank
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 from infra.rng import stream
 
 HERE = Path(__file__).resolve().parent

@@ -29,20 +29,20 @@ import yaml
 
 from backends.opening import OpenSession, open_session
 from backends.pipeline import pipeline_of, with_pipeline
-from backends.probe import Sla, latencies_ms, max_rate_qps
-from experiments.recpipe import rankers
-from experiments.recpipe.codesign import WARM_UP, Design, World, cpu_profiles
+from backends.tuning.probe import Sla, latencies_ms, max_rate_qps
+from experiments.recpipe.datasets import rankers
 from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality_of
+from experiments.recpipe.world import WARM_UP, Design, World, cpu_profiles
 from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
-from infra.config import RunConfig, from_settings
 from infra.messages import CPU
 from infra.progress import Progress
 from infra.ranking import paired
-from infra.report import console, frame
+from infra.results.report import console, frame
+from infra.results.rows import Rows
+from infra.results.stages import answers_by_input, stage_parts, stage_table
+from infra.results.stats import quantile, summarize
 from infra.rng import stream
-from infra.rows import Rows
-from infra.stage_rows import answers_by_input, stage_parts, stage_table
-from infra.stats import quantile, summarize
+from infra.settings.config import RunConfig, from_settings
 from loadGenerator import CommonLoad, Schedule
 from scheduler import Policy, Stage
 

@@ -31,15 +31,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.rpaccel import sub_array_splits
-from experiments.recpipe import rankers
-from experiments.recpipe.codesign import ARRAYS, GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
-from experiments.recpipe.designs import Misses
+from experiments.recpipe.chip import Misses
+from experiments.recpipe.datasets import rankers
 from experiments.recpipe.quality import Chain, Scored
 from experiments.recpipe.real import confirm
-from infra.figures import plain_log, style
+from experiments.recpipe.world import ARRAYS, GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
 from infra.messages import CPU
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
 
 HERE = Path(__file__).resolve().parent
 ORDER = ("small", "medium", "large")

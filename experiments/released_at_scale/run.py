@@ -20,10 +20,10 @@ from dataclasses import replace
 import pandas as pd
 
 from backends.opening import open_session
-from backends.probe import capacity_qps
+from backends.tuning.probe import capacity_qps
 from DeepRecSys import fixed_policy, measure
-from infra.cli import parse
 from infra.progress import Progress
+from infra.settings.cli import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 N_EPOCHS = 12

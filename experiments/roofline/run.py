@@ -29,12 +29,12 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from accelerator.devices import accelerator_root, latency_profile, load_device, model_configs
-from experiments.model_speed.limit import gather_bytes_per_s, gemm_flops_per_s, median_s, read_bytes_per_s
-from infra.cli import parse
-from infra.config import ModelConfig
-from infra.figures import color, plain_log, style
+from experiments.common.core_limits import gather_bytes_per_s, gemm_flops_per_s, median_s, read_bytes_per_s
 from infra.progress import Progress
-from infra.report import console, frame
+from infra.results.figures import color, plain_log, style
+from infra.results.report import console, frame
+from infra.settings.cli import parse
+from infra.settings.config import ModelConfig
 from models import build
 from models.batch import Batch
 from models.costs import ATTENTION, MLP, RECURRENT, Costs, costs

@@ -25,12 +25,12 @@ import pandas as pd
 
 from accelerator.devices import model_configs
 from backends.opening import OpenSession, open_session
-from backends.probe import Sla, max_rate_qps
-from backends.tuner import Phase, Tuner
+from backends.tuning.probe import Sla, max_rate_qps
+from backends.tuning.tuner import Phase, Tuner
 from experiments.scheduling.virtual import MEDIUM_SLA_MS
-from infra.cli import parse
-from infra.config import ConfigError, RunConfig
 from infra.progress import Progress
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, RunConfig
 from loadGenerator import CommonLoad
 from scheduler import Policy
 

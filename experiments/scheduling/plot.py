@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infra.figures import MODEL_COLORS, color, plain_log, style
+from infra.results.figures import MODEL_COLORS, color, plain_log, style
 
 HERE = Path(__file__).resolve().parent
 SLAS = ("low", "medium", "high")

@@ -24,8 +24,8 @@ import pandas as pd
 
 from accelerator.devices import model_configs
 from experiments.scheduling.virtual import MEDIUM_SLA_MS, SLA_SHARES
-from infra import results
 from infra.progress import Progress
+from infra.results import run_folder
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -41,7 +41,7 @@ QUICK = ["--table_scale", "0.01", "--nepochs", "16", "--batch_configs", "512-128
 def search(model: str, sla: str, scheduler: str, flags: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """One run of DeepRecSys.py; a row per phase. Raises RuntimeError with its message if it fails."""
     sla_ms = MEDIUM_SLA_MS[model] * SLA_SHARES[sla]
-    before = {run.folder for run in results.find(folder)}
+    before = {run.folder for run in run_folder.find(folder)}
     command = [
         sys.executable, str(ROOT / "DeepRecSys.py"), "--config_file", str(model_configs()[model]), *COMMON,
         "--target_latency", str(sla_ms), "--scheduler", scheduler, "--results_dir", str(folder), *flags,
@@ -49,7 +49,7 @@ def search(model: str, sla: str, scheduler: str, flags: Sequence[str], folder: P
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{model}, {sla}, {scheduler}: {done.stderr.strip()}")
-    (run,) = [run for run in results.find(folder) if run.folder not in before]
+    (run,) = [run for run in run_folder.find(folder) if run.folder not in before]
     rows = []
     for line in run.document["tuning"]:
         summary = line["summary"] or {"p_sla_ms": {"value": None}, "valid": False}

@@ -31,13 +31,13 @@ import pandas as pd
 from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
 from accelerator.latency import Profile
 from accelerator.service import ServiceTable, table_of_profiles
-from backends.probe import Sla, capacity_qps, max_rate_qps, probe
-from backends.simulated import SimulatedSession
-from infra.cli import parse
-from infra.config import ConfigError, RunConfig
+from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
+from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
-from infra.rate_search import log_grid_qps
+from infra.search.rate_search import log_grid_qps
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, RunConfig
 from loadGenerator import CommonLoad
 from scheduler import Exhaustive, Goal, HillClimb, Limit, Policy, ReleasedClimb, Search, static_policy, with_offload
 

@@ -25,9 +25,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from accelerator.service import Recording, ServiceTable, table_of_law
-from backends.fifo_kernel import Engines, serve
 from backends.session import Session
-from backends.simulated import SimulatedSession
+from backends.virtual.fifo_kernel import Engines, serve
+from backends.virtual.simulated import SimulatedSession
 from experiments.simulator_speed.peers import ciw_mmc, simpy_mmc
 from infra.clock import NS_PER_MS
 from infra.messages import CPU

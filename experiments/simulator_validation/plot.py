@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import pandas as pd
 from matplotlib.figure import Figure
 
-from infra.figures import MODEL_COLORS, color, style
+from infra.results.figures import MODEL_COLORS, color, style
 
 HERE = Path(__file__).resolve().parent
 KINDS = {"replay": 0.1, "model": 0.6, "model, drift removed": 0.6}  # and how far the axis reaches

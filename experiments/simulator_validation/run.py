@@ -27,15 +27,15 @@ import pandas as pd
 
 from accelerator.devices import model_configs
 from accelerator.service import ServiceTable, overheads_of, recording_of
-from backends.calibration import Sample, calibration_of, sample
 from backends.opening import OpenSession, open_session
-from backends.probe import Sla, capacity_qps, latencies_ms, max_rate_qps
-from backends.simulated import SimulatedSession
-from infra.cli import parse
-from infra.config import ConfigError, RunConfig
+from backends.tuning.calibration import Sample, calibration_of, sample
+from backends.tuning.probe import Sla, capacity_qps, latencies_ms, max_rate_qps
+from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
-from infra.rows import Rows
+from infra.results.rows import Rows
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, RunConfig
 from loadGenerator import CommonLoad, Schedule, draw_schedule
 from scheduler import Policy, Stage
 

@@ -32,10 +32,10 @@ from accelerator.devices import (
     published_speedups,
 )
 from accelerator.latency import Profile
-from infra.cli import parse
-from infra.config import ConfigError, ModelConfig
-from infra.figures import plain_log, style
-from infra.report import console, frame
+from infra.results.figures import plain_log, style
+from infra.results.report import console, frame
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError, ModelConfig
 
 HERE = Path(__file__).resolve().parent
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)

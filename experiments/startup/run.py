@@ -27,7 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.devices import model_configs
-from infra.cli import parse
+from infra.settings.cli import parse
 
 MODELS, ENGINES = ("rm1", "rm2", "din"), (1, 2, 4)
 ROOT = Path(__file__).resolve().parents[2]

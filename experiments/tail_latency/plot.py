@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.table import Table
 
-from infra import report, results
-from infra.figures import color, plain_log, style
-from infra.stats import Summary, summarize
+from infra.results import report, run_folder
+from infra.results.figures import color, plain_log, style
+from infra.results.stats import Summary, summarize
 
 MARKERS = {"p50": "o", "p95": "D", "p99": ">"}
 
@@ -40,7 +40,7 @@ class Line:
 def load(folder: Path) -> list[Line]:
     """The runs below a folder, each summarised from its rows."""
     lines = []
-    for run in results.find(folder):
+    for run in run_folder.find(folder):
         if not (run.folder / "queries.parquet").is_file():
             continue  # an interrupted search
         settings, rows = run.document["config"], run.rows()

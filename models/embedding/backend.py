@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from models.embedding.catalogue import Params
 from models.embedding.jagged import Bags
-from models.embedding.plan import Bucket, Group, Plan
-from models.embedding.spec import Layout, TableSpec
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import Bucket, Group, Plan
+from models.embedding.plan.spec import Layout, TableSpec
 
 FloatArray = npt.NDArray[np.float64]
 Run = Callable[[Bags, Tensor], None]  # looks up and writes all columns of (B, sum of D)
-_FACTORIES = {"cpu": "models.embedding.cpu", "cuda": "models.embedding.cuda"}  # module with `make_backend()`
+_FACTORIES = {"cpu": "models.embedding.cpu.backend", "cuda": "models.embedding.gpu.backend"}  # module with `make_backend()`
 
 
 @dataclass(frozen=True, slots=True)

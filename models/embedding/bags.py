@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from models.embedding.backend import backend
+from models.embedding.huge_pages import allocate
 from models.embedding.jagged import Bags
-from models.embedding.memory import allocate
-from models.embedding.plan import Plan
+from models.embedding.plan.plan import Plan
+from models.embedding.plan.spec import Layout, TableSpec
 from models.embedding.planned import Planned
-from models.embedding.spec import Layout, TableSpec
 
 
 class FusedEmbeddingBags(nn.Module):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from models.embedding.backend import Run, backend
 from models.embedding.jagged import Bags
-from models.embedding.plan import Plan
-from models.embedding.spec import Layout
+from models.embedding.plan.plan import Plan
+from models.embedding.plan.spec import Layout
 
 
 class Planned:

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from infra.progress import OnFraction, Progress
+from infra.results.show import show
 from infra.rng import stream
-from infra.show import show
-from models.embedding.recorded import FORMATS, Int32Array, Int64Array, Recorded, joined
-from models.embedding.spec import TableSpec
+from models.embedding.plan.spec import TableSpec
+from models.embedding.tuning.recorded import FORMATS, Int32Array, Int64Array, Recorded, joined
 from models.inputs.zipf import draw_rows
 
 CONFIG: dict[str, Any] = json.loads(Path(__file__).with_name("benchmarks.json").read_text())

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from infra.rng import stream
 from models.batch import Batch, first_rows
+from models.embedding.cpu.one_width import pooling
+from models.embedding.huge_pages import allocate
 from models.embedding.jagged import Bags
-from models.embedding.kernels import pooling
-from models.embedding.memory import allocate
 from models.embedding.operators import bag, fused, split_by_table
-from models.embedding.plan import Plan
-from models.embedding.spec import Layout
+from models.embedding.plan.plan import Plan
+from models.embedding.plan.spec import Layout
 
 if TYPE_CHECKING:
     from models.embedding.planned import Planned

@@ -19,16 +19,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from infra.cli import parse, read_file
-from infra.config import ModelConfig
 from infra.progress import Progress
 from infra.provenance import git_commit
-from infra.show import show
+from infra.results.show import show
+from infra.settings.cli import parse, read_file
+from infra.settings.config import ModelConfig
 from models.embedding.backend import Backend, backend
-from models.embedding.plan import Plan, explain, from_json
-from models.embedding.problem import Problem, of_model, of_recorded
-from models.embedding.recorded import Recorded, read
-from models.embedding.search import Search
+from models.embedding.plan.plan import Plan, explain, from_json
+from models.embedding.tuning.problem import Problem, of_model, of_recorded
+from models.embedding.tuning.recorded import Recorded, read
+from models.embedding.tuning.search import Search
 
 VERSION = 8  # of the search: a new one forgets what is cached
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from infra.config import ConfigError, InputConfig, ModelConfig
 from infra.rng import stream
+from infra.settings.config import ConfigError, InputConfig, ModelConfig
 from models.inputs.datasets import Criteo, Interactions, read_criteo, read_interactions
 from models.inputs.zipf import draw_rows
 

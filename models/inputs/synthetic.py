@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infra.config import ModelConfig, RunConfig
 from infra.rng import stream
+from infra.settings.config import ModelConfig, RunConfig
 from models.batch import Batch, first_rows
 from models.inputs.sources import Source, source_of
 

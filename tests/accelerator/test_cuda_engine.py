@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from accelInferenceEngine import CudaEngine
-from backends.engine_process import MergingEngine
+from backends.processes.engine import MergingEngine
 from inferenceEngine import prepare
-from infra.cli import parse
 from infra.messages import WireTask
 from infra.progress import Progress
+from infra.settings.cli import parse
 
 DEVICES = [
     "cpu",

@@ -13,8 +13,8 @@ from accelerator.devices import BATCHES, derived_profile, latency_profile, load_
 from accelerator.latency import Profile, ProfiledDevice, read_profile, service_times_ns, write_profile
 from accelInferenceEngine import ModelledEngine, ModelledFactory
 from infra.clock import monotonic_ns
-from infra.config import ConfigError, ModelConfig
 from infra.messages import WireTask
+from infra.settings.config import ConfigError, ModelConfig
 
 PROFILE = Profile({1: 0.5, 4: 0.8, 16: 1.0, 64: 2.0, 256: 8.0, 1024: 32.0}, {"source": "made up"})
 WND = ModelConfig(model_type="wnd", model_name="wnd", arch_mlp_bot="4")

@@ -13,7 +13,7 @@ from helpers import ROOT
 SCRIPT = """
 import os, signal
 from accelerator import profiler
-from infra.cli import parse
+from infra.settings.cli import parse
 from models import build
 from models.inputs.synthetic import InputPool
 

@@ -8,8 +8,8 @@ from helpers import ROOT, run_script
 
 from accelerator.devices import latency_profile, load_device, model_configs
 from accelerator.roofline import Roofline, roofline_profile
-from infra.cli import parse
-from infra.config import ConfigError
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError
 from models.costs import costs
 
 FOLDERS = sorted(path.parent.name for path in (ROOT / "accelerator").glob("*/device.yaml"))

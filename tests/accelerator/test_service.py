@@ -18,10 +18,10 @@ from accelerator.service import (
     service_of,
     table_of_profiles,
 )
-from infra.cli import parse
-from infra.config import ConfigError
 from infra.messages import ACCEL, CPU
-from infra.rows import TASK_COLUMNS, Rows
+from infra.results.rows import TASK_COLUMNS, Rows
+from infra.settings.cli import parse
+from infra.settings.config import ConfigError
 
 SIMULATED = ["--queue", "--backend", "simulated", "--num_batches", "4", "--max_mini_batch_size", "16"]
 

@@ -8,14 +8,14 @@ from helpers import MS, poisson_schedule
 from accelerator.latency import Profile, ProfiledDevice
 from accelerator.service import ServiceTable
 from accelInferenceEngine import CudaEngine, ModelledFactory
-from backends.engine_process import NullEngine, PoolSpec
-from backends.process import ProcessSession
-from backends.simulated import SimulatedSession
+from backends.processes.engine import NullEngine, PoolSpec
+from backends.processes.process import ProcessSession
+from backends.virtual.simulated import SimulatedSession
 from inferenceEngine import CpuEngine, prepare
-from infra.cli import parse
 from infra.messages import ACCEL, CPU, WireTask
 from infra.progress import Progress
-from infra.rows import TASK_COLUMNS
+from infra.results.rows import TASK_COLUMNS
+from infra.settings.cli import parse
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 

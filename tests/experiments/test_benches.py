@@ -7,10 +7,11 @@ import torch
 from helpers import poisson_schedule
 
 from accelerator.devices import model_configs
+from experiments.common import core_limits
 from experiments.harness_overhead import loadgen
 from experiments.harness_overhead import peers as harness_peers
-from experiments.model_speed import limit, peers, plot
-from infra.cli import parse
+from experiments.model_speed import peers, plot
+from infra.settings.cli import parse
 from models import build
 from models.inputs.synthetic import InputPool
 
@@ -37,16 +38,16 @@ def test_the_plain_port_gives_the_scores_of_the_packed_model(name, jagged):
 def test_the_limit_is_the_slowest_of_its_three_parts():
     config = config_of("rm1")
     model = build(config, seed=1)
-    cost_at = limit.costs(config, 10)
-    products = limit.Limit(1e3, 1e18, 0).seconds(model, 10)
-    rows = limit.Limit(1e18, 1e3, 0).seconds(model, 10)
+    cost_at = core_limits.costs(config, 10)
+    products = core_limits.Limit(1e3, 1e18, 0).seconds(model, 10)
+    rows = core_limits.Limit(1e18, 1e3, 0).seconds(model, 10)
     assert products == pytest.approx(cost_at.flops / 1e3)
     assert rows == pytest.approx(cost_at.gather_bytes / 1e3)
-    assert limit.Limit(1e18, 1e18, 7.5).seconds(model, 10) == 7.5
+    assert core_limits.Limit(1e18, 1e18, 7.5).seconds(model, 10) == 7.5
 
 
 def test_the_best_of_several_limits_is_the_best_of_each_rate():
-    assert limit.best([limit.Limit(1, 20, 0.3), limit.Limit(2, 10, 0.4)]) == limit.Limit(2, 20, 0.3)
+    assert core_limits.best([core_limits.Limit(1, 20, 0.3), core_limits.Limit(2, 10, 0.4)]) == core_limits.Limit(2, 20, 0.3)
 
 
 @pytest.mark.parametrize("name", ["rm1", "ncf"])
@@ -54,7 +55,7 @@ def test_measured_limits_are_rates_of_this_core(name):
     config = config_of(name)
     with torch.inference_mode():
         model = build(config, seed=1, device=torch.device("cpu"))
-        found = limit.measure_limit(model, InputPool(config, 1, 32, seed=1))
+        found = core_limits.measure_limit(model, InputPool(config, 1, 32, seed=1))
     assert 1e8 < found.gemm_flops_per_s < 1e14
     assert 1e6 < found.gather_bytes_per_s < 1e13
     assert 0 < found.weights_s < 1

@@ -19,10 +19,10 @@ from experiments.operator_breakdown import sweep_p
 from experiments.operator_breakdown.sweep_p import by_released_name, shares
 from experiments.roofline import run as roofline
 from experiments.speedup import sweep_rt
-from infra.cli import parse
+from infra.settings.cli import parse
 from models.costs import costs
 from models.inputs.zipf import draw_rows
-from models.profiler import RELEASED, library_times, released_name
+from models.operator_times import RELEASED, library_times, released_name
 
 SMALL = ("--table_scale", "0.001")
 

@@ -15,9 +15,10 @@ from helpers import ROOT, run_script
 from experiments.embedding import gpu
 from experiments.embedding.gpu_peers import Fbgemm, Input, PerTable, TorchRec, built
 from experiments.embedding.gpu_plot import BOUND, COLD, GRAPHED, ONCE, WALL, draw_figure, draw_speedups, speedups
-from models.embedding import cuda, tuner
-from models.embedding.plan import Bucket, Group, params
-from models.embedding.spec import Layout, TableSpec
+from models.embedding import tuner
+from models.embedding.gpu import backend as cuda
+from models.embedding.plan.plan import Bucket, Group, params
+from models.embedding.plan.spec import Layout, TableSpec
 
 CPU = torch.device("cpu")
 SPECS = (TableSpec(20, 4), TableSpec(9, 8, 1), TableSpec(30, 8, 3))
@@ -214,8 +215,8 @@ import torch
 torch.set_num_threads(1)
 from experiments.embedding import gpu
 from models.embedding import cuda
-from models.embedding.gpu_timing import wall_seconds
-from models.embedding.plan import params
+from models.embedding.gpu.timing import wall_seconds
+from models.embedding.plan.plan import params
 class Quick(cuda.CudaBackend):
     def clock(self, calls, n_rounds):
         return wall_seconds(calls, 1)

@@ -11,9 +11,9 @@ from experiments.embedding import contenders, plot
 from experiments.embedding.product import WITH, WITHOUT, rate_under_sla, summary
 from experiments.embedding.run import best_single, calls_of, measure, problem_of
 from models.embedding.backend import backend
-from models.embedding.cpu_tuning import seconds
-from models.embedding.plan import params
-from models.embedding.problem import exact_sums
+from models.embedding.cpu.candidates import seconds
+from models.embedding.plan.plan import params
+from models.embedding.tuning.problem import exact_sums
 
 
 @pytest.fixture(autouse=True)

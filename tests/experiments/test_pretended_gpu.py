@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 
-from models.embedding.plan import from_json
+from models.embedding.plan.plan import from_json
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton (pip install -r build/bench_requirements.txt)"
@@ -27,7 +27,7 @@ from pretend_cuda import pretend
 device = pretend()
 from experiments.embedding import gpu, gpu_ablations
 from models.embedding import cuda, gpu_timing, tuner
-from models.embedding.plan import params
+from models.embedding.plan.plan import params
 once = gpu_timing.device_seconds
 cuda.device_seconds = lambda calls, n_rounds: once(calls, 1)
 cuda.UNIFORM_TILES, cuda._FULL_ELEMENTS, gpu_timing._FLUSH_BYTES = (4,), 0, 8

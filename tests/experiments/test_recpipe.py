@@ -11,8 +11,8 @@ from helpers import run_script
 
 from accelerator.rpaccel import RANKERS as RPACCEL_RANKERS
 from experiments.recpipe import arrays, quality
-from experiments.recpipe.movielens import RANKERS, NeuMF, queries_of, split, train, trained
-from experiments.recpipe.queries import Queries, RankedData, chain, handed_on, scores
+from experiments.recpipe.datasets.movielens import RANKERS, NeuMF, queries_of, split, train, trained
+from experiments.recpipe.datasets.ranked import Queries, RankedData, chain, handed_on, scores
 from infra.ranking import ndcg_at_k
 from models.inputs.datasets import Interactions
 from models.inputs.stack_distance import Locality

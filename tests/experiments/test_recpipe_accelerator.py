@@ -11,10 +11,10 @@ import pytest
 from helpers import run_script
 
 from accelerator.rpaccel import Corrections
-from experiments.recpipe import accelerator, designs
-from experiments.recpipe.click_rankers import RANKERS
+from experiments.recpipe import accelerator, chip
+from experiments.recpipe.datasets.click_rankers import RANKERS
+from experiments.recpipe.datasets.ranked import Queries, RankedData, Ranker
 from experiments.recpipe.quality import Scored
-from experiments.recpipe.queries import Queries, RankedData, Ranker
 
 WHOLE = replace(Corrections.all(), sub_batches=False)
 
@@ -28,7 +28,7 @@ def drawn_misses(n_queries=6, n_items=400, seed=1, rows=(50, 300, 7)):
                       np.full(n_queries, n_items, np.int32))  # fmt: skip
     rankers = {config.name: Ranker(config.model_config(rows), {}) for config in RANKERS}
     data = RankedData("drawn", rankers, queries, 64, {})
-    return designs.Misses((Scored(data, {name: rng.random(shape, np.float32) for name in rankers}),))
+    return chip.Misses((Scored(data, {name: rng.random(shape, np.float32) for name in rankers}),))
 
 
 def test_every_published_service_time_is_the_model_s():
@@ -50,25 +50,25 @@ def obvious_departures(arrivals, n_engines, service):
 @pytest.mark.parametrize("n_engines", [1, 2, 5])
 def test_departures_are_those_of_an_obvious_queue(n_engines):
     arrivals = np.cumsum(np.random.default_rng(n_engines).integers(0, 300, 500))
-    found = designs.departures_ns(arrivals, n_engines, 400)
+    found = chip.departures_ns(arrivals, n_engines, 400)
     assert list(found) == obvious_departures(arrivals.tolist(), n_engines, 400)
 
 
 def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
-    arrivals = designs.arrivals_ns("exponential", 250.0, 200_000)
-    out = designs.departures_ns(arrivals, 1, 2_000_000)
+    arrivals = chip.arrivals_ns("exponential", 250.0, 200_000)
+    out = chip.departures_ns(arrivals, 1, 2_000_000)
     waits = (out - arrivals) / 1e6 - 2
     blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
     assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40))  # Pollaczek-Khinchine
 
 
 def test_corrections_alone_and_together_begin_at_the_released_time():
-    one, misses = designs.Design(("rm-large",), (400,), (1,), (1,)), drawn_misses()
+    one, misses = chip.Design(("rm-large",), (400,), (1,), (1,)), drawn_misses()
     table = accelerator.corrections_of({"one": one}, misses).set_index("correction")
     assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
     last = replace(one, n_sub_batches=accelerator.N_SUB_BATCHES)
-    assert table["together_ms"].iloc[-1] == pytest.approx(designs.total_ms(last, Corrections.all(), misses))
-    whole = designs.Design(("rm-large",), (4096,), (1,), (1,))
+    assert table["together_ms"].iloc[-1] == pytest.approx(chip.total_ms(last, Corrections.all(), misses))
+    whole = chip.Design(("rm-large",), (4096,), (1,), (1,))
     assert sum(whole.stage_ms(Corrections(), [0.5])) == pytest.approx(2.0907438257427215, rel=1e-12)
 
 
@@ -97,7 +97,7 @@ def stream_of(misses, rankers, items, n_parts=1):
         for part in np.array_split(np.arange(items[0]), n_parts):
             kept = part
             for name, keep in zip(rankers, items[1:], strict=True):
-                own = pools.scores[designs.TRAINED[name]][query]
+                own = pools.scores[chip.TRAINED[name]][query]
                 kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[: -(-keep // n_parts)]
             keys += [(t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])]
     return keys
@@ -114,7 +114,7 @@ def test_miss_rates_are_those_of_a_cache_kept_step_by_step(rankers, items, cache
 
 def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_chip():
     misses = drawn_misses(n_queries=20, rows=(50, 3000, 7))
-    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1))
+    design = chip.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1))
     first, second = misses.of(design, WHOLE)
     assert first == misses.rate((), (400,), int(1e6 / 64 / 4 / 4))
     assert second == misses.rate(("rm-small",), (400, 60), int(1e6 / 64 / 4 / 32))
@@ -126,7 +126,7 @@ def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_ch
 
 def test_behind_a_filter_that_works_in_parts_come_the_best_of_each_part():
     misses = drawn_misses()
-    design = designs.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1), 8)
+    design = chip.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1), 8)
     keys = stream_of(misses, ("rm-small",), (400, 60), 8)
     expected = lru_misses(keys, int(1e6 / 64 / 4 / 32), len(keys) // 2)
     assert misses.of(design, WHOLE)[1] == pytest.approx(expected)
@@ -176,7 +176,7 @@ def test_sub_batches_leave_as_from_an_obvious_simulation(stage_ms, engines, n_pa
     arrivals = np.cumsum(np.random.default_rng(n_parts).integers(1, 4_000_000 * n_parts, 300))
     stage_ns = [round(ms * 1e6) for ms in stage_ms]
     expected, busy = obvious_answers(stage_ns, engines, arrivals.tolist(), n_parts)
-    assert list(designs.answers_ns(stage_ms, engines, arrivals, n_parts)) == expected
+    assert list(chip.answers_ns(stage_ms, engines, arrivals, n_parts)) == expected
     for times in busy.values():  # no engine does two things at once
         assert all(a[1] <= b[0] for a, b in itertools.pairwise(times))
     worked = sum(end - begin for times in busy.values() for begin, end in times)
@@ -184,24 +184,24 @@ def test_sub_batches_leave_as_from_an_obvious_simulation(stage_ms, engines, n_pa
 
 
 def test_one_sub_batch_is_the_query_itself():
-    arrivals = designs.arrivals_ns("exponential", 300.0, 500)
+    arrivals = chip.arrivals_ns("exponential", 300.0, 500)
     at = arrivals
     for ms, n in ((1.1, 1), (4.0, 2)):
-        at = designs.departures_ns(at, n, round(ms * 1e6))
-    assert list(designs.answers_ns((1.1, 4.0), (1, 2), arrivals)) == list(at)
+        at = chip.departures_ns(at, n, round(ms * 1e6))
+    assert list(chip.answers_ns((1.1, 4.0), (1, 2), arrivals)) == list(at)
 
 
 @pytest.mark.parametrize("n_parts", [1, 3, 8])
 def test_an_idle_pipeline_of_single_engines_takes_what_the_formula_says(n_parts):
     stage_ms = (0.5, 1.25, 0.75)
-    found = designs.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array([0, 10**9])
+    found = chip.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array([0, 10**9])
     expected = accelerator.rpaccel.pipelined_s(stage_ms, n_parts) * 1e6
     assert list(found) == pytest.approx([expected] * 2)
 
 
 def test_a_part_ranks_and_hands_on_its_share_of_the_items():
-    whole = designs.Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
-    quarter = designs.Design(("rm-small", "rm-large"), (1024, 128), (4, 4), (2, 2))
+    whole = chip.Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
+    quarter = chip.Design(("rm-small", "rm-large"), (1024, 128), (4, 4), (2, 2))
     cut = replace(whole, n_sub_batches=4).stage_ms(Corrections.all(), [0.3, 0.4])
     assert cut == quarter.stage_ms(Corrections.all(), [0.3, 0.4])  # the last stage's list is 64 in both
 

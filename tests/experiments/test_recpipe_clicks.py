@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from experiments.recpipe import click_rankers, clicks
-from experiments.recpipe.click_rankers import DLRM, train, trained, validation_ndcg
-from experiments.recpipe.clicks import ClickConfig, Clicks
-from experiments.recpipe.queries import Ranker, scores
+from experiments.recpipe.datasets import click_rankers, clicks
+from experiments.recpipe.datasets.click_rankers import DLRM, train, trained, validation_ndcg
+from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
+from experiments.recpipe.datasets.ranked import Ranker, scores
 
 TINY = ClickConfig(n_users=60, n_items=300, n_train=12_000, n_valid_queries=3, n_queries=40, n_candidates=80)
 RANKER = replace(click_rankers.RANKERS[0], bottom=(13, 8, 4), top=(8, 1), learning_rate=1e-2)

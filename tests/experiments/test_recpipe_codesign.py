@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from accelerator.latency import Profile
 from experiments.recpipe import pipelines, real, search
-from experiments.recpipe.codesign import ARRAYS, CORE_WATTS, GPU, MOST_QPS, RATE_WIDTH, Design, World, pareto
+from experiments.recpipe.datasets.ranked import RankedData, Ranker
 from experiments.recpipe.quality import Chain, Scored, quality_of
-from experiments.recpipe.queries import RankedData, Ranker
+from experiments.recpipe.world import ARRAYS, CORE_WATTS, GPU, MOST_QPS, RATE_WIDTH, Design, World, pareto
 from infra.messages import CPU
 from infra.progress import Progress
 from infra.ranking import paired
-from infra.rows import TASK_COLUMNS, Rows
-from infra.stage_rows import answers_by_input
+from infra.results.rows import TASK_COLUMNS, Rows
+from infra.results.stages import answers_by_input
 
 K = 4
 

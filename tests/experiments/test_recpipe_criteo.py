@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from helpers import run_script
 
-from experiments.recpipe import criteo
+from experiments.recpipe.datasets import criteo
 from models.inputs.datasets import Criteo, read_criteo
 
 
@@ -75,7 +75,7 @@ def test_the_studies_run_on_rows_of_one_s_own(tmp_path):
     rows = pd.read_csv(tmp_path / "chain_quality_criteo.csv")
     assert set(rows["data"]) == {"criteo"}
     assert rows["ndcg"].between(0, 1).all()
-    done = run_script("experiments/recpipe/rankers.py", *own, "--queries", "2", "--out", str(tmp_path / "files"),
+    done = run_script("experiments/recpipe/datasets/rankers.py", *own, "--queries", "2", "--out", str(tmp_path / "files"),
                       cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "files" / "queries.json").read_text())

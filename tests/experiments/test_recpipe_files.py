@@ -7,10 +7,10 @@ import pytest
 import torch
 from drawn_rankers import DLRM, NCF, drawn_queries, drawn_weights
 
-from experiments.recpipe import rankers
-from experiments.recpipe.queries import Queries, RankedData, Ranker, scores
-from infra.cli import read_file
-from infra.config import ModelConfig
+from experiments.recpipe.datasets import rankers
+from experiments.recpipe.datasets.ranked import Queries, RankedData, Ranker, scores
+from infra.settings.cli import read_file
+from infra.settings.config import ModelConfig
 from models import architecture
 
 

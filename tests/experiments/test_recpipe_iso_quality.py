@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from helpers import run_script
 
-from experiments.recpipe import designs, iso_quality
-from experiments.recpipe.click_rankers import RANKERS
-from experiments.recpipe.designs import Design
+from experiments.recpipe import chip, iso_quality
+from experiments.recpipe.chip import Design
+from experiments.recpipe.datasets.click_rankers import RANKERS
+from experiments.recpipe.datasets.ranked import Queries, RankedData, Ranker
 from experiments.recpipe.iso_quality import Chain, Trial
 from experiments.recpipe.quality import Scored
-from experiments.recpipe.queries import Queries, RankedData, Ranker
 
 ROWS = pd.DataFrame([
     {"stages": 1, "chain": "large", "design": "a", "rate_qps": 100.0, "p95_ms": 5.0, "ndcg": 0.90},
@@ -40,11 +40,11 @@ def test_a_stage_carries_less_work_than_it_has_time_for(rate_qps, carried):
     design = Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (1, 2), 4)
     trial = Trial(Chain(("small", "large"), (512, 64)), design, (1.0, 1.9))  # 4 parts of 1 ms: 250 a second
     assert trial.carries(rate_qps) == carried
-    arrivals = designs.arrivals_ns("exponential", rate_qps, 500)
+    arrivals = chip.arrivals_ns("exponential", rate_qps, 500)
     found = trial.p95_ms(arrivals, rate_qps)
     assert np.isfinite(found) == carried
     if carried:
-        assert found == designs.p95_ms((1.0, 1.9), (1, 2), arrivals, 4)
+        assert found == chip.p95_ms((1.0, 1.9), (1, 2), arrivals, 4)
 
 
 def test_every_stage_has_an_even_share_of_the_chip():
@@ -74,7 +74,7 @@ def test_a_design_has_the_quality_of_its_filters_whole_or_in_parts(monkeypatch):
     monkeypatch.setattr(iso_quality, "chains", lambda *_: [own])
     monkeypatch.setattr(iso_quality, "RATES_QPS", (100.0,))
     monkeypatch.setattr(iso_quality, "PARTS", (1, 4))
-    rows = iso_quality.measure(scored, designs.Misses((scored,)), 200, lambda *_: None)
+    rows = iso_quality.measure(scored, chip.Misses((scored,)), 200, lambda *_: None)
     expected = {n: iso_quality.quality_of(own, scored, n)["ndcg"] for n in iso_quality.PARTS}
     assert (expected[1] != expected[4]).any()
     assert len(rows) == 18

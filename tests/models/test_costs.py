@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from accelerator.devices import model_configs
-from infra.cli import parse
+from infra.settings.cli import parse
 from models import build
 from models.costs import PARTS, costs
 from models.inputs.synthetic import InputPool

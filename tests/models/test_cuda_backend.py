@@ -14,10 +14,10 @@ import pytest
 import torch
 from helpers import ROOT
 
-from models.embedding import cuda
 from models.embedding.backend import Refused
-from models.embedding.cuda import CudaBackend, CudaRun, Meter
-from models.embedding.gpu_schedules import CUDA_SCHEDULES
+from models.embedding.gpu import backend as cuda
+from models.embedding.gpu.backend import CudaBackend, CudaRun, Meter
+from models.embedding.gpu.schedules import CUDA_SCHEDULES
 from models.embedding.jagged import Bags
 
 TUNED = """
@@ -26,9 +26,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from models.embedding import cuda, problem
-from models.embedding.gpu_timing import wall_seconds
-from models.embedding.plan import params
-from models.embedding.search import Search
+from models.embedding.gpu.timing import wall_seconds
+from models.embedding.plan.plan import params
+from models.embedding.tuning.search import Search
 from models.embedding.synthesis import draw
 
 class Interpreted(cuda.CudaBackend):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.embedding.bags import FusedEmbeddingBags
-from models.embedding.catalogue import FIXED_IDS, ONE_ID, SCHEDULES
+from models.embedding.cpu.jobs import split
 from models.embedding.jagged import Bags
-from models.embedding.jobs import split
-from models.embedding.plan import Bucket, Group, Plan, params
+from models.embedding.plan.catalogue import FIXED_IDS, ONE_ID, SCHEDULES
+from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.spec import Layout, TableSpec
 from models.embedding.planned import Planned
-from models.embedding.spec import Layout, TableSpec
 
 WIDTHS = (1, 3, 4, 6, 8, 48, 128, 200)
 ROWS = 37

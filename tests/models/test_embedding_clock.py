@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from models.embedding.cpu_tuning import neighbours, seconds
-from models.embedding.search import clearly_faster, paired
+from models.embedding.cpu.candidates import neighbours, seconds
+from models.embedding.tuning.search import clearly_faster, paired
 
 
 @pytest.mark.parametrize(("fast", "clear"), [

@@ -5,11 +5,11 @@ import torch
 from helpers import TINY, run_script
 
 from accelerator.devices import model_configs, profile_key
-from infra.cli import parse
+from infra.settings.cli import parse
 from models import build
 from models.embedding.bags import FusedEmbeddingBags
-from models.embedding.plan import Bucket, Group, Plan, params
-from models.embedding.spec import TableSpec, model_specs
+from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.spec import TableSpec, model_specs
 from models.inputs.synthetic import InputPool
 
 N_ITEMS = 9

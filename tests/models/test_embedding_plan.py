@@ -8,10 +8,10 @@ from helpers import ROOT, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.config import ConfigError, ModelConfig
-from models.embedding.catalogue import SCHEDULES
-from models.embedding.plan import Bucket, Group, Plan, explain, from_json, load_plan, params
-from models.embedding.spec import (
+from infra.settings.config import ConfigError, ModelConfig
+from models.embedding.plan.catalogue import SCHEDULES
+from models.embedding.plan.plan import Bucket, Group, Plan, explain, from_json, load_plan, params
+from models.embedding.plan.spec import (
     LINE_ELEMENTS,
     TableSpec,
     column_offsets,

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from models.embedding.bags import FusedEmbeddingBags
+from models.embedding.cpu.storage import ERRORS, decoded, encoded
 from models.embedding.jagged import Bags
-from models.embedding.plan import Bucket, Group, Plan, params
-from models.embedding.problem import exact_sums
-from models.embedding.spec import TableSpec
-from models.embedding.storage import ERRORS, decoded, encoded
+from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.spec import TableSpec
+from models.embedding.tuning.problem import exact_sums
 
 
 @pytest.mark.parametrize(("storage", "part"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("int8", 1 / 255)])

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.rng import stream
-from models.embedding.recorded import Recorded, joined, read
-from models.embedding.spec import TableSpec
+from models.embedding.plan.spec import TableSpec
 from models.embedding.synthesis import (
     CONFIG,
     compared,
@@ -20,6 +19,7 @@ from models.embedding.synthesis import (
     parse_line,
     statistics,
 )
+from models.embedding.tuning.recorded import Recorded, joined, read
 
 TRUNCATED = {(10, 10, 50): 12.4, (50, 10, 100): 49.5, (100, 50, 200): 99.5, (100, 100, 500): 128, (100, 100, 1024): 128,
              (20, 10, 100): 20, (20, 50, 100): 41}  # fmt: skip  # kind: published mean of a bag that is not empty

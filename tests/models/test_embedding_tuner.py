@@ -9,15 +9,15 @@ from helpers import run_script
 
 from models.embedding import tuner
 from models.embedding.backend import Choice, Refused
-from models.embedding.clusters import clusters
-from models.embedding.cpu import CpuBackend
-from models.embedding.cpu_tuning import choices
-from models.embedding.plan import Bucket, Group, Plan, from_json, params
-from models.embedding.problem import enough, of_recorded, recut
-from models.embedding.recorded import joined
-from models.embedding.search import Search, merged, replaced
-from models.embedding.spec import TableSpec
+from models.embedding.cpu.backend import CpuBackend
+from models.embedding.cpu.candidates import choices
+from models.embedding.plan.plan import Bucket, Group, Plan, from_json, params
+from models.embedding.plan.spec import TableSpec
 from models.embedding.synthesis import Recorded, draw
+from models.embedding.tuning.clusters import clusters
+from models.embedding.tuning.problem import enough, of_recorded, recut
+from models.embedding.tuning.recorded import joined
+from models.embedding.tuning.search import Search, merged, replaced
 
 
 class FakeBackend(CpuBackend):

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.embedding import cuda
 from models.embedding.backend import Cluster, backend
-from models.embedding.gpu_candidates import MOST_WASTE, Load, _every, clocks, gpu_candidates, idle, steps, wasted
-from models.embedding.gpu_schedules import CUDA_SCHEDULES, branch_of, branches
-from models.embedding.gpu_timing import device_seconds, wall_seconds
+from models.embedding.gpu import backend as cuda
+from models.embedding.gpu.candidates import MOST_WASTE, Load, _every, clocks, gpu_candidates, idle, steps, wasted
+from models.embedding.gpu.schedules import CUDA_SCHEDULES, branch_of, branches
+from models.embedding.gpu.timing import device_seconds, wall_seconds
 from models.embedding.jagged import Bags
-from models.embedding.plan import Group, params
-from models.embedding.spec import TableSpec
+from models.embedding.plan.plan import Group, params
+from models.embedding.plan.spec import TableSpec
 
 SPECS = st.builds(
     TableSpec,

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.embedding import cuda
-from models.embedding.gpu_schedules import (
+from experiments.embedding.length_map import LengthMap
+from models.embedding.gpu import backend as cuda
+from models.embedding.gpu.codegen import load_kernel
+from models.embedding.gpu.schedules import (
     CUDA_SCHEDULES,
     CUDA_SETTINGS,
     MOST_ELEMENTS,
@@ -19,11 +21,9 @@ from models.embedding.gpu_schedules import (
     combining,
     power_of_two,
 )  # fmt: skip
-from models.embedding.length_map import LengthMap
-from models.embedding.plan import Bucket, Group, params
-from models.embedding.spec import TableSpec
-from models.embedding.task_map import task_map
-from models.embedding.triton_codegen import load_kernel
+from models.embedding.gpu.task_map import task_map
+from models.embedding.plan.plan import Bucket, Group, params
+from models.embedding.plan.spec import TableSpec
 
 POWERS = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256])
 TABLES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.floats(0, 100)), max_size=12)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models.embedding.operators import bag, fused, split_by_table
 from models.inputs.synthetic import InputPool, draw_distinct
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models import build
 from models.batch import Batch
-from models.dien_kernel import add_softmax, recurrence
-from models.din_kernel import attention
-from models.embedding.kernels import LONG_BAG_IDS, pooling
+from models.embedding.cpu.one_width import LONG_BAG_IDS, pooling
 from models.inputs.synthetic import InputPool
+from models.kernels.dien import add_softmax, recurrence
+from models.kernels.din import attention
 from models.layers import PackedFC, Relu, SmallStack, mlp
 from models.mtwnd import TaskTowers
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import DATA
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models import MODELS, architecture, build
 from models.batch import from_tables
 from models.inputs.synthetic import InputPool

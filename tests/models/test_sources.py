@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infra.config import ConfigError, InputConfig, ModelConfig, RunConfig
+from infra.settings.config import ConfigError, InputConfig, ModelConfig, RunConfig
 from models.inputs.datasets import read_criteo, read_interactions
 from models.inputs.sources import source_of
 from models.inputs.stack_distance import locality_of, write_locality

@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers import ROOT, run_script
 
-from infra.config import ModelConfig
+from infra.settings.config import ModelConfig
 from models import build
 from models.embedding.tables import allocate
 from models.inputs.synthetic import InputPool
-from models.profiler import operator_times
+from models.operator_times import operator_times
 
 FILES = {
     "dlrm": ["dlrm_rm1", "dlrm_rm2", "dlrm_rm3"], "ncf": ["ncf"], "wide_and_deep": ["wide_and_deep"],
@@ -70,14 +70,14 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
             return x
 
     model = torch.nn.Sequential(Takes("RecurrentNetwork", 5, Takes("FC", 2), Takes("FC", 3)), Takes("Relu", 1))
-    monkeypatch.setattr("models.profiler.time.perf_counter_ns", lambda: clock_ns[0])
+    monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: clock_ns[0])
     with operator_times(model) as own_ms:
         model(torch.zeros(1))
         model(torch.zeros(1))
     model(torch.zeros(1))
     assert own_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
     now = iter(range(0, 10**12, 1_000_000))  # every look at the clock takes 1 ms: those of hooks are in nobody's time
-    monkeypatch.setattr("models.profiler.time.perf_counter_ns", lambda: next(now))
+    monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: next(now))
     with operator_times(torch.nn.Sequential(Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)]))) as own_ms:
         pass
     outer = Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)])

@@ -19,11 +19,11 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from models.embedding.gpu_schedules import Branch, combining, power_of_two
-from models.embedding.plan import Bucket, Group, params
-from models.embedding.spec import Layout, TableSpec, element_offsets
-from models.embedding.triton_bags import TritonBags
-from models.embedding.triton_codegen import cache_folder, load_kernel, source
+from models.embedding.gpu.codegen import cache_folder, load_kernel, source
+from models.embedding.gpu.look_up import TritonBags
+from models.embedding.gpu.schedules import Branch, combining, power_of_two
+from models.embedding.plan.plan import Bucket, Group, params
+from models.embedding.plan.spec import Layout, TableSpec, element_offsets
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton (pip install -r build/bench_requirements.txt)", allow_module_level=True)
@@ -101,8 +101,8 @@ COMPILED["all"] = [own for name in ("gather", "fixed_length", "bags", "split") f
 COMPILE = """
 import dataclasses, json, sys
 from pathlib import Path
-from models.embedding.gpu_schedules import Branch
-from models.embedding.triton_resources import resources
+from models.embedding.gpu.schedules import Branch
+from experiments.embedding.triton_resources import resources
 found = {}
 for name, own, rows, indices in json.load(sys.stdin):
     got = resources([Branch(*b) for b in own], warps=4, rows=rows, indices=indices, cache=Path(sys.argv[1]))

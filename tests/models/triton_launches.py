@@ -14,9 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from models.embedding import triton_bags
-from models.embedding.plan import Bucket, Group, params
-from models.embedding.spec import Layout, TableSpec
+from models.embedding.gpu import look_up as triton_bags
+from models.embedding.plan.plan import Bucket, Group, params
+from models.embedding.plan.spec import Layout, TableSpec
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 LAUNCHES = []

@@ -8,9 +8,9 @@ import pytest
 import torch
 from triton_cases import DEVICE, INTERPRETED, Case, make_case
 
-from models.embedding.plan import Bucket, Group, params
-from models.embedding.spec import Layout, TableSpec
-from models.embedding.triton_bags import TritonBags
+from models.embedding.gpu.look_up import TritonBags
+from models.embedding.plan.plan import Bucket, Group, params
+from models.embedding.plan.spec import Layout, TableSpec
 
 torch.set_num_threads(1)
 ON_GPU = pytest.mark.skipif(INTERPRETED, reason="says nothing in the interpreter, where programs run in turn")
@@ -315,7 +315,7 @@ def test_rows_apart_by_a_width_that_breaks_wide_stores_are_refused(tmp_path):
 
 
 def test_maps_of_few_batch_sizes_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("models.embedding.triton_bags._MAPS", 2)
+    monkeypatch.setattr("models.embedding.gpu.look_up._MAPS", 2)
     case = make_case([TableSpec(5, 4)], 1)
     bags = bags_of(case, everything(case.layout.specs, "bags", ()), tmp_path)
     for n_items in (1, 2, 1, 3):

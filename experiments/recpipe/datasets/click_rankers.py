@@ -1,0 +1,179 @@
+"""DLRM rankers of three sizes as RecPipe's, trained on clicks."""
+
+# N impressions, B of a batch, T tables, D embedding width, F dense features, V = T + 1 vectors
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from experiments.recpipe.datasets.ranked import Queries, Ranker, checkpoint, scores
+from infra.progress import OnFraction
+from infra.ranking import ndcg_at_k
+from infra.rng import stream
+from infra.settings.config import ModelConfig
+from models.batch import first_rows
+
+FloatArray = npt.NDArray[np.float32]
+BATCH = 2048
+VALIDATION_K = 64
+
+
+@dataclass(frozen=True)
+class DlrmConfig:
+    """Embedding width, widths of the MLPs (the bottom's first is the dense features), passes over the data."""
+
+    name: str
+    width: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    epochs: int = 1
+    learning_rate: float = 3e-3
+    seed: int = 1
+
+    def model_config(self, table_rows: tuple[int, ...]) -> ModelConfig:
+        """The same net as one of models/."""
+        return ModelConfig(
+            model_type="dlrm", model_name=f"rm-{self.name}", arch_sparse_feature_size=self.width,
+            arch_embedding_size="-".join(map(str, table_rows)), arch_mlp_bot="-".join(map(str, self.bottom)),
+            arch_mlp_top="-".join(map(str, self.top)), arch_interaction_op="dot", num_indices_per_lookup=1,
+            num_indices_per_lookup_fixed=True,
+        )  # fmt: skip
+
+
+RANKERS = (
+    DlrmConfig("small", 4, (13, 64, 4), (64, 1)), DlrmConfig("medium", 16, (13, 64, 16), (64, 1)),
+    DlrmConfig("large", 32, (13, 512, 256, 128, 64, 32), (96, 1)),
+)  # fmt: skip
+
+
+class DLRM(nn.Module):
+    """For training; Naumov et al. 2019. (ids, dense) -> logit."""
+
+    starts_T: Tensor
+    pairs_P: Tensor
+
+    def __init__(self, config: DlrmConfig, table_rows: tuple[int, ...]) -> None:
+        super().__init__()
+        starts, n_vectors = first_rows(table_rows), len(table_rows) + 1
+        self.tables = nn.Embedding(int(starts[-1]), config.width)
+        nn.init.normal_(self.tables.weight, std=0.01)
+        self.register_buffer("starts_T", torch.from_numpy(starts[:-1]))
+        rows, columns = torch.tril_indices(n_vectors, n_vectors, offset=-1)
+        self.register_buffer("pairs_P", rows * n_vectors + columns)
+        self.bottom = _linears(config.bottom)
+        self.top = _linears((config.width + len(rows), *config.top))
+
+    def forward(self, ids_BT: Tensor, dense_BF: Tensor) -> Tensor:
+        """(B,)."""
+        x_BD = dense_BF
+        for layer in self.bottom:
+            x_BD = torch.relu(layer(x_BD))
+        vectors_BVD = torch.cat((x_BD.unsqueeze(1), self.tables(ids_BT + self.starts_T)), dim=1)
+        pairs_BP = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2)).flatten(1).index_select(1, self.pairs_P)
+        y = torch.cat((x_BD, pairs_BP), dim=1)
+        for layer in self.top[:-1]:
+            y = torch.relu(layer(y))
+        logits: Tensor = self.top[-1](y).squeeze(1)
+        return logits
+
+    def weights(self) -> dict[str, FloatArray]:
+        """Under the blob names of models/dlrm.py."""
+        bounds = [*self.starts_T.tolist(), len(self.tables.weight)]
+        arrays: dict[str, Tensor] = {
+            f"param.emb.sls{t}_w": self.tables.weight[a:b] for t, (a, b) in enumerate(itertools.pairwise(bounds))
+        }
+        for blob, stack in (("bot", self.bottom), ("top", self.top)):
+            for i, layer in enumerate(stack, start=1):
+                arrays |= {f"param.{blob}.fc{i}_w": layer.weight, f"param.{blob}.fc{i}_b": layer.bias}  # type: ignore[dict-item]
+        return {name: array.detach().numpy().copy() for name, array in arrays.items()}
+
+
+def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a ranker learns from: `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32; `valid`: queries
+    that tell which pass was best."""
+
+    ids_NT: npt.NDArray[np.int32]
+    dense_NF: FloatArray
+    label_N: FloatArray
+    table_rows: tuple[int, ...]
+    valid: Queries
+
+    @cached_property
+    def digest(self) -> str:
+        """Of everything in it."""
+        found = hashlib.sha256(repr(self.table_rows).encode())
+        queries = [getattr(self.valid, field.name) for field in fields(self.valid)]
+        for array in (self.ids_NT, self.dense_NF, self.label_N, *queries):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
+
+
+def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[str, FloatArray]:
+    """Binary cross-entropy, Adam, a learning rate that falls to 0; one thread, so it repeats exactly.
+
+    The weights are those of the pass with the best validation NDCG@VALIDATION_K.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(config.seed)
+    rng = stream(config.seed, "training order")
+    net = DLRM(config, data.table_rows)
+    optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+    n_steps = config.epochs * -(-len(data.label_N) // BATCH)
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, n_steps)
+    best, weights, step = -1.0, net.weights(), 0
+    for _ in range(config.epochs):
+        for ids_BT, dense_BF, label_B in _batches(data, rng):
+            loss = nn.functional.binary_cross_entropy_with_logits(net(ids_BT, dense_BF), label_B)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            falling.step()
+            step += 1
+            on_fraction(step / n_steps, f"loss {loss.item():.3f}")
+        ndcg = validation_ndcg(Ranker(config.model_config(data.table_rows), net.weights()), data.valid)
+        on_fraction(step / n_steps, f"validation NDCG {ndcg:.4f}")
+        if ndcg > best:
+            best, weights = ndcg, net.weights()
+    return weights
+
+
+def _batches(data: Examples, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    order = rng.permutation(len(data.label_N))
+    for first in range(0, len(order), BATCH):
+        part = np.sort(order[first : first + BATCH])  # the same batch, read forwards
+        yield tuple(torch.from_numpy(array[part]) for array in (data.ids_NT, data.dense_NF, data.label_N))  # type: ignore[misc]
+
+
+def validation_ndcg(ranker: Ranker, queries: Queries) -> float:
+    """Mean over the queries, all candidates ranked."""
+    found = scores(ranker.model(), queries)
+    values = []
+    for query, own in enumerate(found):
+        labels = queries.labels(query)
+        best = labels[np.argsort(-own[: len(labels)], kind="stable")]
+        values.append(ndcg_at_k(best[:VALIDATION_K], labels, VALIDATION_K))
+    return float(np.mean(values))
+
+
+def trained(config: DlrmConfig, data: Examples, folder: Path, on_fraction: OnFraction) -> Ranker:
+    """From its checkpoint if it was trained on this data before."""
+    facts = json.dumps([asdict(config), data.digest, BATCH, torch.__version__])
+    digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    file = folder / f"dlrm-{config.name}-{digest}.npz"
+    return Ranker(config.model_config(data.table_rows), checkpoint(file, lambda: train(config, data, on_fraction)))

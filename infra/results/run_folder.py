@@ -1,0 +1,118 @@
+"""A run's folder: run.json, queries.parquet, tasks.parquet and figures. Written once, found and read again."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from infra.clock import NS_PER_MS
+from infra.results.rows import Rows
+from infra.results.stages import answer_table, stage_table
+from infra.settings.config import ConfigError, RunConfig, to_settings
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What is on disk of one run."""
+
+    folder: Path
+    document: dict[str, Any]  # run.json
+
+    def rows(self) -> Rows:
+        """The rows as they were written."""
+        queries, tasks = (pd.read_parquet(self.folder / f"{name}.parquet") for name in ("queries", "tasks"))
+        return Rows(queries, tasks, tuple(self.document["notes"]))
+
+
+def new_folder(config: RunConfig) -> Path:
+    """Create <results_dir>/<run id>/, named by time, model and a random part; raises ConfigError."""
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{secrets.token_hex(2)}"
+    folder = Path(config.output.results_dir) / run_id
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError("results_dir", f"{folder}: cannot be created: {error.strerror}") from error
+    return folder
+
+
+def save(folder: Path, config: RunConfig, rows: Rows, document: dict[str, Any]) -> None:
+    """Write run.json (settings and `document`) and the rows."""
+    rows.queries.to_parquet(folder / "queries.parquet", index=False)
+    rows.tasks.to_parquet(folder / "tasks.parquet", index=False)
+    if config.engines.pipeline:
+        stage_table(rows).to_parquet(folder / "stages.parquet", index=False)
+        answer_table(rows).to_parquet(folder / "answers.parquet", index=False)
+    save_document(folder, config, {**document, "notes": list(rows.notes)})
+
+
+def save_document(folder: Path, config: RunConfig, document: dict[str, Any]) -> None:
+    """Write run.json alone: the settings, which --config_file reads again, and `document`."""
+    text = json.dumps({"config": to_settings(config), **document}, indent=2, allow_nan=False)
+    (folder / "run.json").write_text(text + "\n")
+
+
+def read(folder: Path) -> SavedRun:
+    """One saved run; raises FileNotFoundError."""
+    return SavedRun(folder, json.loads((folder / "run.json").read_text()))
+
+
+def find(results_dir: Path) -> list[SavedRun]:
+    """All complete runs below a folder, oldest first."""
+    return [read(file.parent) for file in sorted(results_dir.glob("*/run.json"))]
+
+
+def resumed(results_dir: str, run_id: str) -> SavedRun:
+    """The run that `--resume` names; raises ConfigError if there is no search to go on with."""
+    folder = Path(results_dir) / run_id
+    if not (folder / "run.json").is_file() or not (folder / "search.jsonl").is_file():
+        known = sorted(f.parent.name for f in Path(results_dir).glob("*/search.jsonl"))
+        raise ConfigError(
+            "resume", f"is {run_id!r}; expected a run with a search in {results_dir}: {', '.join(known) or 'none'}"
+        )
+    return read(folder)
+
+
+def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[str, float]:
+    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings; {} if none.
+
+    `fingerprint` of the pipeline: its file may have changed.
+    """
+    free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
+    mine = {name: value for name, value in to_settings(config).items() if name not in free}
+    rates: dict[str, float] = {}
+    for run in find(Path(config.output.results_dir)):
+        saved = run.document["config"]
+        if saved.get("scheduler") != "exhaustive" or any(saved.get(name) != mine[name] for name in mine):
+            continue
+        if (run.document.get("pipeline") or {}).get("fingerprint") != fingerprint:
+            continue
+        rates = {line["name"]: line["rate_qps"] for line in run.document.get("tuning", [])} or rates
+    return rates
+
+
+def open_log(path: str) -> Path | None:
+    """The task log's path, its folder created; None if it is not wanted. Raises ConfigError."""
+    if not path:
+        return None
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise ConfigError("log_file", f"{path}: cannot be written: {error.strerror}") from error
+    return file
+
+
+def write_log(file: Path, tasks: pd.DataFrame) -> None:
+    """One line per task: query, stage, part, pool, engine, items, then enqueued, start and end in ms."""
+    with file.open("w") as out:
+        out.write("query stage part pool engine items enqueued_ms start_ms end_ms\n")
+        for row in tasks.itertuples(index=False):
+            times = " ".join(f"{t / NS_PER_MS:.4f}" for t in (row.enqueued_ns, row.start_ns, row.end_ns))
+            out.write(f"{row.query_id} {row.stage} {row.part} {row.pool} {row.engine} {row.n_items} {times}\n")

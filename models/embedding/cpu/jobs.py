@@ -1,0 +1,225 @@
+"""Tables handed to the compiled kernels: what each thread does, laid out in memory as the kernels read it."""
+
+# B items, T tables
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.embedding.cpu import kernels
+from models.embedding.cpu.stored_rows import row_bytes
+from models.embedding.jagged import Bags
+from models.embedding.plan.spec import Layout
+
+Int64Array = npt.NDArray[np.int64]
+_KEPT_SIZES = 64  # numbers of items whose parts are kept
+_BAG_BYTES = 64.0  # a bag costs as much as so many bytes of rows
+
+
+def bits_of(bags: Bags) -> int:
+    """32 or 64."""
+    return 8 * bags.ids_L.element_size()
+
+
+Call = ctypes.c_longlong * kernels.N_CALL
+
+
+def call_of(bags: Bags, out_BC: Tensor, *, checked: bool) -> ctypes.Array[ctypes.c_longlong]:
+    """What the kernels read of one call."""
+    steps = (1, bags.n_tables) if bags.item_major else (bags.n_items, 1)
+    return Call(
+        bags.ids_L.data_ptr(), bags.offsets.data_ptr(), *steps, out_BC.data_ptr(), 4 * out_BC.stride(0), checked
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Rows in memory: `zero_T` is the address of the row that id 0 has, or would have."""
+
+    storage: str
+    zero_T: Int64Array
+    memory: Tensor  # keeps it alive
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Tables of one width that one kernel reads. `order` "item": items outside, tables inside."""
+
+    width: int
+    tables: tuple[int, ...]
+    stored: Stored
+    ahead: str
+    distance: int
+    unroll: int  # 0: bags of one id, copied
+    order: str
+
+    def kernel(self, bits: int) -> int:
+        """Its address; compiled when it is first asked for."""
+        if self.unroll == 0:
+            found = kernels.copying(self.width, self.stored.storage, bits, self.ahead)
+        else:
+            by_item, ahead = self.order == "item", self.ahead
+            found = kernels.summing(self.width, self.stored.storage, bits, ahead, self.unroll, by_item=by_item)
+        return int(found.address)
+
+
+class Parts:
+    """Parts in memory, and where."""
+
+    __slots__ = ("address", "rows")
+
+    def __init__(self, rows: Int64Array) -> None:
+        self.rows, self.address = rows, int(rows.ctypes.data)
+
+
+class Jobs:
+    """All compiled tables of a bucket: one call a thread, whatever the number of tables."""
+
+    def __init__(self, layout: Layout, jobs: Sequence[Job], n_threads: int) -> None:
+        self._layout, self._jobs, self._n_threads = layout, tuple(jobs), n_threads
+        self._records = [self._record(job) for job in jobs]
+        self._driver = kernels.driver()
+        self._parts: dict[tuple[int, torch.dtype, bool], Parts] = {}
+        for job in jobs:
+            job.kernel(32)  # before anything is timed or forked
+
+    def _record(self, job: Job) -> Int64Array:
+        tables = np.array(job.tables, dtype=np.int64)
+        rows_T = np.array([self._layout.specs[table].rows for table in job.tables], dtype=np.int64)
+        low_T = self._layout.first_ids_T[tables]
+        columns = self._layout.columns[tables] * 4
+        return np.stack((tables, job.stored.zero_T[tables], columns, low_T, low_T + rows_T), axis=1)
+
+    def __call__(self, bags: Bags, out_BC: Tensor, *, checked: bool) -> bool:
+        """Write the tables' columns of at least one item; False if an id was wrong."""
+        call = call_of(bags, out_BC, checked=checked)
+        key = (bags.n_items, bags.ids_L.dtype, bags.item_major)
+        parts = self._parts.get(key)
+        if parts is None:
+            parts = self._whole(bags)
+            if len(self._parts) >= _KEPT_SIZES:
+                self._parts.clear()
+            self._parts[key] = parts
+        if self._n_threads == 1:
+            return self._driver(ctypes.addressof(call), parts.address, len(parts.rows)) < 0
+        tables, widths = [record[:, 0] for record in self._records], [job.width for job in self._jobs]
+        shares = [Parts(own) for own in split(parts.rows, tables, widths, bags, self._n_threads)]
+        threads = _threads(self._n_threads - 1, os.getpid())
+        others = [threads.submit(self._driver, ctypes.addressof(call), own.address, len(own.rows))
+                  for own in shares[1:]]  # fmt: skip
+        first = self._driver(ctypes.addressof(call), shares[0].address, len(shares[0].rows))
+        return max(first, *(other.result() for other in others)) < 0
+
+    def _whole(self, bags: Bags) -> Parts:
+        """A part a job, all its tables and all items."""
+        rows = [self._part(job, record, bags) for job, record in zip(self._jobs, self._records, strict=True)]
+        return Parts(np.array(rows, dtype=np.int64).reshape(-1, kernels.N_PART))
+
+    def _part(self, job: Job, record: Int64Array, bags: Bags) -> tuple[int, ...]:
+        n_tables, n_items, run_bags = len(record), bags.n_items, 1
+        if job.order == "item":
+            one_matrix = len({*record[:, kernels.FIRST_ROW].tolist()}) == 1
+            if bags.item_major and one_matrix and n_tables == bags.n_tables:
+                run_bags = n_tables * n_items  # all ids are one run
+        elif bags.item_step == 1:
+            run_bags = n_items
+        return (job.kernel(bits_of(bags)), record.ctypes.data, job.distance, 0, n_tables, 0, n_items, run_bags,
+                n_tables * n_items // run_bags, row_bytes(job.width, job.stored.storage))  # fmt: skip
+
+
+@cache
+def _threads(n: int, pid: int) -> ThreadPoolExecutor:
+    """Threads of this process: none survives a fork."""
+    del pid
+    return ThreadPoolExecutor(n, thread_name_prefix="look-up")
+
+
+def split(
+    parts: Int64Array, tables: Sequence[Int64Array], widths: Sequence[int], bags: Bags, n_threads: int
+) -> list[Int64Array]:
+    """The parts cut into one contiguous range of tables and items a thread, of about equal cost.
+
+    The cost of a bag: the bytes of its rows and a little more. Item-major bags are cut by their ids alone.
+    """
+    if bags.item_major:
+        return _split_items(parts, bags, n_threads)
+    offsets, n_items = bags.offsets.numpy(), bags.n_items
+    table_P = np.concatenate(tables)
+    bytes_P = np.repeat(np.array(widths) * 4.0, [len(own) for own in tables])
+    first_P = table_P * n_items
+    cost_P = n_items * _BAG_BYTES + (offsets[first_P + n_items] - offsets[first_P]) * bytes_P
+    ends_P = np.cumsum(cost_P)
+    cuts = [(0, 0)]
+    for thread in range(1, n_threads):
+        wanted = ends_P[-1] * thread / n_threads
+        place = min(int(np.searchsorted(ends_P, wanted)), len(ends_P) - 1)
+        own = offsets[first_P[place] : first_P[place] + n_items + 1] - float(offsets[first_P[place]])
+        within = own * bytes_P[place] + np.arange(n_items + 1) * _BAG_BYTES
+        cuts.append((place, int(np.searchsorted(within, wanted - (ends_P[place] - cost_P[place])))))
+    cuts.append((len(table_P), 0))
+    return [_between(parts, tables, cuts[i], cuts[i + 1], n_items) for i in range(n_threads)]
+
+
+def _split_items(parts: Int64Array, bags: Bags, n_threads: int) -> list[Int64Array]:
+    ends_B = bags.offsets.numpy()[:: bags.n_tables].astype(np.float64) + np.arange(bags.n_items + 1) * bags.n_tables
+    cuts = np.searchsorted(ends_B, np.linspace(ends_B[0], ends_B[-1], n_threads + 1))
+    cuts[0], cuts[-1] = 0, bags.n_items
+    shares = []
+    for first, end in itertools.pairwise(np.maximum.accumulate(cuts).tolist()):
+        own = [_cut(part, part[kernels.FROM_TABLE], part[kernels.END_TABLE], first, end) for part in parts]
+        shares.append(_stacked(own))
+    return shares
+
+
+def _between(
+    parts: Int64Array, tables: Sequence[Int64Array], start: tuple[int, int], end: tuple[int, int], n_items: int
+) -> Int64Array:
+    """From (table, item) to (table, item), tables counted through all parts: at most three pieces of a part."""
+    pieces, first = [], 0
+    for part, own in zip(parts, tables, strict=True):
+        (a, a_item), (b, b_item) = ((place - first, item) for place, item in (start, end))
+        first += len(own)
+        (a, a_item), (b, b_item) = max((a, a_item), (0, 0)), min((b, b_item), (len(own), 0))
+        if (a, a_item) >= (b, b_item):
+            continue
+        if a == b:
+            pieces.append(_cut(part, a, a + 1, a_item, b_item))
+            continue
+        if a_item:
+            pieces.append(_cut(part, a, a + 1, a_item, n_items))
+        pieces.append(_cut(part, a + bool(a_item), b, 0, n_items))
+        if b_item:
+            pieces.append(_cut(part, b, b + 1, 0, b_item))
+    return _stacked(pieces)
+
+
+def _cut(part: Int64Array, first_table: int, end_table: int, first_item: int, end_item: int) -> Int64Array:
+    """Some tables and items of a part; runs of ids shrink with the items."""
+    own, n_items, n_tables = part.copy(), end_item - first_item, end_table - first_table
+    whole_tables = part[kernels.END_TABLE] - part[kernels.FROM_TABLE]
+    whole_items = part[kernels.END_ITEM] - part[kernels.FROM_ITEM]
+    own[kernels.FROM_TABLE : kernels.END_ITEM + 1] = first_table, end_table, first_item, end_item
+    if part[kernels.RUN_BAGS] == whole_items * whole_tables and whole_tables > 1 and whole_items > 0:
+        own[kernels.RUN_BAGS] = n_items * n_tables  # item after item: all ids one run
+    elif part[kernels.RUN_BAGS] > 1:
+        own[kernels.RUN_BAGS] = n_items
+    own[kernels.N_RUNS] = n_tables * n_items // max(own[kernels.RUN_BAGS], 1)
+    return own
+
+
+def _stacked(pieces: Sequence[Int64Array]) -> Int64Array:
+    """The pieces that are not empty."""
+    some = [own for own in pieces if own[kernels.END_TABLE] > own[kernels.FROM_TABLE]
+            and own[kernels.END_ITEM] > own[kernels.FROM_ITEM]]  # fmt: skip
+    return np.array(some, dtype=np.int64).reshape(-1, kernels.N_PART)

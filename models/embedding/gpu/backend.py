@@ -1,0 +1,191 @@
+"""A CUDA device as a backend: plans become kernels written by Triton."""
+
+# B items, T tables, C columns = sum of D, E elements of all tables
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.embedding.backend import Choice, Cluster, FloatArray, Refused, Run
+from models.embedding.gpu.candidates import Load, gpu_candidates
+from models.embedding.gpu.look_up import TritonBags
+from models.embedding.gpu.schedules import branch_of
+from models.embedding.gpu.timing import device_seconds
+from models.embedding.jagged import Bags
+from models.embedding.plan.catalogue import WARPS, Params
+from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.spec import Layout, TableSpec
+
+_BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
+_LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
+_FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
+MOST_CANDIDATES, _COMPILERS = 6, 16
+_FEW_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
+KNOBS = (  # one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
+    *(params(launch="fused", warps=warps) for warps in WARPS if warps > 1),  # of one, an SM's 32 programs half fill it
+    params(launch="fused", warps=WARPS[0], max_registers=_FEW_REGISTERS),
+    params(launch="by_schedule", warps=WARPS[0]),
+    params(launch="grouped"),
+)
+UNIFORM_TILES, _LARGEST_UNIFORM = (1, 4, 16), 4096  # bags and ids of each; elements
+
+
+@dataclass
+class Meter:
+    """How often the last call looked its batch up."""
+
+    repeats: int = 1
+
+
+def triton_error() -> type[Exception]:
+    """What Triton raises for kernels that it cannot compile or launch, of too much shared memory for one."""
+    from triton.errors import TritonError  # noqa: PLC0415 (optional)
+
+    found: type[Exception] = TritonError
+    return found
+
+
+class CudaRun:
+    """One bucket on a device."""
+
+    def __init__(self, bags: TritonBags, meter: Meter) -> None:
+        self.bags, self._meter = bags, meter
+
+    def __call__(self, bags: Bags, out_BC: Tensor) -> None:
+        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
+        try:
+            self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
+        except triton_error() as error:
+            raise Refused(" ".join(str(error).split())) from error
+        self._meter.repeats = self.bags.repeats(bags.n_items)
+
+
+class CudaBackend:
+    """See models.embedding.backend.Backend. `checked` look-ups wait for the device.
+
+    `knobs` are its settings; it offers at most so many candidates for a kind of tables.
+    """
+
+    name = "cuda"
+
+    def __init__(self, knobs: Sequence[Params] = KNOBS, most: int = MOST_CANDIDATES) -> None:
+        self._knobs, self._most = tuple(knobs), most
+        self._fill_elements, self._meter = 0, Meter()
+        self._compiled: set[object] = set()
+
+    def versions(self) -> dict[str, str]:
+        """The device, PyTorch and Triton."""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        has_triton = importlib.util.find_spec("triton") is not None
+        triton = importlib.metadata.version("triton") if has_triton else "not installed"
+        return {"gpu": device, "torch": torch.__version__, "triton": triton}
+
+    def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
+        """The first guess for each kind of table, bags of unknown length taken to have 10 ids."""
+        del joined
+        buckets = []
+        for max_batch in _BATCHES:
+            found: dict[Choice, list[int]] = {}
+            for spec, tables in _alike(specs).items():
+                mean, most = (_USUAL_IDS, _MANY_IDS) if spec.bag_ids is None else (float(spec.bag_ids), spec.bag_ids)
+                load = Load(max_batch or _LARGE_BATCH, mean, most, len(tables))
+                found.setdefault(Choice(*gpu_candidates(spec, load, warps=(4,))[0]), []).extend(tables)
+            groups = tuple(Group(own.schedule, own.params, tuple(sorted(found[own]))) for own in found)
+            buckets.append(Bucket(max_batch, groups))
+        return Plan(self.name, tuple(specs), tuple(buckets), {"source": "rule, not tuned"})
+
+    def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
+        """See Backend."""
+        return CudaRun(
+            TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements), self._meter
+        )
+
+    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+        """See Backend: a thread a core, as Triton's compiler mostly runs outside of Python."""
+        end_s, own = time.monotonic() + seconds, dict[object, Callable[[], object]]()
+        for bucket in buckets:
+            own |= TritonBags(layout, bucket, weight_E).compiling(bags.ids_L, bags.offsets, item_major=bags.item_major)
+
+        def in_time(key: object) -> bool:
+            if time.monotonic() >= end_s:
+                return False
+            try:
+                own[key]()
+            except triton_error():
+                return True  # the call that needs it will say so
+            return True
+
+        fresh = [key for key in own if key not in self._compiled]
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, _COMPILERS)) as threads:
+            self._compiled |= {key for key, done in zip(fresh, threads.map(in_time, fresh), strict=True) if done}
+
+    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+        """`bags` of several tiles, for all tables alike."""
+        del joined
+        warps = int(dict(settings).get("warps", 0))
+        widest, every = max(specs, key=lambda spec: spec.dim), tuple(range(len(specs)))
+        own = [params(tile_bags=bags, tile_ids=ids, warps=n) for bags, ids, n in
+               itertools.product(UNIFORM_TILES, UNIFORM_TILES, (warps,) if warps else (1, 4))]  # fmt: skip
+        fits = [one for one in own if branch_of(widest, "bags", one).elements <= _LARGEST_UNIFORM]
+        return [(Group("bags", one, every),) for one in fits]
+
+    def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
+        """How many threads share an SM is a knob of the whole: see KNOBS."""
+        del specs
+        return self._knobs
+
+    def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
+        """See Backend; rows are stored as they are."""
+        del max_error
+        warps = int(dict(settings).get("warps", 0))
+        n_sms = torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
+        load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables), n_sms)
+        return [Choice(*own) for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS, self._most)]
+
+    @contextmanager
+    def contended(self, settings: Params) -> Iterator[None]:
+        """What is built within it repeats its look-ups until they load the device as the whole model does."""
+        del settings
+        self._fill_elements = _FULL_ELEMENTS
+        try:
+            yield
+        finally:
+            self._fill_elements = 0
+
+    def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+        """Of one look-up, by events, rows not in L2; two rounds before the first count for nothing."""
+        repeats = []
+        for call in calls:
+            self._meter.repeats = 1
+            call(0)
+            repeats.append(self._meter.repeats)
+        self.clock(calls, 2)
+        return np.asarray(self.clock(calls, n_rounds) / np.array(repeats)[:, None])
+
+    def clock(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+        """(calls, rounds), whatever a call does."""
+        return device_seconds(calls, n_rounds)
+
+
+def _alike(specs: Sequence[TableSpec]) -> dict[TableSpec, list[int]]:
+    found: dict[TableSpec, list[int]] = {}
+    for table, spec in enumerate(specs):
+        found.setdefault(spec, []).append(table)
+    return found
+
+
+def make_backend() -> CudaBackend:
+    """For models.embedding.backend."""
+    return CudaBackend()

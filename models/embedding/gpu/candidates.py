@@ -1,0 +1,109 @@
+"""Which GPU schedules are worth compiling for a table: all that waste little, the best guess first.
+
+The guess is arithmetic on tiles, not a measurement; it only orders and cuts the list that the tuner times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from models.embedding.gpu.schedules import MOST_ELEMENTS, THREADS, Branch, applies, branch_of, power_of_two
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import params
+from models.embedding.plan.spec import TableSpec
+
+MOST_WASTE = 3.0
+_BAGS, _IDS, _PARTS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8, 16, 32, 64), (2, 4, 8, 16, 32)
+_MOST_A_THREAD = 16  # elements: above, a thread runs out of registers
+_LANES_PER_SM, _WARPS_PER_SM, _PROGRAMS_PER_SM = 128, 64, 32  # sm_90
+_START_CLOCKS, _STEP_CLOCKS, _STEP_WORK = (
+    1500.0,
+    600.0,
+    4.0,
+)  # guesses: a program's first loads; a gather; its addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a table's bags are like, in a batch of `n_items`, and how many such tables there are."""
+
+    n_items: int
+    mean_ids: float  # of a bag, empty ones included
+    most_ids: int
+    n_tables: int = 1
+    n_sms: int = 132
+
+
+def gpu_candidates(
+    spec: TableSpec, load: Load, warps: Sequence[int] = (1, 2, 4, 8), most: int = 12
+) -> list[tuple[str, Params]]:
+    """At most so many (schedule, params), cheapest by the guess first; never none.
+
+    Left out: tiles of fewer elements than threads, tiles of which more than two thirds would be idle, tiles that take
+    more registers than threads have. If that leaves nothing (a batch of one item), those with the fewest idle lanes.
+    """
+    every = [(branch_of(spec, schedule, own), schedule, own) for schedule, own in _every(spec, load, warps)]
+    fits = [found for found in every if _fits(found[0]) and wasted(found[0], load) <= MOST_WASTE]
+    if not fits:
+        least = min(idle(branch, load) for branch, _, _ in every)
+        fits = [found for found in every if idle(found[0], load) <= 1.5 * least]
+    fits.sort(key=lambda found: clocks(found[0], load))
+    return [(schedule, own) for _, schedule, own in fits[:most]]
+
+
+def _every(spec: TableSpec, load: Load, warps: Sequence[int]) -> Iterator[tuple[str, Params]]:
+    row = power_of_two(spec.dim)
+    lanes = [0, *(n for n in (32, 64, 128) if n < row and row >= 128)]
+    for n_warps, n_lanes, bags in itertools.product(warps, lanes, _BAGS):
+        tile = {"tile_bags": bags, "tile_lanes": n_lanes, "warps": n_warps}
+        if applies(spec, "gather"):
+            yield "gather", params(**tile)
+            continue
+        for ids in _IDS:
+            if bags * ids * (n_lanes or row) > MOST_ELEMENTS:
+                continue
+            schedule = "fixed_length" if applies(spec, "fixed_length") else "bags"
+            yield schedule, params(**tile, tile_ids=ids)
+            for parts in _PARTS:
+                if load.most_ids >= 2 * parts * ids and bags == 1:
+                    yield "split", params(**tile, tile_ids=ids, parts=parts)
+
+
+def _fits(branch: Branch) -> bool:
+    return THREADS * branch.warps <= branch.elements <= THREADS * branch.warps * _MOST_A_THREAD
+
+
+def steps(branch: Branch, load: Load) -> float:
+    """How often a tile's loop runs, about: until the longest of its bags is done."""
+    if branch.schedule == "gather":
+        return 1.0
+    if branch.bag_ids:
+        return float(math.ceil(branch.bag_ids / branch.tile_ids))
+    longest = load.mean_ids + (load.most_ids - load.mean_ids) * (1 - 1 / branch.tile_bags)
+    return max((longest / branch.parts + (branch.tile_ids - 1) / 2) / branch.tile_ids, 1.0)
+
+
+def wasted(branch: Branch, load: Load) -> float:
+    """Lanes that tiles occupy over those that carry an element of a row; 1 is best."""
+    carried = load.n_items * max(load.mean_ids, 1.0) * branch.dim
+    return branch.tiles(load.n_items) * steps(branch, load) * branch.elements / max(carried, 1.0)
+
+
+def idle(branch: Branch, load: Load) -> float:
+    """As `wasted`, but threads that hold no element count too."""
+    return wasted(branch, load) * max(THREADS * branch.warps / branch.elements, 1.0)
+
+
+def clocks(branch: Branch, load: Load) -> float:
+    """What looking these tables up may take: the work of all lanes, and the waves of programs that wait for memory."""
+    n_steps, n_programs = steps(branch, load), load.n_tables * branch.tiles(load.n_items)
+    threads = THREADS * branch.warps
+    a_thread = max(branch.elements / threads, 1.0)
+    work = n_programs * n_steps * threads * (a_thread + _STEP_WORK) / (_LANES_PER_SM * load.n_sms)
+    resident = load.n_sms * min(_WARPS_PER_SM // branch.warps, _PROGRAMS_PER_SM)
+    waves = max(n_programs / resident, 1.0)
+    second_launch = _START_CLOCKS * 2 if branch.schedule == "split" else 0.0
+    return work + waves * (_START_CLOCKS + n_steps * _STEP_CLOCKS) + second_launch

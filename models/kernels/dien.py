@@ -1,0 +1,110 @@
+"""DIEN's plain recurrent layer for one CPU core: a few items go through all steps, state and weights stay in L1."""
+
+# B items, S steps, H hidden width
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from models.kernels.mlp import add_product
+from models.kernels.vectors import FLOAT_BYTES
+
+_ACCUMULATORS = 256  # floats: half of the vector registers of AVX-512, so that each weight loaded serves 256 / H items
+_SIGNATURE = "void(float32[:,:,::1], float32[:,::1], float32[::1], float32[:,::1], float32[:,:,::1])"
+_LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+_TAYLOR = tuple(np.float32(1 / n) for n in (5040, 720, 120, 24, 6, 2, 1, 1))
+_HALF, _ONE, _LARGE = np.float32(0.5), np.float32(1), np.float32(9)  # tanh(9) is 1 in float32
+_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
+
+
+_FAST: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nnan", "ninf", "nsz", "arcp"}}
+
+
+@njit(inline="always", **_FAST)
+def _exp(x: Any) -> Any:
+    """exp(x) for |x| < 80, within 2e-7 of it: a power of two times a Taylor series of the rest."""
+    k = np.floor(x * _LOG2_E + _HALF)
+    rest = x - k * _LN_2_HIGH - k * _LN_2_LOW
+    series = _TAYLOR[0]
+    series = series * rest + _TAYLOR[1]
+    series = series * rest + _TAYLOR[2]
+    series = series * rest + _TAYLOR[3]
+    series = series * rest + _TAYLOR[4]
+    series = series * rest + _TAYLOR[5]
+    series = series * rest + _TAYLOR[6]
+    series = series * rest + _TAYLOR[7]
+    return series * np.int32((np.int32(k) + _BIAS) << _MANTISSA_BITS).view(np.float32)
+
+
+@njit(inline="always", **_FAST)
+def _tanh(x: Any) -> Any:
+    """Within 1.4e-7 of tanh(x): (e - 1) / (e + 1), e = exp(2 x)."""
+    e = _exp(np.float32(2) * min(max(x, -_LARGE), _LARGE))
+    return (e - _ONE) / (e + _ONE)
+
+
+@cache
+def add_softmax() -> Callable[..., None]:
+    """add(states_RH, to_RH): to += softmax of each row of states; the states are a tanh's, within [-1, 1]."""
+
+    def add(states_RH: Any, to_RH: Any) -> None:
+        n_rows, width = states_RH.shape
+        row_H = np.empty(width, np.float32)
+        for row in range(n_rows):
+            total = np.float32(0)
+            for i in range(width):
+                row_H[i] = _exp(states_RH[row, i])
+            for i in range(width):
+                total += row_H[i]
+            share = _ONE / total
+            for i in range(width):
+                to_RH[row, i] += row_H[i] * share
+
+    return njit("void(float32[:,::1], float32[:,::1])", nogil=True, **_FAST)(add)
+
+
+@cache
+def recurrence(width: int) -> Callable[..., None]:
+    """recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH): h_s = tanh(x_s U + b + h_{s-1} W), h_-1 = 0.
+
+    Weights are (from, to). Where `states_SBH` holds one step only, it takes the last.
+    """
+    block = max(_ACCUMULATORS // width, 1)
+    several, one = add_product(width, block), add_product(width, 1)
+    row = width * FLOAT_BYTES
+
+    def recur(x_SBI: Any, weight_IH: Any, bias_H: Any, weight_HH: Any, states_SBH: Any) -> None:
+        n_steps, n_items, n_in = x_SBI.shape
+        step_bytes, item_bytes = x_SBI.strides[0], x_SBI.strides[1]
+        from_input, from_state, bias = weight_IH.ctypes.data, weight_HH.ctypes.data, bias_H.ctypes.data
+        state_BH, sums_BH = np.zeros((block, width), np.float32), np.empty((block, width), np.float32)
+        state, sums = state_BH.ctypes.data, sums_BH.ctypes.data
+        keep_all = len(states_SBH) > 1
+        first = 0
+        while first < n_items:
+            n = block if first + block <= n_items else 1
+            state_BH[:] = 0
+            for step in range(n_steps):
+                x = x_SBI.ctypes.data + step * step_bytes + first * item_bytes
+                if n == block:
+                    several(x, item_bytes, n_in, from_input, bias, 0, sums, row)
+                    several(state, row, width, from_state, sums, row, sums, row)
+                else:
+                    one(x, item_bytes, n_in, from_input, bias, 0, sums, row)
+                    one(state, row, width, from_state, sums, row, sums, row)
+                for item in range(n):
+                    for i in range(width):
+                        state_BH[item, i] = _tanh(sums_BH[item, i])
+                if keep_all or step == n_steps - 1:
+                    to = step if keep_all else 0
+                    for item in range(n):
+                        for i in range(width):
+                            states_SBH[to, first + item, i] = state_BH[item, i]
+            first += n
+
+    return njit(_SIGNATURE, nogil=True, **_FAST)(recur)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """DeepRecSys: at-scale inference of neural recommendation models.
 
-Configuration -> session -> measure or tune -> results on disk -> one table. `--help` lists the settings; README.md
-tells the life of a query.
+Configuration -> session -> measure or tune -> results on disk -> one table. `--help` lists the
+settings; README.md tells the life of a query.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig) -> None:
-    """Everything that can be wrong with the input and is not the settings' own; before anything is started."""
+    """Everything that can be wrong with the input and is not the settings' own; before anything is
+    started.
+    """
     check_files(config)
     check_power(config)
     if config.engines.pipeline:
@@ -67,7 +69,10 @@ def check(config: RunConfig) -> None:
     source_of(config.model, config.inputs)
     if on_gpu:
         if len(names) > 1:
-            raise ConfigError("accel_device", f"is {','.join(names)}; cuda runs alone, not beside modelled devices")
+            raise ConfigError(
+                "accel_device",
+                f"is {','.join(names)}; cuda runs alone, not beside modelled devices",
+            )
         check_cuda("accel_device", "is cuda")
     elif config.engines.model_accel:
         for name in names:
@@ -97,15 +102,23 @@ def measure(config: RunConfig, opened: OpenSession, progress: Progress) -> tuple
 
 
 def _measured(
-    config: RunConfig, opened: OpenSession, progress: Progress, schedule: Schedule, faults: tuple[str, ...] = ()
+    config: RunConfig,
+    opened: OpenSession,
+    progress: Progress,
+    schedule: Schedule,
+    faults: tuple[str, ...] = (),
 ) -> tuple[Rows, Summary]:
     title = f"{config.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
     with progress.step(title) as on_fraction:
         rows = opened.session.run(
-            schedule, [Stage(fixed_policy(config))], lambda n_done: on_fraction(n_done / len(schedule))
+            schedule,
+            [Stage(fixed_policy(config))],
+            lambda n_done: on_fraction(n_done / len(schedule)),
         )
     faults = (*rows.notes, *faults)
-    return rows, summarize(rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, faults)
+    return rows, summarize(
+        rows.queries, rows.tasks, config.tune.target_latency, config.tune.sla_percentile, faults
+    )
 
 
 def run_measure(
@@ -116,7 +129,13 @@ def run_measure(
     memory = opened.session.memory()
     quality = quality_of(opened, rows)
     saved = {name: estimate.as_json() for name, estimate in quality.items()}
-    _save(folder, config, opened, rows, {"summary": summary.as_json(), "memory": memory, "quality": saved or None})
+    _save(
+        folder,
+        config,
+        opened,
+        rows,
+        {"summary": summary.as_json(), "memory": memory, "quality": saved or None},
+    )
     figures.latency_cdf(rows.queries, summary, config.name).savefig(folder / "latency.png", dpi=120)
     if opened.pipeline is not None:
         figures.stage_bars(stage_parts(rows), opened.pipeline.labels, config.name).savefig(
@@ -132,15 +151,26 @@ def quality_of(opened: OpenSession, rows: Rows) -> dict[str, Estimate]:
     pipeline = opened.pipeline
     if pipeline is None or not (pipeline.is_ranked and pipeline.queries and rows.answers):
         return {}
-    return read_queries(pipeline.queries).quality(answers_by_input(rows), pipeline.stages[-1].keep_items or 1)
+    return read_queries(pipeline.queries).quality(
+        answers_by_input(rows), pipeline.stages[-1].keep_items or 1
+    )
 
 
 def _report_measure(
-    config: RunConfig, opened: OpenSession, rows: Rows, summary: Summary, memory: dict[str, Any], folder: Path
+    config: RunConfig,
+    opened: OpenSession,
+    rows: Rows,
+    summary: Summary,
+    memory: dict[str, Any],
+    folder: Path,
 ) -> None:
-    policy, out = fixed_policy(config), report.console()
+    policy = fixed_policy(config)
+    out = report.console()
     offload = f", offload from {policy.offload_items} items" if policy.offload_items else ""
-    engines = f"{opened.n_engines} {kind(opened)} engine(s), tasks of at most {policy.batch_items} items{offload}"
+    engines = (
+        f"{opened.n_engines} {kind(opened)} engine(s), tasks of at most "
+        f"{policy.batch_items} items{offload}"
+    )
     out.print(report.measurement(f"{config.name}, {engines}", summary, memory))
     if opened.pipeline is not None:
         _print_pipeline(opened.pipeline, rows, quality_of(opened, rows), out)
@@ -149,17 +179,29 @@ def _report_measure(
     print("\n".join(report.closing_lines(summary)))
 
 
-def _print_pipeline(pipeline: Pipeline, rows: Rows, quality: dict[str, Estimate], out: Console) -> None:
+def _print_pipeline(
+    pipeline: Pipeline, rows: Rows, quality: dict[str, Estimate], out: Console
+) -> None:
     """Where the time went, and how good the answers are."""
     parts = stage_parts(rows)
     parts.insert(1, "model", [pipeline.labels[i] for i in parts["stage"]])
     out.print(report.frame("Time by stage (ms); they add up to the latency", parts))
     k = pipeline.stages[-1].keep_items
     for name, estimate in quality.items():
-        word = f"{name}@{k}" + (" (assumes as many clicks as places)" if name == "ndcg_released" else "")
-        out.print(f"{word}: {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]", soft_wrap=True)
-    if not pipeline.is_ranked and any(stage.keep_items and not pipeline.ranks(stage) for stage in pipeline.stages):
-        out.print("A modelled device gives no scores: which items survive is not known, only how many", soft_wrap=True)
+        word = f"{name}@{k}" + (
+            " (assumes as many clicks as places)" if name == "ndcg_released" else ""
+        )
+        out.print(
+            f"{word}: {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]",
+            soft_wrap=True,
+        )
+    if not pipeline.is_ranked and any(
+        stage.keep_items and not pipeline.ranks(stage) for stage in pipeline.stages
+    ):
+        out.print(
+            "A modelled device gives no scores: which items survive is not known, only how many",
+            soft_wrap=True,
+        )
 
 
 def kind(opened: OpenSession) -> str:
@@ -174,43 +216,65 @@ def _print_service(opened: OpenSession, out: Console) -> None:
         out.print(f"Virtual time; service times: {opened.service['source']}", soft_wrap=True)
 
 
-def run_tune(config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None) -> Report:
-    """Tune, confirm and save, after an interruption what there is so far; returns what prints the report."""
+def run_tune(
+    config: RunConfig, opened: OpenSession, progress: Progress, folder: Path, task_log: Path | None
+) -> Report:
+    """Tune, confirm and save, after an interruption what there is so far; returns what prints the
+    report.
+    """
     watts = server_power(config, opened.session, opened.n_engines, opened.device)
     # What --resume needs after a kill: the settings, and which pipeline its file stated.
-    run_folder.save_document(folder, config, {"summary": None, "pipeline": opened.pipeline and opened.pipeline.as_json()})
+    run_folder.save_document(
+        folder, config, {"summary": None, "pipeline": opened.pipeline and opened.pipeline.as_json()}
+    )
     per_watt = None if watts is None else watts.of
-    found = Tuner(config, opened.session, opened.n_engines, progress, SearchLog(folder), per_watt).run()
+    found = Tuner(
+        config, opened.session, opened.n_engines, progress, SearchLog(folder), per_watt
+    ).run()
     lines = tuning_lines(config, found, opened.pipeline.fingerprint() if opened.pipeline else None)
     done = [phase for phase in found.phases if phase.summary is not None]
     best = max(done, key=lambda p: p.qps_per_watt or p.rate_qps, default=None)
     table(found.trials).to_parquet(folder / "search.parquet", index=False)
     saved = [{**line, "summary": line["summary"] and line["summary"].as_json()} for line in lines]
     document = {
-        "summary": None, "tuning": saved, "forecast": found.notes, "memory": opened.session.memory(),
+        "summary": None,
+        "tuning": saved,
+        "forecast": found.notes,
+        "memory": opened.session.memory(),
         "power": None if watts is None else watts.as_json(),
-    }  # fmt: skip
+    }
     if best is None or best.rows is None or best.summary is None:
         run_folder.save_document(folder, config, _document(config, opened, document))
     else:
         _save(folder, config, opened, best.rows, {**document, "summary": best.summary.as_json()})
-        figures.latency_cdf(best.rows.queries, best.summary, config.name).savefig(folder / "latency.png", dpi=120)
+        figures.latency_cdf(best.rows.queries, best.summary, config.name).savefig(
+            folder / "latency.png", dpi=120
+        )
         if task_log is not None:
             run_folder.write_log(task_log, best.rows.tasks)
     if found.trials:
-        walk = figures.search_walk(table(found.trials), config.tune.target_latency, config.tune.sla_percentile)
+        walk = figures.search_walk(
+            table(found.trials), config.tune.target_latency, config.tune.sla_percentile
+        )
         walk.savefig(folder / "scheduler.png", dpi=120)
     return lambda: _report_tune(config, opened, lines, found.notes, best, watts, folder)
 
 
 def _report_tune(
-    config: RunConfig, opened: OpenSession, lines: list[dict[str, Any]], notes: list[str], best: Phase | None,
-    watts: ServerPower | None, folder: Path,
-) -> None:  # fmt: skip
-    tune, out = config.tune, report.console()
+    config: RunConfig,
+    opened: OpenSession,
+    lines: list[dict[str, Any]],
+    notes: list[str],
+    best: Phase | None,
+    watts: ServerPower | None,
+    folder: Path,
+) -> None:
+    tune = config.tune
+    out = report.console()
     title = (
-        f"{config.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, {opened.n_engines} "
-        f"{kind(opened)} engines, scheduler {tune.scheduler}: highest rate, confirmed with a fresh seed"
+        f"{config.name}, p{tune.sla_percentile:g} <= {tune.target_latency:g} ms, "
+        f"{opened.n_engines} {kind(opened)} engines, scheduler {tune.scheduler}: highest rate, "
+        "confirmed with a fresh seed"
     )
     out.print(report.search(title, lines, tune.sla_percentile))
     for sentence in [*report.search_notes(lines, tune.confidence), *notes]:
@@ -220,18 +284,38 @@ def _report_tune(
     _print_service(opened, out)
     out.print(f"Results: {folder}", soft_wrap=True)
     if opened.session.interrupted:
-        out.print(f"INVALID: the search was interrupted; --resume {folder.name} goes on with it", soft_wrap=True)
-    elif tune.scheduler == "released" and best and math.isclose(best.limit.carried_qps, 1000 / tune.min_arr_range):
-        out.print(f"The grid of rates ends at {best.rate_qps:.0f} QPS: a smaller --min_arr_range may find more")
+        out.print(
+            f"INVALID: the search was interrupted; --resume {folder.name} goes on with it",
+            soft_wrap=True,
+        )
+    elif (
+        tune.scheduler == "released"
+        and best
+        and math.isclose(best.limit.carried_qps, 1000 / tune.min_arr_range)
+    ):
+        out.print(
+            f"The grid of rates ends at {best.rate_qps:.0f} QPS: a smaller --min_arr_range may "
+            "find more"
+        )
     if best is not None and best.summary is not None:
         policy = best.policy
-        print("\n".join(report.tuned_lines(best.summary, policy.batch_items, policy.offload_items, best.rate_qps)))
+        print(
+            "\n".join(
+                report.tuned_lines(
+                    best.summary, policy.batch_items, policy.offload_items, best.rate_qps
+                )
+            )
+        )
     elif not opened.session.interrupted:
         print("No rate meets the SLA: raise --target_latency")
 
 
-def tuning_lines(config: RunConfig, found: Found, fingerprint: str | None = None) -> list[dict[str, Any]]:
-    """What the report and run.json say of each phase; regret against an exhaustive search in results_dir."""
+def tuning_lines(
+    config: RunConfig, found: Found, fingerprint: str | None = None
+) -> list[dict[str, Any]]:
+    """What the report and run.json say of each phase; regret against an exhaustive search in
+    results_dir.
+    """
     baseline = next((p.rate_qps for p in found.phases if p.name == "static"), 0.0)
     oracle = run_folder.exhaustive_rates(config, fingerprint)
     return [
@@ -242,7 +326,9 @@ def tuning_lines(config: RunConfig, found: Found, fingerprint: str | None = None
             "rate_qps": phase.rate_qps,
             "limit_qps": phase.limit.qps.as_json(),
             "gain": phase.rate_qps / baseline if baseline else None,
-            "of_exhaustive": phase.rate_qps / oracle[phase.name] if oracle.get(phase.name) else None,
+            "of_exhaustive": phase.rate_qps / oracle[phase.name]
+            if oracle.get(phase.name)
+            else None,
             "n_trials": phase.n_trials,
             "n_queries": phase.n_queries,
             "seconds": phase.seconds,
@@ -265,25 +351,37 @@ def _document(config: RunConfig, opened: OpenSession, extra: dict[str, Any]) -> 
     }
 
 
-def _save(folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extra: dict[str, Any]) -> None:
+def _save(
+    folder: Path, config: RunConfig, opened: OpenSession, rows: Rows, extra: dict[str, Any]
+) -> None:
     run_folder.save(folder, config, rows, _document(config, opened, extra))
 
 
 def resume(config: RunConfig) -> tuple[RunConfig, Path]:
-    """The settings and the folder of the search that --resume names; where to look and how to report stay as given."""
+    """The settings and the folder of the search that --resume names; where to look and how to
+    report stay as given.
+    """
     saved = run_folder.resumed(config.output.results_dir, config.output.resume)
-    here = {name: getattr(config.output, name) for name in ("results_dir", "resume", "progress", "debug_mode")}
+    here = {
+        name: getattr(config.output, name)
+        for name in ("results_dir", "resume", "progress", "debug_mode")
+    }
     config = from_settings({**saved.document["config"], **here})
     if config.engines.pipeline:
         before = (saved.document.get("pipeline") or {}).get("fingerprint")
         if pipeline_of(config, n_engines(config)).fingerprint() != before:
-            raise ConfigError("resume", f"is {config.output.resume!r}, a search over another pipeline: "
-                              f"{config.engines.pipeline} or a file that it names has changed")  # fmt: skip
+            raise ConfigError(
+                "resume",
+                f"is {config.output.resume!r}, a search over another pipeline: "
+                f"{config.engines.pipeline} or a file that it names has changed",
+            )
     return config, saved.folder
 
 
 def _noted_signals() -> list[int]:
-    """From now on SIGTERM is like Ctrl-C, also while tables are built; gets the signals that have come."""
+    """From now on SIGTERM is like Ctrl-C, also while tables are built; gets the signals that have
+    come.
+    """
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

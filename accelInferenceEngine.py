@@ -1,4 +1,6 @@
-"""The accelerator's engine: the model itself on a CUDA device, or a device modelled by its latency, paced precisely."""
+"""The accelerator's engine: the model itself on a CUDA device, or a device modelled by its latency,
+paced precisely.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ log = logging.getLogger(__name__)
 
 def check_cuda(flag: str, what: str) -> None:
     """Raise ConfigError if PyTorch sees no CUDA device."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # looks without starting CUDA, which no fork survives
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
+        "1"  # looks without starting CUDA, which no fork survives
+    )
     import torch  # noqa: PLC0415 (only this check needs it here)
 
     if not torch.cuda.is_available():
@@ -41,12 +45,16 @@ class ModelledEngine:
 
     def score(self, task: WireTask) -> None:
         """Return when the device would have answered: sleep, then spin for the last 0.2 ms."""
-        wait_until_ns(monotonic_ns() + self.latency.latency_ns(self.model_name, task.n_items, 0), _SPIN_NS)
+        wait_until_ns(
+            monotonic_ns() + self.latency.latency_ns(self.model_name, task.n_items, 0), _SPIN_NS
+        )
 
 
 @dataclass(frozen=True)
 class ModelledFactory:
-    """Builds the engine of the index-th device in its process (and, unlike a closure, can be sent to a spawned one)."""
+    """Builds the engine of the index-th device in its process (and, unlike a closure, can be sent
+    to a spawned one).
+    """
 
     devices: tuple[LatencyModel, ...]
     model_name: str
@@ -58,8 +66,8 @@ class ModelledFactory:
 class CudaEngine:
     """The model on the GPU; whole queries through pinned staging buffers and a stream of its own.
 
-    With a merge budget, tasks that wait are scored as one batch while their inputs fit it. `device` "cpu" runs the
-    same steps without pinning, for tests.
+    With a merge budget, tasks that wait are scored as one batch while their inputs fit it. `device`
+    "cpu" runs the same steps without pinning, for tests.
     """
 
     def __init__(self, config: RunConfig, device: str = "cuda", workload: Any = None) -> None:
@@ -68,15 +76,21 @@ class CudaEngine:
         from inferenceEngine import packed_scores, prepare, task_batch  # noqa: PLC0415
         from models.batch import Staging  # noqa: PLC0415
 
-        self._torch, self._device = torch, torch.device(device)
+        self._torch = torch
+        self._device = torch.device(device)
         self._on_gpu = self._device.type == "cuda"
         workload = workload or prepare(config, Progress("none"), self._device)
-        self._model, self._inputs, self._ranks = workload.model, workload.inputs, workload.ranks
-        self._task_batch, self._packed_scores = task_batch, packed_scores
+        self._model = workload.model
+        self._inputs = workload.inputs
+        self._ranks = workload.ranks
+        self._task_batch = task_batch
+        self._packed_scores = packed_scores
         largest = self._inputs.batch(0, 0, self._inputs.max_items)
         self._merge_bytes = config.engines.accel_merge_mib * 2**20
         self._largest_bytes = largest.nbytes
-        self._staging = Staging(largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu)
+        self._staging = Staging(
+            largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu
+        )
         self._stream: Any = torch.cuda.Stream() if self._on_gpu else None  # type: ignore[no-untyped-call]
 
     def warm_up(self) -> None:
@@ -139,5 +153,9 @@ class CudaStagesFactory:
 
         del index
         device = torch.device(self.device)
-        workloads = prepare_stages(self.config, self.pipeline, self.stages, Progress("none"), device)
-        return PipelineEngine({i: CudaEngine(self.config, self.device, own) for i, own in workloads.items()})
+        workloads = prepare_stages(
+            self.config, self.pipeline, self.stages, Progress("none"), device
+        )
+        return PipelineEngine(
+            {i: CudaEngine(self.config, self.device, own) for i, own in workloads.items()}
+        )

@@ -37,7 +37,10 @@ class Workload:
 
 
 def prepare(config: RunConfig, progress: Progress, device: torch.device | None = None) -> Workload:
-    """Build tables and inputs (seconds), for the CPU unless told. Uses no torch threads: no fork survives them."""
+    """Build tables and inputs (seconds), for the CPU unless told.
+
+    Uses no torch threads: no fork survives them.
+    """
     torch.set_num_threads(1)
     seed = config.inputs.numpy_rand_seed
     with progress.step(f"building {config.model.name}'s tables") as on_progress:
@@ -48,15 +51,19 @@ def prepare(config: RunConfig, progress: Progress, device: torch.device | None =
 
 
 def prepare_stages(
-    config: RunConfig, pipeline: Pipeline, stages: Sequence[int], progress: Progress,
+    config: RunConfig,
+    pipeline: Pipeline,
+    stages: Sequence[int],
+    progress: Progress,
     device: torch.device | None = None,
-) -> dict[int, Workload]:  # fmt: skip
+) -> dict[int, Workload]:
     """The workloads of some stages of a pipeline; stages with the same model share it.
 
     Raises ConfigError if a checkpoint or the queries belong to another model.
     """
     torch.set_num_threads(1)
-    seed, built = config.inputs.numpy_rand_seed, dict[tuple[ModelConfig, str], RecModel]()
+    seed = config.inputs.numpy_rand_seed
+    built = dict[tuple[ModelConfig, str], RecModel]()
     pools: dict[ModelConfig, InputPool | QueryPool] = {}
     workloads = {}
     for number in stages:
@@ -66,16 +73,26 @@ def prepare_stages(
             if key not in built:
                 weights = _checkpoint(stage.checkpoint) if stage.checkpoint else None
                 try:
-                    built[key] = build(stage.model, seed, on_progress, device or torch.device("cpu"), weights=weights)
+                    built[key] = build(
+                        stage.model,
+                        seed,
+                        on_progress,
+                        device or torch.device("cpu"),
+                        weights=weights,
+                    )
                 except (KeyError, ValueError, RuntimeError) as error:
                     said = " ".join(str(error).split())
                     raise ConfigError(
-                        "pipeline", f"{stage.checkpoint}: not a checkpoint of {stage.model.name}: {said}"
+                        "pipeline",
+                        f"{stage.checkpoint}: not a checkpoint of {stage.model.name}: {said}",
                     ) from error
             if stage.model not in pools:
                 own = replace(config, model=stage.model)
-                pools[stage.model] = QueryPool(read_queries(pipeline.queries), stage.model) if pipeline.queries else (
-                    InputPool.of(own, on_progress))  # fmt: skip
+                pools[stage.model] = (
+                    QueryPool(read_queries(pipeline.queries), stage.model)
+                    if pipeline.queries
+                    else (InputPool.of(own, on_progress))
+                )
         workloads[number] = Workload(built[key], pools[stage.model], pipeline.ranks(stage))
     return workloads
 
@@ -96,9 +113,13 @@ def task_batch(inputs: InputPool | QueryPool, task: WireTask) -> Batch:
 
 
 def packed_scores(out: Tensor) -> bytes:
-    """One float32 per item of a net's output, (B, n_out) or (tasks, B, n_out): the mean over tasks and outputs."""
+    """One float32 per item of a net's output, (B, n_out) or (tasks, B, n_out): the mean over tasks
+    and outputs.
+    """
     score_B = (
-        out.reshape(-1) if out.ndim == 2 and out.shape[1] == 1 else out.mean(-1).reshape(-1, out.shape[-2]).mean(0)
+        out.reshape(-1)
+        if out.ndim == 2 and out.shape[1] == 1
+        else out.mean(-1).reshape(-1, out.shape[-2]).mean(0)
     )
     return bytes(score_B.float().numpy().tobytes())
 
@@ -109,7 +130,9 @@ class CpuEngine:
     def __init__(self, workload: Workload, n_threads: int, largest_task: int) -> None:
         torch.set_num_threads(n_threads)
         keep_freed_memory()
-        self._model, self._inputs, self._ranks = workload.model, workload.inputs, workload.ranks
+        self._model = workload.model
+        self._inputs = workload.inputs
+        self._ranks = workload.ranks
         self._largest_task = min(largest_task, workload.inputs.max_items)
 
     def warm_up(self) -> None:

@@ -1,6 +1,8 @@
-"""The load: arrival processes and query sizes -> a Schedule drawn before the run, and the Pacer that walks it.
+"""The load: arrival processes and query sizes -> a Schedule drawn before the run, and the Pacer
+that walks it.
 
-Open loop: nothing that happens in the run changes the schedule, and latency runs from the scheduled arrival.
+Open loop: nothing that happens in the run changes the schedule, and latency runs from the scheduled
+arrival.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ FloatArray = npt.NDArray[np.float64]
 # MLPerf Inference, DLRM-v2 (2024): user-item pairs of a sample, 20 equally likely quantiles.
 MLPERF_ITEMS = (100, 100, *(200,) * 12, 300, 300, 400, 500, 600, 700)
 
-# `production`: facts stated by Gupta et al., ISCA 2020 (heavier tail than a lognormal, the largest quarter of the
-# queries about half of the work, at most about 1,000 items). Body: lognormal; from its upper quartile on a Pareto tail.
+# `production`: facts stated by Gupta et al., ISCA 2020 (heavier tail than a lognormal, the largest
+# quarter of the queries about half of the work, at most about 1,000 items). Body: lognormal; from
+# its upper quartile on a Pareto tail.
 PRODUCTION_MEDIAN = 90.0
 PRODUCTION_SIGMA = 0.45
 PRODUCTION_TAIL_INDEX = 1.9
@@ -40,7 +43,9 @@ FEWEST_BURSTS = 10  # expected in a run of bursty arrivals
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's load. `arrival_ns` int64[n] ascending from the run's start, `n_items` and `input_id` int32[n]."""
+    """A run's load. `arrival_ns` int64[n] ascending from the run's start, `n_items` and `input_id`
+    int32[n].
+    """
 
     arrival_ns: Int64Array
     n_items: Int32Array
@@ -66,15 +71,21 @@ class Schedule:
         return Query(i, int(self.arrival_ns[i]), int(self.n_items[i]), int(self.input_id[i]))
 
 
-def draw_arrivals_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n arrivals in ns from the run's start, ascending; `arrival_process` gives the law; raises ConfigError."""
+def draw_arrivals_ns(
+    load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator
+) -> Int64Array:
+    """n arrivals in ns from the run's start, ascending; `arrival_process` gives the law; raises
+    ConfigError.
+    """
     match load.arrival_process:
         case "file":
             return read_arrivals_ns(load.arrival_file, n)
         case "trace":
             return read_trace(load.arrival_file, n, load.arrival_time_scale)
         case "diurnal":
-            return draw_diurnal_ns(read_rate_curve(load.arrival_file, load.arrival_time_scale), rate_qps, n, rng)
+            return draw_diurnal_ns(
+                read_rate_curve(load.arrival_file, load.arrival_time_scale), rate_qps, n, rng
+            )
         case "mmpp":
             return draw_modulated_ns(load, rate_qps, n, rng)
         case _:
@@ -84,7 +95,8 @@ def draw_arrivals_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.G
 
 def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generator) -> Int32Array:
     """n query sizes in items, cut to 1..max_items; `batch_size_distribution` gives the law."""
-    mean, spread = load.avg_mini_batch_size, load.var_mini_batch_size
+    mean = load.avg_mini_batch_size
+    spread = load.var_mini_batch_size
     sizes: FloatArray
     match load.batch_size_distribution:
         case "fixed":
@@ -108,18 +120,28 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
 
 
 def production_quantile(u: FloatArray) -> FloatArray:
-    """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at PRODUCTION_MAX; u in [0, 1)."""
-    body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * special.ndtri(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE)))
+    """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at
+    PRODUCTION_MAX; u in [0, 1).
+    """
+    body = PRODUCTION_MEDIAN * np.exp(
+        PRODUCTION_SIGMA * special.ndtri(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE))
+    )
     knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * special.ndtri(1 - PRODUCTION_TAIL_SHARE))
-    beyond = (PRODUCTION_MAX / knee) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
+    beyond = (
+        PRODUCTION_MAX / knee
+    ) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
     v = np.clip((u - (1 - PRODUCTION_TAIL_SHARE)) / PRODUCTION_TAIL_SHARE, 0, 1)
     tail = knee * (1 - v * (1 - beyond)) ** (-1 / PRODUCTION_TAIL_INDEX)
     sizes: FloatArray = np.where(u < 1 - PRODUCTION_TAIL_SHARE, body, tail)
     return sizes
 
 
-def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0) -> Schedule:
-    """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its own)."""
+def draw_schedule(
+    config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0
+) -> Schedule:
+    """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its
+    own).
+    """
     rng = stream(config.inputs.numpy_rand_seed, "arrivals", run_index)
     arrival_ns = draw_arrivals_ns(config.load, rate_qps, n_queries, rng)
     return Schedule(arrival_ns, *_draw_queries(config, n_queries, run_index), n_warmup)
@@ -127,39 +149,58 @@ def draw_schedule(config: RunConfig, n_queries: int, n_warmup: int, rate_qps: fl
 
 def _draw_queries(config: RunConfig, n: int, run_index: int) -> tuple[Int32Array, Int32Array]:
     """Sizes and input ids."""
-    seed, inputs = config.inputs.numpy_rand_seed, config.inputs
+    seed = config.inputs.numpy_rand_seed
+    inputs = config.inputs
     sizes = draw_sizes(config.load, inputs.max_mini_batch_size, n, stream(seed, "sizes", run_index))
     return sizes, draw_input_ids(inputs, n, stream(seed, "inputs of queries", run_index))
 
 
 def too_short(config: RunConfig, schedule: Schedule) -> tuple[str, ...]:
-    """Why a run does not show its load: it ends before the rate curve does, or after too few bursts."""
-    load, lasts_s = config.load, int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
+    """Why a run does not show its load: it ends before the rate curve does, or after too few
+    bursts.
+    """
+    load = config.load
+    lasts_s = int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
     if load.arrival_process == "diurnal":
         curve = read_rate_curve(load.arrival_file, load.arrival_time_scale)
-        needed_s, what = float(curve.time_s[-1]), "one round of the rate curve"
+        needed_s = float(curve.time_s[-1])
+        what = "one round of the rate curve"
     elif load.arrival_process == "mmpp":
-        needed_s, what = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share, f"{FEWEST_BURSTS} bursts"
+        needed_s = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share
+        what = f"{FEWEST_BURSTS} bursts"
     else:
         return ()
-    return (f"the arrivals last {lasts_s:.3g} s, {what} {needed_s:.3g} s",) if lasts_s < 0.99 * needed_s else ()
+    return (
+        (f"the arrivals last {lasts_s:.3g} s, {what} {needed_s:.3g} s",)
+        if lasts_s < 0.99 * needed_s
+        else ()
+    )
 
 
 def schedule_of(queries: pd.DataFrame) -> Schedule:
     """The load of a saved run (`queries.parquet`)."""
     n_items, input_id = (queries[name].to_numpy(np.int32) for name in ("n_items", "input_id"))
-    return Schedule(queries["arrival_ns"].to_numpy(np.int64), n_items, input_id, int(queries["is_warmup"].sum()))
+    return Schedule(
+        queries["arrival_ns"].to_numpy(np.int64), n_items, input_id, int(queries["is_warmup"].sum())
+    )
 
 
 class CommonLoad:
-    """One load at any rate: the same sizes, inputs and relative gaps, so that two rates or policies differ by
-    themselves and not by luck (common random numbers)."""
+    """One load at any rate: the same sizes, inputs and relative gaps, so that two rates or policies
+    differ by themselves and not by luck (common random numbers).
+    """
 
     def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
-        self._config, self._n_queries, self._run_index = config, n_queries, run_index
+        self._config = config
+        self._n_queries = n_queries
+        self._run_index = run_index
         if config.load.arrival_process not in STEADY:
-            raise ValueError(f"arrivals of process {config.load.arrival_process} are no others at another rate")
-        self._scales = config.load.arrival_process != "legacy"  # whole-ms gaps have another law at every rate
+            raise ValueError(
+                f"arrivals of process {config.load.arrival_process} are no others at another rate"
+            )
+        self._scales = (
+            config.load.arrival_process != "legacy"
+        )  # whole-ms gaps have another law at every rate
         self._unit = draw_schedule(config, n_queries, 0, 1.0, run_index)
 
     @property
@@ -168,7 +209,9 @@ class CommonLoad:
         return int(self._unit.n_items.min()), int(self._unit.n_items.max())
 
     def at(self, rate_qps: float, n_queries: int | None = None) -> Schedule:
-        """The first `n_queries` at this rate (default: as many as were asked for); no warm-up is marked."""
+        """The first `n_queries` at this rate (default: as many as were asked for); no warm-up is
+        marked.
+        """
         n = n_queries or self._n_queries
         if n > len(self._unit):  # equal streams give an equal beginning
             self._unit = draw_schedule(self._config, 2 * n, 0, 1.0, self._run_index)
@@ -191,10 +234,14 @@ def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
 
 
 def check_files(config: RunConfig) -> None:
-    """Raise ConfigError if a file that the load needs cannot be used; called before anything is started."""
+    """Raise ConfigError if a file that the load needs cannot be used; called before anything is
+    started.
+    """
     load = config.load
     if load.arrival_process in ("file", "trace", "diurnal"):
-        draw_arrivals_ns(load, load.rate_qps, config.n_queries, stream(config.inputs.numpy_rand_seed, "check"))
+        draw_arrivals_ns(
+            load, load.rate_qps, config.n_queries, stream(config.inputs.numpy_rand_seed, "check")
+        )
     if load.batch_size_distribution in ("file", "trace"):
         draw_sizes(load, config.inputs.max_mini_batch_size, config.n_queries, stream(0, "check"))
 
@@ -203,7 +250,11 @@ class Pacer:
     """Walks a schedule: which queries are due, and how long until the next. It owns no clock."""
 
     def __init__(self, schedule: Schedule) -> None:
-        columns = (schedule.arrival_ns.tolist(), schedule.n_items.tolist(), schedule.input_id.tolist())
+        columns = (
+            schedule.arrival_ns.tolist(),
+            schedule.n_items.tolist(),
+            schedule.input_id.tolist(),
+        )
         self._queries = [Query(i, *own) for i, own in enumerate(zip(*columns, strict=True))]
         self._next = 0
 

@@ -10,7 +10,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from infra.messages import ACCEL, CPU, ITEM_BYTES, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
+from infra.messages import (
+    ACCEL,
+    CPU,
+    ITEM_BYTES,
+    Answer,
+    Enqueue,
+    Fail,
+    Query,
+    Task,
+    TaskDone,
+    TaskFailed,
+)
 from infra.ranking import best_packed
 from infra.results.stats import Estimate
 from infra.search.rate_search import RateBisection, RateWalk
@@ -25,20 +36,25 @@ class Policy:
     """The two knobs of DeepRecSched (Gupta et al., ISCA 2020, sec. IV)."""
 
     batch_items: int  # largest CPU task
-    offload_items: int | None = None  # queries of at least this many items go whole to the accelerator
+    offload_items: int | None = (
+        None  # queries of at least this many items go whole to the accelerator
+    )
 
     def __post_init__(self) -> None:
         if self.batch_items < 1:
             raise ValueError(f"batch_items is {self.batch_items}; a task needs at least 1 item")
         if self.offload_items is not None and self.offload_items < 1:
-            raise ValueError(f"offload_items is {self.offload_items}; expected at least 1 item, or None")
+            raise ValueError(
+                f"offload_items is {self.offload_items}; expected at least 1 item, or None"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of a pipeline; a single model is a pipeline of one stage.
 
-    `keep_items`: how many of the best items go on, from the last stage as the answer; None: all, unranked.
+    `keep_items`: how many of the best items go on, from the last stage as the answer; None: all,
+    unranked.
     """
 
     policy: Policy
@@ -47,7 +63,9 @@ class Stage:
 
 
 def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int, int]]:
-    """(pool, first_item, n_items) of every task of a query; a partition in order, only the last may be short."""
+    """(pool, first_item, n_items) of every task of a query; a partition in order, only the last may
+    be short.
+    """
     if policy.offload_items is not None and n_items >= policy.offload_items:
         return [(ACCEL, 0, n_items)]
     batch = policy.batch_items
@@ -58,7 +76,9 @@ def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int,
 
 @dataclass(slots=True)
 class _Open:
-    """A query in the system: the parts of its current stage that are not done, and their failures so far."""
+    """A query in the system: the parts of its current stage that are not done, and their failures
+    so far.
+    """
 
     query: Query
     stage: int
@@ -87,7 +107,9 @@ class Dispatcher:
         return self._enter(query, 0, query.n_items)
 
     def on_done(self, event: TaskDone) -> list[Enqueue | Answer | Fail]:
-        """A task ended; what no longer counts (its query has failed, its part is done already) is ignored."""
+        """A task ended; what no longer counts (its query has failed, its part is done already) is
+        ignored.
+        """
         task = event.task
         state = self._open.get(task.query_id)
         if state is None or state.stage != task.stage or task.part not in state.parts:
@@ -99,12 +121,18 @@ class Dispatcher:
         return [] if state.parts else self._stage_done(state)
 
     def _stage_done(self, state: _Open) -> list[Enqueue | Answer | Fail]:
-        """The parts have joined: the best items go on, exactly; as many where the engines give no scores."""
-        keep, n_items, items = self._stages[state.stage].keep_items, state.n_items, state.items
+        """The parts have joined: the best items go on, exactly; as many where the engines give no
+        scores.
+        """
+        keep = self._stages[state.stage].keep_items
+        n_items = state.n_items
+        items = state.items
         ranked = keep is not None and bool(state.scores)
         if keep is not None and ranked:
             try:
-                items = best_packed(items, b"".join(own for _, own in sorted(state.scores.items())), n_items, keep)
+                items = best_packed(
+                    items, b"".join(own for _, own in sorted(state.scores.items())), n_items, keep
+                )
             except ValueError as error:
                 del self._open[state.query.query_id]
                 return [Fail(state.query, f"stage {state.stage} cannot be ranked: {error}")]
@@ -132,9 +160,20 @@ class Dispatcher:
         return [Fail(state.query, f"task {task.part} failed {failures} times, last: {event.error}")]
 
     def _enter(self, query: Query, stage: int, n_items: int, items: bytes = b"") -> list[Enqueue]:
-        query_id, own = query.query_id, self._stages[stage]
+        query_id = query.query_id
+        own = self._stages[stage]
         tasks = [
-            Enqueue(Task(query_id, stage, part, first, n, pool, items[ITEM_BYTES * first : ITEM_BYTES * (first + n)]))
+            Enqueue(
+                Task(
+                    query_id,
+                    stage,
+                    part,
+                    first,
+                    n,
+                    pool,
+                    items[ITEM_BYTES * first : ITEM_BYTES * (first + n)],
+                )
+            )
             for part, (pool, first, n) in enumerate(split(n_items, own.policy, own.pool))
         ]
         self._open[query_id] = _Open(query, stage, set(range(len(tasks))), n_items, items, {})
@@ -173,7 +212,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What a policy carries under the SLA; an upper bound alone (value 0) where it was only shown to be worse."""
+    """What a policy carries under the SLA; an upper bound alone (value 0) where it was only shown
+    to be worse.
+    """
 
     policy: Policy
     qps: Estimate
@@ -224,7 +265,8 @@ class Scripted:
     def __init__(self, goal: Goal, n_policies: int) -> None:
         if n_policies < 1:
             raise ValueError("no policy to choose from")
-        self._goal, self.n_policies = goal, n_policies
+        self._goal = goal
+        self.n_policies = n_policies
         self.limits: list[Limit] = []
         self._script = self._search()
         self._trial: Trial | None = next(self._script, None)
@@ -253,7 +295,9 @@ class Scripted:
         width = self._goal.rel_width
         near = 1 + 4 * width  # the limit of a neighbour that just won is not far
         bisection = (
-            RateBisection(start_qps, width) if seen is None else RateBisection(start_qps, width, first_step=near)
+            RateBisection(start_qps, width)
+            if seen is None
+            else RateBisection(start_qps, width, first_step=near)
         )
         if seen is not None:
             bisection.observe(seen.verdict, leans_met=seen.leans_met)
@@ -276,23 +320,32 @@ class Exhaustive(Scripted):
 
 
 class HillClimb(Scripted):
-    """Climbs one knob after the other until a whole round changes nothing; each with scouts over its whole range first.
+    """Climbs one knob after the other until a whole round changes nothing; each with scouts over
+    its whole range first.
 
-    A neighbour is asked one question: does it carry more than the best so far, by half of the width asked for? Only
-    if it does (decided, or leaning so) is its limit looked for, from there; so a worse one costs a single trial. The
-    scouts find the slope where a plateau or a bump hides it; a direction is given up after `PATIENCE` rungs in a row
-    that are not better, not at the first dip.
+    A neighbour is asked one question: does it carry more than the best so far, by half of the width
+    asked for? Only if it does (decided, or leaning so) is its limit looked for, from there; so a
+    worse one costs a single trial. The scouts find the slope where a plateau or a bump hides it; a
+    direction is given up after `PATIENCE` rungs in a row that are not better, not at the first dip.
 
-    `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the order to climb.
+    `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the
+    order to climb.
     """
 
     PATIENCE = 2
 
     def __init__(
-        self, knobs: Mapping[str, Sequence[int | None]], start: Policy, goal: Goal, known: Limit | None = None
+        self,
+        knobs: Mapping[str, Sequence[int | None]],
+        start: Policy,
+        goal: Goal,
+        known: Limit | None = None,
     ) -> None:
-        self._start, self._known = start, known
-        self._knobs = {name: _ladder([*values, getattr(start, name)]) for name, values in knobs.items()}
+        self._start = start
+        self._known = known
+        self._knobs = {
+            name: _ladder([*values, getattr(start, name)]) for name, values in knobs.items()
+        }
         self._tried: set[Policy] = set()
         super().__init__(goal, math.prod(len(values) for values in self._knobs.values()))
 
@@ -325,7 +378,8 @@ class HillClimb(Scripted):
     def _walk(self, name: str, ladder: Sequence[int | None], step: int) -> Script:
         """Step on while it gets better, and over dips shorter than PATIENCE."""
         best = self._best_limit()
-        at, dips = ladder.index(getattr(best.policy, name)), 0
+        at = ladder.index(getattr(best.policy, name))
+        dips = 0
         while dips < self.PATIENCE and 0 <= at + step < len(ladder):
             at += step
             yield from self._challenge(replace(best.policy, **{name: ladder[at]}))  # type: ignore[arg-type]
@@ -333,11 +387,17 @@ class HillClimb(Scripted):
             best = self._best_limit()
 
     def _challenge(self, policy: Policy) -> Script:
-        """One trial at a rate that would make this policy the best; its limit only if it holds there."""
+        """One trial at a rate that would make this policy the best; its limit only if it holds
+        there.
+        """
         if policy in self._tried:
             return
         self._tried.add(policy)
-        to_beat = self._goal.value(self._best_limit()) * self._goal.watts(policy) * (1 + self._goal.rel_width / 2)
+        to_beat = (
+            self._goal.value(self._best_limit())
+            * self._goal.watts(policy)
+            * (1 + self._goal.rel_width / 2)
+        )
         if to_beat == 0:  # nothing has met the SLA yet
             yield from self._find_limit(policy, self._goal.start_qps)
             return
@@ -361,17 +421,27 @@ def _ladder(values: Sequence[int | None]) -> list[int | None]:
 
 
 class ReleasedClimb(Scripted):
-    """The release's hill climbing: policies in the given order, until the first that carries less than the best.
+    """The release's hill climbing: policies in the given order, until the first that carries less
+    than the best.
 
-    Every trial is an update of `n_queries`; each policy's walk over `grid_qps` starts where the one before it ended.
-    `max_updates` bounds one walk.
+    Every trial is an update of `n_queries`; each policy's walk over `grid_qps` starts where the one
+    before it ended. `max_updates` bounds one walk.
     """
 
     def __init__(
-        self, policies: Sequence[Policy], grid_qps: Sequence[float], sla_ms: float, stable_region: float,
-        max_updates: int, n_queries: int, start_step: int = 0, goal: Goal | None = None,
-    ) -> None:  # fmt: skip
-        self._policies, self._grid, self._n_queries = tuple(policies), tuple(grid_qps), n_queries
+        self,
+        policies: Sequence[Policy],
+        grid_qps: Sequence[float],
+        sla_ms: float,
+        stable_region: float,
+        max_updates: int,
+        n_queries: int,
+        start_step: int = 0,
+        goal: Goal | None = None,
+    ) -> None:
+        self._policies = tuple(policies)
+        self._grid = tuple(grid_qps)
+        self._n_queries = n_queries
         self._walk_settings = (self._grid, sla_ms, stable_region, max_updates)
         self._start_step = start_step
         super().__init__(goal or Goal(self._grid[0]), len(self._policies))

@@ -26,7 +26,9 @@ CONFIGS = ROOT.parent / "models" / "configs"
 
 def model_configs() -> dict[str, Path]:
     """{model name: configuration file} of the release."""
-    return {str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))}
+    return {
+        str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))
+    }
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ def accelerator_root(path: str) -> Path:
 
 
 def load_device(root: Path, name: str) -> Device:
-    """The device in folder `name`; raises ConfigError if there is none or its device.yaml is unusable."""
+    """The device in folder `name`; raises ConfigError if there is none or its device.yaml is
+    unusable.
+    """
     file = root / name / "device.yaml"
     if not file.is_file():
         known = sorted(f.parent.name for f in root.glob("*/device.yaml")) if root.is_dir() else []
         raise ConfigError(
-            "accel_device", f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}"
+            "accel_device",
+            f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}",
         )
     settings = yaml.safe_load(file.read_text())
     kind = settings.get("kind") if isinstance(settings, dict) else None
@@ -81,7 +86,9 @@ def load_device(root: Path, name: str) -> Device:
         raise ConfigError("accel_device", f"{file}: kind is {kind!r}; expected {', '.join(KINDS)}")
     tdp_w = settings.get("tdp_w")
     if tdp_w is not None and not (isinstance(tdp_w, (int, float)) and tdp_w > 0):
-        raise ConfigError("accel_device", f"{file}: tdp_w is {tdp_w!r}; expected watts above 0, or null")
+        raise ConfigError(
+            "accel_device", f"{file}: tdp_w is {tdp_w!r}; expected watts above 0, or null"
+        )
     device = Device(file.parent, str(settings.get("name", name)), kind, settings)
     if kind == "roofline":
         _ = device.roofline  # complete, or said so now
@@ -89,7 +96,9 @@ def load_device(root: Path, name: str) -> Device:
 
 
 def profile_key(model: ModelConfig, max_items: int) -> str:
-    """What a measured profile depends on: the net, its largest batch, the processor, PyTorch's version."""
+    """What a measured profile depends on: the net, its largest batch, the processor, PyTorch's
+    version.
+    """
     settings = asdict(model)
     plan = settings.pop("embedding_plan")
     if plan:
@@ -99,11 +108,16 @@ def profile_key(model: ModelConfig, max_items: int) -> str:
 
 
 def published_speedups(device: Device, model: str) -> dict[int, float]:
-    """{batch: speedup over the baseline} as published; raises ConfigError if the model is not in the file."""
+    """{batch: speedup over the baseline} as published; raises ConfigError if the model is not in
+    the file.
+    """
     with (device.folder / "published_speedup.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == model]
     if not rows:
-        raise ConfigError("model_name", f"is {model!r}; {device.name} has published speedups for the eight models only")
+        raise ConfigError(
+            "model_name",
+            f"is {model!r}; {device.name} has published speedups for the eight models only",
+        )
     return {int(row["batch_size"]): float(row["speedup"]) for row in rows}
 
 
@@ -120,30 +134,42 @@ def derived_profile(device: Device, model: str, baseline: Profile) -> Profile:
 
 
 def latency_profile(
-    device: Device, model: ModelConfig, max_items: int = BATCHES[-1], measure: Callable[[], Profile] | None = None
+    device: Device,
+    model: ModelConfig,
+    max_items: int = BATCHES[-1],
+    measure: Callable[[], Profile] | None = None,
 ) -> Profile:
     """The device's times for a model.
 
-    A measured device reads its characterization file if that was measured for this very net, processor and PyTorch
-    (or, with `measured_elsewhere`, for this net on the machine that it names); otherwise `measure` is called and the
-    file written (the cache). A roofline device reads measurements where its folder has some, else it is computed.
-    Raises ConfigError if nothing can be had.
+    A measured device reads its characterization file if that was measured for this very net,
+    processor and PyTorch (or, with `measured_elsewhere`, for this net on the machine that it
+    names); otherwise `measure` is called and the file written (the cache). A roofline device reads
+    measurements where its folder has some, else it is computed. Raises ConfigError if nothing can
+    be had.
     """
     if device.kind == "speedup":
-        return derived_profile(device, model.name, latency_profile(device.baseline, model, max_items, measure))
-    path, key = device.characterization(model), profile_key(model, max_items)
+        return derived_profile(
+            device, model.name, latency_profile(device.baseline, model, max_items, measure)
+        )
+    path = device.characterization(model)
+    key = profile_key(model, max_items)
     elsewhere = device.kind == "roofline" or bool(device.settings.get("measured_elsewhere"))
     if path.is_file():
         known = read_profile(path)
         if elsewhere or known.provenance.get("key") == key:
             return known
     if device.kind == "roofline":
-        return roofline_profile(device.roofline, device.name, model, str(device.settings.get("source")))
+        return roofline_profile(
+            device.roofline, device.name, model, str(device.settings.get("source"))
+        )
     if measure is None or elsewhere:
-        raise ConfigError("accel_device", f"{path}: no profile of this net measured on this machine")
+        raise ConfigError(
+            "accel_device", f"{path}: no profile of this net measured on this machine"
+        )
     profile = measure()
     profile = replace(
-        profile, provenance={"device": device.name, "model": model.name, **profile.provenance, "key": key}
+        profile,
+        provenance={"device": device.name, "model": model.name, **profile.provenance, "key": key},
     )
     try:
         write_profile(path, profile)

@@ -1,7 +1,9 @@
-"""Runs every model standalone on a device over batch 4^0..4^5 and fills the device's raw_data/ folder.
+"""Runs every model standalone on a device over batch 4^0..4^5 and fills the device's raw_data/
+folder.
 
-Called by `accelerator/<device>/generate_data.py`. A file has one row per batch: the six numbers that a standalone run
-prints (total and per iteration of data loading, computation and execution, ms).
+Called by `accelerator/<device>/generate_data.py`. A file has one row per batch: the six numbers
+that a standalone run prints (total and per iteration of data loading, computation and execution,
+ms).
 """
 
 from __future__ import annotations
@@ -11,7 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key, write_key
+from accelerator.devices import (
+    BATCHES,
+    Device,
+    accelerator_root,
+    load_device,
+    model_configs,
+    profile_key,
+    write_key,
+)
 from accelerator.profiler import standalone_rows, torch_device
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
@@ -33,9 +43,15 @@ def main(folder: Path, argv: Sequence[str]) -> int:
     """Command line of a device's generate_data.py; returns the exit code."""
     prog = f"accelerator/{folder.name}/generate_data.py"
     known = model_configs()
-    parser = argparse.ArgumentParser(prog=prog, allow_abbrev=False, description="Fills raw_data/; see the file's head.")
-    parser.add_argument("--models", default=",".join(known), help="names, comma-separated (default: all)")
-    parser.add_argument("--accel_root_dir", default=str(folder.parent), help="where the device's folder is")
+    parser = argparse.ArgumentParser(
+        prog=prog, allow_abbrev=False, description="Fills raw_data/; see the file's head."
+    )
+    parser.add_argument(
+        "--models", default=",".join(known), help="names, comma-separated (default: all)"
+    )
+    parser.add_argument(
+        "--accel_root_dir", default=str(folder.parent), help="where the device's folder is"
+    )
     given, flags = parser.parse_known_args(argv)
     names = given.models.split(",")
     try:
@@ -45,7 +61,10 @@ def main(folder: Path, argv: Sequence[str]) -> int:
             if name not in known:
                 raise ValueError(f"--models: {name!r} is not among {', '.join(known)}")
         defaults = {"num_batches": 4, "nepochs": 10, "max_mini_batch_size": BATCHES[-1]}
-        configs = [parse(["--config_file", str(known[name]), *flags], prog, forced=defaults) for name in names]
+        configs = [
+            parse(["--config_file", str(known[name]), *flags], prog, forced=defaults)
+            for name in names
+        ]
         with Progress("auto") as progress, progress.step("timing") as on_fraction:
             for config in configs:
                 fill(device, config, on_fraction)

@@ -31,10 +31,11 @@ class LatencyModel(Protocol):
 class Profile:
     """Time by batch size for one model: {items: ms}, and where it comes from.
 
-    `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was measured. `spread`:
-    {items: the mean of each twentieth of the times over `ms`}, so equally likely factors with the right mean.
-    `wake_us`, `gap_us`: what the harness adds before a task on an idle and on a busy engine, `arrival_us`: what each
-    query that arrives while a task runs takes from it, as the driver runs on the engines' cores (accelerator.service).
+    `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was
+    measured. `spread`: {items: the mean of each twentieth of the times over `ms`}, so equally
+    likely factors with the right mean. `wake_us`, `gap_us`: what the harness adds before a task on
+    an idle and on a busy engine, `arrival_us`: what each query that arrives while a task runs takes
+    from it, as the driver runs on the engines' cores (accelerator.service).
     """
 
     batch_ms: Mapping[int, float]
@@ -48,7 +49,9 @@ class Profile:
     def __post_init__(self) -> None:
         for times in (self.batch_ms, *self.busy_ms.values()):
             if not times or any(n < 1 or not ms > 0 for n, ms in times.items()):
-                raise ValueError("a profile needs batch sizes of at least 1 item and times above 0 ms")
+                raise ValueError(
+                    "a profile needs batch sizes of at least 1 item and times above 0 ms"
+                )
         if any(n_busy < 1 for n_busy in self.busy_ms):
             raise ValueError("a profile's neighbours are counted from 1")
         if any(len(row) != SPREAD or not min(row) > 0 for row in self.spread.values()):
@@ -57,11 +60,12 @@ class Profile:
             raise ValueError(f"a profile's {', '.join(OVERHEADS)} are at least 0")
 
     def ms(self, n_items: int, n_busy: int = 0) -> float:
-        """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured, flat beyond.
+        """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured,
+        flat beyond.
 
-        Between two sizes the logarithm of the time is interpolated linearly in log2 of the batch (exact where time
-        follows a power of the batch, so also where it is proportional to it). Beyond the largest size every further
-        item costs what an item costs between the last two.
+        Between two sizes the logarithm of the time is interpolated linearly in log2 of the batch
+        (exact where time follows a power of the batch, so also where it is proportional to it).
+        Beyond the largest size every further item costs what an item costs between the last two.
         """
         if n_items < 1:
             raise ValueError(f"a batch of {n_items} items has no latency; expected at least 1")
@@ -75,13 +79,18 @@ class Profile:
         low_N = _interpolated_ms(levels[below], n_items_N)
         if above == below:
             return low_N
-        return low_N + (n_busy - below) / (above - below) * (_interpolated_ms(levels[above], n_items_N) - low_N)
+        return low_N + (n_busy - below) / (above - below) * (
+            _interpolated_ms(levels[above], n_items_N) - low_N
+        )
 
 
-def _interpolated_ms(batch_ms: Mapping[int, float], n_items_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _interpolated_ms(
+    batch_ms: Mapping[int, float], n_items_N: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     sizes = sorted(batch_ms)
     known_ms = np.array([batch_ms[n] for n in sizes])
-    last, before = sizes[-1], sizes[-2] if len(sizes) > 1 else 0
+    last = sizes[-1]
+    before = sizes[-2] if len(sizes) > 1 else 0
     ms_per_item = max((batch_ms[last] - batch_ms.get(before, 0.0)) / (last - before), 0.0)
     times_N: npt.NDArray[np.float64] = np.where(
         n_items_N > last,
@@ -99,15 +108,20 @@ def spread_of(times: npt.NDArray[np.float64], typical: float) -> tuple[float, ..
 
 
 def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
-    """int64[busy neighbours, max_items + 1]: time of a task; a row for 0, 1, ... neighbours, item 0 has no meaning."""
-    levels, n_items_N = range(max(profile.busy_ms, default=0) + 1), np.arange(1, max_items + 1)
+    """int64[busy neighbours, max_items + 1]: time of a task; a row for 0, 1, ... neighbours, item 0
+    has no meaning.
+    """
+    levels = range(max(profile.busy_ms, default=0) + 1)
+    n_items_N = np.arange(1, max_items + 1)
     times_KN = np.array([profile.times_ms(n_items_N, k) for k in levels])
     return np.pad(np.rint(times_KN * NS_PER_MS).astype(np.int64), ((0, 0), (1, 0)))
 
 
 @dataclass
 class ProfiledDevice:
-    """A LatencyModel over one profile per model; the first task beyond a profile's largest batch is logged."""
+    """A LatencyModel over one profile per model; the first task beyond a profile's largest batch is
+    logged.
+    """
 
     name: str
     profiles: Mapping[str, Profile]
@@ -119,45 +133,65 @@ class ProfiledDevice:
         if not self._beyond_said and n_items > max(profile.batch_ms):
             self._beyond_said = True
             log.warning(
-                "%s was profiled for %s up to %d items; beyond, the last two sizes' cost per item is used",
-                self.name, model, max(profile.batch_ms),
-            )  # fmt: skip
+                "%s was profiled for %s up to %d items; beyond, the last two sizes' cost per item "
+                "is used",
+                self.name,
+                model,
+                max(profile.batch_ms),
+            )
         return round(profile.ms(n_items, n_busy) * NS_PER_MS)
 
 
 def read_profile(path: Path) -> Profile:
-    """A characterization file: `# key: value` lines of provenance, then batch,ms[,n_busy][,s1,...,s20] rows.
+    """A characterization file: `# key: value` lines of provenance, then
+    batch,ms[,n_busy][,s1,...,s20] rows.
 
     The spread stands beside the times without neighbours. Raises ValueError.
     """
     text = path.read_text().splitlines()
-    provenance = dict(line[1:].strip().split(": ", 1) for line in text if line.startswith("#") and ": " in line)
+    provenance = dict(
+        line[1:].strip().split(": ", 1) for line in text if line.startswith("#") and ": " in line
+    )
     rows = csv.DictReader(line for line in text if line.strip() and not line.startswith("#"))
     levels: dict[int, dict[int, float]] = {0: {}}
     spread: dict[int, tuple[float, ...]] = {}
     try:
         for row in rows:
-            n_busy, batch = int(row.get("n_busy") or 0), int(row["batch"])
+            n_busy = int(row.get("n_busy") or 0)
+            batch = int(row["batch"])
             levels.setdefault(n_busy, {})[batch] = float(row["ms"])
             if n_busy == 0 and row.get("s1"):
                 spread[batch] = tuple(float(row[name]) for name in _SPREAD_COLUMNS)
         overhead = {name: float(provenance.pop(name, 0.0)) for name in OVERHEADS}
         return Profile(levels.pop(0), provenance, levels, spread, **overhead)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy") from error
+        raise ValueError(
+            f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy"
+        ) from error
 
 
 def write_profile(path: Path, profile: Profile) -> None:
     """The inverse of `read_profile`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"# {key}: {value}" for key, value in profile.provenance.items()]
-    lines += [f"# {name}: {getattr(profile, name):.4g}" for name in OVERHEADS if getattr(profile, name)]
-    columns = ["batch", "ms", *(["n_busy"] if profile.busy_ms else []), *(_SPREAD_COLUMNS if profile.spread else [])]
+    lines += [
+        f"# {name}: {getattr(profile, name):.4g}" for name in OVERHEADS if getattr(profile, name)
+    ]
+    columns = [
+        "batch",
+        "ms",
+        *(["n_busy"] if profile.busy_ms else []),
+        *(_SPREAD_COLUMNS if profile.spread else []),
+    ]
     lines.append(",".join(columns))
     for n_busy, times in sorted({0: profile.batch_ms, **profile.busy_ms}.items()):
         for n in sorted(times):
             row = [f"{n},{times[n]:.6g}", *([str(n_busy)] if profile.busy_ms else [])]
             if profile.spread:
-                row += [f"{x:.4g}" for x in profile.spread[n]] if n_busy == 0 and n in profile.spread else [""] * SPREAD
+                row += (
+                    [f"{x:.4g}" for x in profile.spread[n]]
+                    if n_busy == 0 and n in profile.spread
+                    else [""] * SPREAD
+                )
             lines.append(",".join(row))
     path.write_text("\n".join(lines) + "\n")

@@ -34,10 +34,13 @@ EXECUTION_MS = 5  # which of a row's six numbers is the execution time per itera
 
 
 def characterize(device: Device, model: str) -> Profile:
-    """The device's profile of a model, from its raw data if there is any; raises ValueError if nothing is known."""
+    """The device's profile of a model, from its raw data if there is any; raises ValueError if
+    nothing is known.
+    """
     if device.kind == "roofline":
         return latency_profile(
-            device, parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
+            device,
+            parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model,
         )
     if device.kind == "speedup":
         return derived_profile(device, model, characterize(device.baseline, model))
@@ -48,9 +51,13 @@ def characterize(device: Device, model: str) -> Profile:
         if len(rows) != len(BATCHES) or any(len(row) != 6 for row in rows):
             raise ValueError(f"{raw}: expected {len(BATCHES)} rows of six numbers")
         provenance = {
-            "device": device.name, "model": model, "source": f"raw_data/{raw.name}, execution time per iteration",
-            "cpu": cpu_name(), "torch": package_versions()["torch"], "key": read_key(device, model),
-        }  # fmt: skip
+            "device": device.name,
+            "model": model,
+            "source": f"raw_data/{raw.name}, execution time per iteration",
+            "cpu": cpu_name(),
+            "torch": package_versions()["torch"],
+            "key": read_key(device, model),
+        }
         times = [row[EXECUTION_MS] for row in rows]
         write_profile(path, Profile(dict(zip(BATCHES, times, strict=True)), provenance))
     if not path.is_file():
@@ -63,22 +70,32 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--device", required=True, help="folder under accel_root_dir")
     parser.add_argument("--accel_root_dir", default=str(Path(__file__).resolve().parent))
-    parser.add_argument("--model", help="rm1 rm2 rm3 ncf wnd mtwnd din dien; without it: all that have raw data")
+    parser.add_argument(
+        "--model", help="rm1 rm2 rm3 ncf wnd mtwnd din dien; without it: all that have raw data"
+    )
     parser.add_argument("--batch", type=int, help="items; without it: the profile's sizes")
     given = parser.parse_args(argv)
     try:
         device = load_device(accelerator_root(given.accel_root_dir), given.device)
         base = device.baseline if device.kind == "speedup" else device
-        found = sorted(f.stem.removeprefix("results_") for f in base.folder.glob("raw_data/results_*.txt"))
+        found = sorted(
+            f.stem.removeprefix("results_") for f in base.folder.glob("raw_data/results_*.txt")
+        )
         measured = [
-            name for name in model_configs() if (base.folder / "characterization_data" / f"{name}.csv").is_file()
+            name
+            for name in model_configs()
+            if (base.folder / "characterization_data" / f"{name}.csv").is_file()
         ]
         everything = sorted(model_configs()) if base.kind == "roofline" else found or measured
         models = [given.model] if given.model else everything
         if unknown := set(models) - set(model_configs()):
-            raise ValueError(f"--model: {', '.join(unknown)} is not among {', '.join(model_configs())}")
+            raise ValueError(
+                f"--model: {', '.join(unknown)} is not among {', '.join(model_configs())}"
+            )
         if not models:
-            raise ValueError(f"{base.folder / 'raw_data'}: empty; run {base.folder / 'generate_data.py'} first")
+            raise ValueError(
+                f"{base.folder / 'raw_data'}: empty; run {base.folder / 'generate_data.py'} first"
+            )
         for model in models:
             profile = characterize(device, model)
             for batch in [given.batch] if given.batch is not None else sorted(profile.batch_ms):

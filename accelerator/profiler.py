@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures models on a device of this machine over batch sizes 1 to 4096 and writes the device's profiles.
+"""Measures models on a device of this machine over batch sizes 1 to 4096 and writes the device's
+profiles.
 
 python accelerator/profiler.py --device cpu_core [--models rm1,wnd] [--neighbours N] [flags of DeepRecSys.py]
 
-A CPU core is measured alone and, with --neighbours, while 1, ..., N other cores run the same model; the spread of the
-times is written beside the medians. A CUDA device is timed by events, with the transfer of the inputs (the profile) and
-without (a second file, <model>_compute.csv).
+A CPU core is measured alone and, with --neighbours, while 1, ..., N other cores run the same model;
+the spread of the times is written beside the medians. A CUDA device is timed by events, with the
+transfer of the inputs (the profile) and without (a second file, <model>_compute.csv).
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from multiprocessing.synchronize import Semaphore
 import numpy as np
 import torch
 
-from accelerator.devices import BATCHES, Device, accelerator_root, load_device, model_configs, profile_key
+from accelerator.devices import (
+    BATCHES,
+    Device,
+    accelerator_root,
+    load_device,
+    model_configs,
+    profile_key,
+)
 from accelerator.latency import Profile, spread_of, write_profile
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
@@ -52,8 +60,11 @@ _NEIGHBOUR_ITEMS = 64
 _PR_SET_PDEATHSIG, _START_S = 1, 60
 
 
-def measure_cpu_core(model: RecModel, inputs: InputPool | QueryPool, batches: Sequence[int] = BATCHES) -> Profile:
-    """Median ms of slicing and forward on one core, one thread; fresh items for every call, some seconds in all.
+def measure_cpu_core(
+    model: RecModel, inputs: InputPool | QueryPool, batches: Sequence[int] = BATCHES
+) -> Profile:
+    """Median ms of slicing and forward on one core, one thread; fresh items for every call, some
+    seconds in all.
 
     Batches beyond the pool's inputs are left out; the largest input is measured in their place.
     """
@@ -67,40 +78,56 @@ def measure_cpu_cores(
     n_neighbours: int,
     on_fraction: OnFraction | None = None,
 ) -> Profile:
-    """The same, and while 1, ..., `n_neighbours` forked neighbours run the model on inputs of their own choice."""
+    """The same, and while 1, ..., `n_neighbours` forked neighbours run the model on inputs of their
+    own choice.
+    """
     torch.set_num_threads(1)
     sizes = sorted({min(n, inputs.max_items) for n in batches})
-    _times_s(model, inputs, min(_NEIGHBOUR_ITEMS, inputs.max_items), _BUDGET_S)  # caches, page tables and clocks settle
+    _times_s(
+        model, inputs, min(_NEIGHBOUR_ITEMS, inputs.max_items), _BUDGET_S
+    )  # caches, page tables and clocks settle
     levels: dict[int, dict[int, float]] = {n_busy: {} for n_busy in range(n_neighbours + 1)}
     spread: dict[int, tuple[float, ...]] = {}
     rounds = _ROUNDS if n_neighbours else 1
     with neighbours(model, inputs, n_neighbours) as keep_busy:
         for done, n in enumerate(sizes):
             times: dict[int, list[float]] = {n_busy: [] for n_busy in levels}
-            for _ in range(rounds):  # in turn, so that what else happens on the machine meets all of them
+            for _ in range(
+                rounds
+            ):  # in turn, so that what else happens on the machine meets all of them
                 for n_busy, own in times.items():
                     keep_busy(n_busy)
                     own.extend(_times_s(model, inputs, n, _BUDGET_S / rounds))
             for n_busy, own in times.items():
                 levels[n_busy][n] = statistics.median(own) * 1e3
-                spread[n] = spread_of(np.array(own), statistics.median(own))  # that of the most neighbours stays
+                spread[n] = spread_of(
+                    np.array(own), statistics.median(own)
+                )  # that of the most neighbours stays
             if on_fraction is not None:
                 on_fraction((done + 1) / len(sizes), f"batch {n}")
-    return Profile(levels.pop(0), {
-        "source": "measured on this machine, one thread, median",
-        "cpu": cpu_name(),
-        "torch": package_versions()["torch"],
-        "date": time.strftime("%Y-%m-%d"),
-    }, levels, spread)  # fmt: skip
+    return Profile(
+        levels.pop(0),
+        {
+            "source": "measured on this machine, one thread, median",
+            "cpu": cpu_name(),
+            "torch": package_versions()["torch"],
+            "date": time.strftime("%Y-%m-%d"),
+        },
+        levels,
+        spread,
+    )
 
 
 def measure_cuda(
     model: RecModel, inputs: InputPool | QueryPool, batches: Sequence[int], *, with_transfer: bool
 ) -> Profile:  # pragma: no cover (needs a GPU)
-    """Median ms by CUDA events of forward on the device, the copy of the inputs from pinned memory included or not."""
+    """Median ms by CUDA events of forward on the device, the copy of the inputs from pinned memory
+    included or not.
+    """
     where, stream = torch.device("cuda"), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     on_device = model.to(where)
-    sizes, batch_ms = sorted({min(n, inputs.max_items) for n in batches}), {}
+    sizes = sorted({min(n, inputs.max_items) for n in batches})
+    batch_ms = {}
     with torch.inference_mode(), torch.cuda.stream(stream):
         for n in sizes:
             times = []
@@ -116,23 +143,34 @@ def measure_cuda(
                 end.synchronize()
                 times.append(begin.elapsed_time(end))
             batch_ms[n] = statistics.median(times[5:])
-    return Profile(batch_ms, {
-        "source": f"measured with CUDA events, {'with' if with_transfer else 'without'} the transfer, median",
-        "gpu": torch.cuda.get_device_name(), "cpu": cpu_name(), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    })  # fmt: skip
+    return Profile(
+        batch_ms,
+        {
+            "source": f"measured with CUDA events, {'with' if with_transfer else 'without'} the "
+            "transfer, median",
+            "gpu": torch.cuda.get_device_name(),
+            "cpu": cpu_name(),
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        },
+    )
 
 
 @contextmanager
-def neighbours(model: RecModel, inputs: InputPool | QueryPool, n: int) -> Iterator[Callable[[int], None]]:
-    """n processes that run the model; what is yielded lets the first k of them work and stops the others.
+def neighbours(
+    model: RecModel, inputs: InputPool | QueryPool, n: int
+) -> Iterator[Callable[[int], None]]:
+    """n processes that run the model; what is yielded lets the first k of them work and stops the
+    others.
 
     Raises RuntimeError if one does not start.
     """
-    context, parent = multiprocessing.get_context("fork"), os.getpid()
+    context = multiprocessing.get_context("fork")
+    parent = os.getpid()
     ready = context.Semaphore(0)
     processes = [
-        context.Process(target=_keep_busy, args=(model, inputs, i, parent, ready), daemon=True) for i in range(n)
+        context.Process(target=_keep_busy, args=(model, inputs, i, parent, ready), daemon=True)
+        for i in range(n)
     ]
 
     def keep_busy(n_busy: int) -> None:
@@ -154,15 +192,22 @@ def neighbours(model: RecModel, inputs: InputPool | QueryPool, n: int) -> Iterat
 
 
 @torch.inference_mode()
-def _keep_busy(model: RecModel, inputs: InputPool | QueryPool, index: int, parent: int, ready: Semaphore) -> None:
+def _keep_busy(
+    model: RecModel, inputs: InputPool | QueryPool, index: int, parent: int, ready: Semaphore
+) -> None:
     # A stopped neighbour looks at nothing: the kernel ends it with its parent.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     ready.release()  # from here on it may be stopped
-    n_items, i = min(_NEIGHBOUR_ITEMS, inputs.max_items), index
+    n_items = min(_NEIGHBOUR_ITEMS, inputs.max_items)
+    i = index
     while os.getppid() == parent:
         i += 1
-        model(inputs.batch(i % inputs.n_inputs, (i * n_items) % (inputs.max_items - n_items + 1), n_items))
+        model(
+            inputs.batch(
+                i % inputs.n_inputs, (i * n_items) % (inputs.max_items - n_items + 1), n_items
+            )
+        )
 
 
 def torch_device(device: Device) -> torch.device:
@@ -172,17 +217,24 @@ def torch_device(device: Device) -> torch.device:
     wanted = str(device.settings.get("cuda_name", device.name))
     found = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     if wanted not in found:
-        derived = ("; its times are derived from this machine's CPU core and published_speedup.csv without it"
-                   if device.kind == "speedup" else "")  # fmt: skip
+        derived = (
+            "; its times are derived from this machine's CPU core and published_speedup.csv "
+            "without it"
+            if device.kind == "speedup"
+            else ""
+        )
         raise ValueError(f"needs a {wanted}, but here is {found}{derived}")
     return torch.device("cuda")
 
 
-def standalone_rows(device: Device, config: RunConfig, on_fraction: OnFraction) -> list[list[float]]:
+def standalone_rows(
+    device: Device, config: RunConfig, on_fraction: OnFraction
+) -> list[list[float]]:
     """For every batch the six numbers of a standalone run on the device; see models.standalone."""
     where = torch_device(device)
     torch.set_num_threads(1)
-    seed, rows = config.inputs.numpy_rand_seed, []
+    seed = config.inputs.numpy_rand_seed
+    rows = []
     model = build(config.model, seed, device=where)
     inputs = InputPool(config.model, config.inputs.num_batches, BATCHES[-1], seed)
     for i, batch in enumerate(BATCHES):
@@ -192,12 +244,18 @@ def standalone_rows(device: Device, config: RunConfig, on_fraction: OnFraction) 
 
 
 @torch.inference_mode()
-def _times_s(model: RecModel, inputs: InputPool | QueryPool, n_items: int, budget_s: float) -> list[float]:
-    """Some calls on fresh items, the first two left out. A core that was idle is slow at first, so it runs warm."""
+def _times_s(
+    model: RecModel, inputs: InputPool | QueryPool, n_items: int, budget_s: float
+) -> list[float]:
+    """Some calls on fresh items, the first two left out.
+
+    A core that was idle is slow at first, so it runs warm.
+    """
     begun = time.perf_counter()
     while time.perf_counter() - begun < _SETTLE_S:
         model(inputs.batch(0, 0, n_items))
-    times, begun = [], time.perf_counter()
+    times = []
+    begun = time.perf_counter()
     for i in range(_REPEATS + 2):
         first = (i * n_items) % (inputs.max_items - n_items + 1)
         start = time.perf_counter()
@@ -208,18 +266,25 @@ def _times_s(model: RecModel, inputs: InputPool | QueryPool, n_items: int, budge
     return times[2:]
 
 
-def profile_model(device: Device, config: RunConfig, n_neighbours: int, on_fraction: OnFraction) -> Path:
+def profile_model(
+    device: Device, config: RunConfig, n_neighbours: int, on_fraction: OnFraction
+) -> Path:
     """Measure one model and write the device's profile of it; returns the file."""
-    where, seed = torch_device(device), config.inputs.numpy_rand_seed
+    where = torch_device(device)
+    seed = config.inputs.numpy_rand_seed
     torch.set_num_threads(1)
     model = build(config.model, seed, device=where)
-    inputs = InputPool(config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed)
-    path, key = device.characterization(config.model), {"key": profile_key(config.model, inputs.max_items)}
+    inputs = InputPool(
+        config.model, config.inputs.num_batches, config.inputs.max_mini_batch_size, seed
+    )
+    path = device.characterization(config.model)
+    key = {"key": profile_key(config.model, inputs.max_items)}
     names = {"device": device.name, "model": config.model.name}
     if where.type == "cuda":
         compute = measure_cuda(model, inputs, ALL_BATCHES, with_transfer=False)
         write_profile(
-            path.with_stem(f"{path.stem}_compute"), Profile(compute.batch_ms, {**names, **compute.provenance})
+            path.with_stem(f"{path.stem}_compute"),
+            Profile(compute.batch_ms, {**names, **compute.provenance}),
         )
         profile = measure_cuda(model, inputs, ALL_BATCHES, with_transfer=True)
     else:
@@ -235,9 +300,14 @@ def main(argv: Sequence[str]) -> int:
         prog="accelerator/profiler.py", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
     parser.add_argument("--device", default="cpu_core", help="folder under accel_root_dir")
-    parser.add_argument("--models", default=",".join(known), help="names, comma-separated (default: all)")
     parser.add_argument(
-        "--neighbours", type=int, default=0, help="CPU: measure beside 1, ..., this many busy cores too"
+        "--models", default=",".join(known), help="names, comma-separated (default: all)"
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=0,
+        help="CPU: measure beside 1, ..., this many busy cores too",
     )
     parser.add_argument("--accel_root_dir", default=str(Path(__file__).resolve().parent))
     given, flags = parser.parse_known_args(argv)
@@ -246,14 +316,19 @@ def main(argv: Sequence[str]) -> int:
         torch_device(device)
         if not 0 <= given.neighbours < len(usable_cores()):
             raise ValueError(
-                f"--neighbours: {given.neighbours}; expected 0 to {len(usable_cores()) - 1}, cores minus one"
+                f"--neighbours: {given.neighbours}; expected 0 to {len(usable_cores()) - 1}, "
+                "cores minus one"
             )
         for name in given.models.split(","):
             if name not in known:
                 raise ValueError(f"--models: {name!r} is not among {', '.join(known)}")
         defaults = {"num_batches": 4, "max_mini_batch_size": ALL_BATCHES[-1]}
         configs = [
-            parse(["--config_file", str(known[name]), *flags], "accelerator/profiler.py", forced=defaults)
+            parse(
+                ["--config_file", str(known[name]), *flags],
+                "accelerator/profiler.py",
+                forced=defaults,
+            )
             for name in given.models.split(",")
         ]
         for config in configs:

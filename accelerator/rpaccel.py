@@ -1,7 +1,9 @@
-"""RPAccel's latency model (Gupta et al., RecPipe, MICRO 2021): as released, and with its faults corrected one by one.
+"""RPAccel's latency model (Gupta et al., RecPipe, MICRO 2021): as released, and with its faults
+corrected one by one.
 
-Pure functions of a ranker, a number of items and a sub-array of the chip; cycles unless a name says otherwise. With
-`Corrections()` the numbers are the released model's to the last bit; every correction is a switch of its own.
+Pure functions of a ranker, a number of items and a sub-array of the chip; cycles unless a name says
+otherwise. With `Corrections()` the numbers are the released model's to the last bit; every
+correction is a switch of its own.
 """
 
 # N items of a stage, l look-ups an item, d embedding width, A multipliers along a side of the array
@@ -21,13 +23,18 @@ GIB_S_IN_BYTES_PER_NS = 2**30 / 1e9
 SRAM_BYTES_PER_CYCLE = 64
 SCORE_BINS = 16  # the filter takes so many scores a cycle
 RELEASED_MISS_RATE = 0.5  # of the embedding cache: a constant in the release
-PCIE_START, PCIE_IN_PER_ITEM, PCIE_OUT_PER_ITEM = 5.0, 12 / 4096, 5 / 4096  # us; the release adds 1000 times as cycles
+# us; the release adds 1000 times as cycles
+PCIE_START = 5.0
+PCIE_IN_PER_ITEM = 12 / 4096
+PCIE_OUT_PER_ITEM = 5 / 4096
 CHIP_SIDE = 128  # multipliers along a side of the whole array
 
 
 @dataclass(frozen=True, slots=True)
 class SubArray:
-    """A systolic array with its own weight buffer, embedding cache and share of the DRAM's bandwidth."""
+    """A systolic array with its own weight buffer, embedding cache and share of the DRAM's
+    bandwidth.
+    """
 
     side: int
     dram_gib_s: float
@@ -44,13 +51,22 @@ class SubArray:
         return (CHIP_SIDE // self.side) ** 2
 
 
-# The release's hardware configurations by the number of sub-arrays; 64 has a quarter of its share of the bandwidth.
-RELEASED_ARRAYS = {1: SubArray(128, 32), 4: SubArray(64, 8), 16: SubArray(32, 2), 64: SubArray(16, 0.125)}
+# The release's hardware configurations by the number of sub-arrays; 64 has a quarter of its share
+# of the bandwidth.
+RELEASED_ARRAYS = {
+    1: SubArray(128, 32),
+    4: SubArray(64, 8),
+    16: SubArray(32, 2),
+    64: SubArray(16, 0.125),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Ranker:
-    """A model as the accelerator sees it. `bottom` and `top` are widths; `top` without its input for DLRM."""
+    """A model as the accelerator sees it.
+
+    `bottom` and `top` are widths; `top` without its input for DLRM.
+    """
 
     name: str
     width: int
@@ -76,7 +92,11 @@ class Ranker:
     def weight_bytes(self, *, dot: bool) -> float:
         """Of both MLPs."""
         stacks = (self.bottom, self.top_widths(dot=dot))
-        return sum(FLOAT_BYTES * n_in * n_out for stack in stacks for n_in, n_out in itertools.pairwise(stack))
+        return sum(
+            FLOAT_BYTES * n_in * n_out
+            for stack in stacks
+            for n_in, n_out in itertools.pairwise(stack)
+        )
 
 
 RANKERS = {
@@ -96,14 +116,21 @@ RANKERS = {
 class Corrections:
     """Which faults of the released model are corrected; none by default."""
 
-    units: bool = False  # PCIe in us and not 8 times that, the filter's cycles undivided, sums and last slices counted
+    # PCIe in us and not 8 times that, the filter's cycles undivided, sums and last slices counted
+    units: bool = False
     dot_interaction: bool = False  # the interaction that the models have, and its products
     partitioned_sram: bool = False  # sub-arrays share the chip's buffers and its DRAM evenly
-    resident_weights: bool = False  # what fits the weight buffer is loaded once and not for every query
-    overlap: bool = False  # a layer computes while the next weights load, rows are gathered beside the bottom MLP
+    resident_weights: bool = (
+        False  # what fits the weight buffer is loaded once and not for every query
+    )
+    # a layer computes while the next weights load, rows are gathered beside the bottom MLP
+    overlap: bool = False
     embedding_cache: bool = False  # the miss rate is the caller's, of an LRU cache on real ids
-    cache_port: bool = False  # the cache's port is as wide as the array; the release's as the smallest array's for all
-    top_k_unit: bool = False  # the filter hands out the best, which takes time, and they go back over the link
+    # the cache's port is as wide as the array; the release's as the smallest array's for all
+    cache_port: bool = False
+    top_k_unit: bool = (
+        False  # the filter hands out the best, which takes time, and they go back over the link
+    )
     pcie_once: bool = False  # a query crosses the link once, not once a stage
     sub_batches: bool = False  # a stage begins with what the one before it has let through
 
@@ -138,31 +165,48 @@ class Parts:
 
 def transfer_cycles(n_bytes: float, array: SubArray) -> float:
     """From DRAM: its latency, then the bytes at its bandwidth."""
-    return array.dram_latency_cycles + (n_bytes / (array.dram_gib_s * GIB_S_IN_BYTES_PER_NS)) / array.clock_ns
+    return (
+        array.dram_latency_cycles
+        + (n_bytes / (array.dram_gib_s * GIB_S_IN_BYTES_PER_NS)) / array.clock_ns
+    )
 
 
 def load_cycles(n_in: int, n_out: int, array: SubArray, *, exact: bool = False) -> float:
-    """A layer's weights into their buffer, slice by slice; the release charges the last slice in full."""
+    """A layer's weights into their buffer, slice by slice; the release charges the last slice in
+    full.
+    """
     n_bytes = FLOAT_BYTES * n_in * n_out
     n_slices = math.ceil(n_bytes / array.weight_sram_bytes)
     if exact:
-        return n_slices * array.dram_latency_cycles + transfer_cycles(n_bytes, array) - array.dram_latency_cycles
+        return (
+            n_slices * array.dram_latency_cycles
+            + transfer_cycles(n_bytes, array)
+            - array.dram_latency_cycles
+        )
     return n_slices * transfer_cycles(min(array.weight_sram_bytes, n_bytes), array)
 
 
-def compute_cycles(n_in: int, n_out: int, n_items: int, array: SubArray, *, sums: bool = False) -> float:
+def compute_cycles(
+    n_in: int, n_out: int, n_items: int, array: SubArray, *, sums: bool = False
+) -> float:
     """A layer on the array, weights stationary: every tile is filled, drained and streamed through.
 
     `sums`: adding up the partial sums of the tiles, which the release computes and drops.
     """
-    side, tiles_in = array.side, math.ceil(n_in / array.side)
+    side = array.side
+    tiles_in = math.ceil(n_in / array.side)
     n_tiles = tiles_in * math.ceil(n_out / side)
     cycles = float(n_tiles * (min(n_in, side) + min(n_out, side) + n_items))
     return cycles + (n_out + tiles_in) / 8 if sums else cycles
 
 
 def mlp_cycles(
-    widths: Sequence[int], n_items: int, array: SubArray, fixes: Corrections = RELEASED, *, loaded: bool = True
+    widths: Sequence[int],
+    n_items: int,
+    array: SubArray,
+    fixes: Corrections = RELEASED,
+    *,
+    loaded: bool = True,
 ) -> float:
     """A stack of layers; `loaded`: weights come from DRAM for this query."""
     cycles = 0.0
@@ -174,9 +218,16 @@ def mlp_cycles(
 
 
 def embedding_cycles(
-    ranker: Ranker, n_items: int, array: SubArray, miss: float, flash_miss: float = 0.0, *, wide_port: bool = False
+    ranker: Ranker,
+    n_items: int,
+    array: SubArray,
+    miss: float,
+    flash_miss: float = 0.0,
+    *,
+    wide_port: bool = False,
 ) -> float:
-    """Rows from DRAM where the cache misses, from flash where the DRAM does, and all others from SRAM.
+    """Rows from DRAM where the cache misses, from flash where the DRAM does, and all others from
+    SRAM.
 
     `wide_port`: SRAM gives a number to each multiplier along a side in every cycle.
     """
@@ -186,14 +237,20 @@ def embedding_cycles(
     dram = transfer_cycles(n_bytes * miss, array)
     flash = 0.0
     if flash_miss:
-        seconds = (n_bytes * flash_miss / (array.flash_gib_s * GIB_S_IN_BYTES_PER_NS)) / array.clock_ns
+        seconds = (
+            n_bytes * flash_miss / (array.flash_gib_s * GIB_S_IN_BYTES_PER_NS)
+        ) / array.clock_ns
         flash = array.flash_latency_cycles + seconds
     port_bytes = FLOAT_BYTES * array.side if wide_port else SRAM_BYTES_PER_CYCLE
     return max(flash, dram) + n_bytes * (1 - miss) / port_bytes
 
 
-def filter_cycles(n_items: int, n_kept: int, array: SubArray, fixes: Corrections = RELEASED) -> float:
-    """Choosing the best on the chip; the release's independent of how many, and once too often over the clock."""
+def filter_cycles(
+    n_items: int, n_kept: int, array: SubArray, fixes: Corrections = RELEASED
+) -> float:
+    """Choosing the best on the chip; the release's independent of how many, and once too often over
+    the clock.
+    """
     taken = n_items / SCORE_BINS
     handed_out = n_kept if fixes.top_k_unit else 0
     return (taken if fixes.units else taken / array.clock_ns) + handed_out
@@ -207,43 +264,71 @@ def host_sort_ns(n_items: int) -> float:
     raise ValueError(f"{n_items} items: the release states sorting times up to 4096")
 
 
-def pcie_cycles(n_items: int, us_per_item: float, array: SubArray, fixes: Corrections = RELEASED) -> float:
-    """Over the link, start included; the release adds nanoseconds as cycles, 8 times the time it means."""
+def pcie_cycles(
+    n_items: int, us_per_item: float, array: SubArray, fixes: Corrections = RELEASED
+) -> float:
+    """Over the link, start included; the release adds nanoseconds as cycles, 8 times the time it
+    means.
+    """
     ns = (PCIE_START + us_per_item * n_items) * NS_PER_US
     return ns / array.clock_ns if fixes.units else ns
 
 
 def interaction_cycles(ranker: Ranker, n_items: int, array: SubArray) -> float:
-    """All vectors with each other, item after item: one factor fills the array, the other streams through."""
+    """All vectors with each other, item after item: one factor fills the array, the other streams
+    through.
+    """
     if ranker.mf_width is not None:
         return float(math.ceil(ranker.mf_width / array.side) * n_items)
-    n_vectors, side = ranker.lookups + 1, array.side
+    n_vectors = ranker.lookups + 1
+    side = array.side
     n_tiles = math.ceil(ranker.width / side) * math.ceil(n_vectors / side)
     return float(n_items * n_tiles * (min(ranker.width, side) + n_vectors))
 
 
 def shared(array: SubArray) -> SubArray:
     """The sub-array with its even share of the chip's buffers and bandwidth."""
-    n, whole = array.n_on_chip, RELEASED_ARRAYS[1]
+    n = array.n_on_chip
+    whole = RELEASED_ARRAYS[1]
     return SubArray(
-        array.side, whole.dram_gib_s / n, array.clock_ns, array.dram_latency_cycles, array.flash_latency_cycles,
-        array.flash_gib_s, whole.weight_sram_bytes / n, whole.cache_bytes / n,
-    )  # fmt: skip
+        array.side,
+        whole.dram_gib_s / n,
+        array.clock_ns,
+        array.dram_latency_cycles,
+        array.flash_latency_cycles,
+        array.flash_gib_s,
+        whole.weight_sram_bytes / n,
+        whole.cache_bytes / n,
+    )
 
 
 def stage_parts(
-    ranker: Ranker, n_items: int, n_kept: int, array: SubArray, fixes: Corrections = RELEASED,
-    miss: float = RELEASED_MISS_RATE, *, first: bool = True, last: bool = True,
-) -> Parts:  # fmt: skip
-    """One stage of a query. `n_kept`: items handed out (the release always passes 0); `miss` is read with the
-    correction of the cache; `first`, `last`: where the stage stands in its pipeline, for PCIe once a query.
+    ranker: Ranker,
+    n_items: int,
+    n_kept: int,
+    array: SubArray,
+    fixes: Corrections = RELEASED,
+    miss: float = RELEASED_MISS_RATE,
+    *,
+    first: bool = True,
+    last: bool = True,
+) -> Parts:
+    """One stage of a query.
+
+    `n_kept`: items handed out (the release always passes 0); `miss` is read with the correction of
+    the cache; `first`, `last`: where the stage stands in its pipeline, for PCIe once a query.
     """
     own = shared(array) if fixes.partitioned_sram else array
-    resident = fixes.resident_weights and ranker.weight_bytes(dot=fixes.dot_interaction) <= own.weight_sram_bytes
+    resident = (
+        fixes.resident_weights
+        and ranker.weight_bytes(dot=fixes.dot_interaction) <= own.weight_sram_bytes
+    )
     own_miss = miss if fixes.embedding_cache else RELEASED_MISS_RATE
     embedding = embedding_cycles(ranker, n_items, own, own_miss, wide_port=fixes.cache_port)
     bottom = mlp_cycles(ranker.bottom, n_items, own, fixes, loaded=not resident)
-    top = mlp_cycles(ranker.top_widths(dot=fixes.dot_interaction), n_items, own, fixes, loaded=not resident)
+    top = mlp_cycles(
+        ranker.top_widths(dot=fixes.dot_interaction), n_items, own, fixes, loaded=not resident
+    )
     crosses_in, crosses_out = (first, last) if fixes.pcie_once else (True, True)
     return Parts(
         pcie_in=pcie_cycles(n_items, PCIE_IN_PER_ITEM, own, fixes) if crosses_in else 0.0,
@@ -263,10 +348,11 @@ def stage_s(parts: Parts, array: SubArray) -> float:
 
 
 def pipelined_s(sub_batch_s: Sequence[float], n_sub_batches: int) -> float:
-    """A query cut into equal sub-batches that follow each other through the stages; 1: one stage after the other.
+    """A query cut into equal sub-batches that follow each other through the stages; 1: one stage
+    after the other.
 
-    `sub_batch_s`: what one sub-batch takes in each stage. The slowest stage sets the pace; the others are passed
-    through once.
+    `sub_batch_s`: what one sub-batch takes in each stage. The slowest stage sets the pace; the
+    others are passed through once.
     """
     if n_sub_batches < 1:
         raise ValueError(f"{n_sub_batches} sub-batches; expected at least 1")
@@ -274,9 +360,12 @@ def pipelined_s(sub_batch_s: Sequence[float], n_sub_batches: int) -> float:
 
 
 def fifo_misses(keys: Iterable[int], cache_rows: int, dram_rows: int) -> tuple[float, float]:
-    """Miss rates of two caches in a row that throw out what came first, both cold; the release's "online" mode."""
+    """Miss rates of two caches in a row that throw out what came first, both cold; the release's
+    "online" mode.
+    """
     caches: tuple[OrderedDict[int, None], ...] = (OrderedDict(), OrderedDict())
-    misses, n = [0, 0], 0
+    misses = [0, 0]
+    n = 0
     for key in keys:
         n += 1
         for level, capacity in enumerate((cache_rows, dram_rows)):
@@ -290,7 +379,8 @@ def fifo_misses(keys: Iterable[int], cache_rows: int, dram_rows: int) -> tuple[f
 
 
 def sub_array_splits(n_stages: int) -> list[tuple[int, ...]]:
-    """The designs that the release tries: sub-arrays of 4, 16 or 64 a chip for every stage; one stage also the whole.
+    """The designs that the release tries: sub-arrays of 4, 16 or 64 a chip for every stage; one
+    stage also the whole.
 
     A stage gets 1 of n_stages of the sub-arrays of its kind as engines, rounded down.
     """
@@ -298,7 +388,8 @@ def sub_array_splits(n_stages: int) -> list[tuple[int, ...]]:
     return list(itertools.product(sizes, repeat=n_stages))
 
 
-# Synthesis in GF 12LP, 0.70 V, 25 C, typical corner, as published with figure 11: area in um2, power in mW.
+# Synthesis in GF 12LP, 0.70 V, 25 C, typical corner, as published with figure 11: area in um2,
+# power in mW.
 _BLOCKS = {
     "array 32x32": (506_891.581305, 166.4236), "array 32x32 that splits": (527_807.821880, 171.0079),
     "crossbar": (287.659001, 0.3195), "accumulator": (106.178689, 0.1404), "filter": (453.333886, 0.1983),
@@ -306,9 +397,13 @@ _BLOCKS = {
 }  # fmt: skip
 BASELINE_CHIP = {"array 32x32": 16, "accumulator": 128, "SRAM 32K": 128, "SRAM 256K": 80}
 RPACCEL_CHIP = {
-    "array 32x32 that splits": 16, "accumulator": 1024, "crossbar": 256, "filter": 1024, "SRAM 4K": 1024,
+    "array 32x32 that splits": 16,
+    "accumulator": 1024,
+    "crossbar": 256,
+    "filter": 1024,
+    "SRAM 4K": 1024,
     "SRAM 256K": 80,
-}  # fmt: skip
+}
 
 
 def area_mm2(blocks: dict[str, int]) -> dict[str, float]:

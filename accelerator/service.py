@@ -1,6 +1,8 @@
-"""Service times of virtual time: how long each task of a run takes, on a CPU engine and on an accelerator.
+"""Service times of virtual time: how long each task of a run takes, on a CPU engine and on an
+accelerator.
 
-One table for every source: profiles with their spread, laws for checks against theory, the tasks of a real run.
+One table for every source: profiles with their spread, laws for checks against theory, the tasks of
+a real run.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True)
 class Recording:
-    """The very times of a real run's tasks, one stage: those of query i are ns[first[i] : first[i + 1]], by part.
+    """The very times of a real run's tasks, one stage: those of query i are ns[first[i] :
+    first[i + 1]], by part.
 
     `delays_ns`: from when the task was due and its engine free to its start.
     """
@@ -63,8 +66,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What passes before a task begins: `wake_ns` from when it is due on an engine that is idle, `gap_ns` from the end
-    of the engine's task before on one that is busy."""
+    """What passes before a task begins: `wake_ns` from when it is due on an engine that is idle,
+    `gap_ns` from the end of the engine's task before on one that is busy.
+    """
 
     wake_ns: int = 0
     gap_ns: int = 0
@@ -74,11 +78,12 @@ class Overhead:
 class ServiceTable:
     """Service times in ns by number of items, index 0 unused.
 
-    `cpu_ns` [busy neighbours, items]: a row for 0, 1, ... other busy CPU engines, the last for all beyond.
-    `accel_ns` [accelerator, items]: a row each. `factors` [row, k]: a task's time is multiplied by one of the k factors
-    in the row that `cpu_row` or `accel_row` [items] names (-1: none), drawn by query, stage, part and `seed`, so it is
-    the same for every policy and rate (common random numbers). `stolen_ns`: a CPU task takes so much longer for each
-    query that arrives while it runs. `recording`: the times themselves, in place of all that.
+    `cpu_ns` [busy neighbours, items]: a row for 0, 1, ... other busy CPU engines, the last for all
+    beyond. `accel_ns` [accelerator, items]: a row each. `factors` [row, k]: a task's time is
+    multiplied by one of the k factors in the row that `cpu_row` or `accel_row` [items] names (-1:
+    none), drawn by query, stage, part and `seed`, so it is the same for every policy and rate
+    (common random numbers). `stolen_ns`: a CPU task takes so much longer for each query that
+    arrives while it runs. `recording`: the times themselves, in place of all that.
     """
 
     cpu_ns: Int64Array
@@ -94,28 +99,48 @@ class ServiceTable:
 
     def __post_init__(self) -> None:
         if self.cpu_ns.ndim != 2 or self.accel_ns.ndim != 2 or not len(self.cpu_ns):
-            raise ValueError("a service table needs cpu_ns [busy neighbours, items] and accel_ns [accelerator, items]")
+            raise ValueError(
+                "a service table needs cpu_ns [busy neighbours, items] and accel_ns [accelerator, "
+                "items]"
+            )
         if self.factors.ndim != 2:
             raise ValueError("a service table needs factors [row, k]")
-        if (self.cpu_ns[:, 1:] <= 0).any() or (self.accel_ns[:, 1:] <= 0).any() or not (self.factors > 0).all():
+        if (
+            (self.cpu_ns[:, 1:] <= 0).any()
+            or (self.accel_ns[:, 1:] <= 0).any()
+            or not (self.factors > 0).all()
+        ):
             raise ValueError("service times and their factors must be above 0")
 
     @property
     def max_items(self) -> int:
         """Largest task with a time."""
-        widths = [self.cpu_ns.shape[1] - 1, *([self.accel_ns.shape[1] - 1] if len(self.accel_ns) else [])]
+        widths = [
+            self.cpu_ns.shape[1] - 1,
+            *([self.accel_ns.shape[1] - 1] if len(self.accel_ns) else []),
+        ]
         return int(min(widths))
 
     def times(self) -> Times:
         """For compiled code."""
         none = np.full(self.max_items + 1, -1, np.int64)
-        recording = self.recording or Recording(np.zeros(1, np.int64), *(np.zeros(0, np.int64) for _ in range(2)))
+        recording = self.recording or Recording(
+            np.zeros(1, np.int64), *(np.zeros(0, np.int64) for _ in range(2))
+        )
         return Times(
-            np.ascontiguousarray(self.cpu_ns), np.ascontiguousarray(self.accel_ns), np.ascontiguousarray(self.factors),
-            none if self.cpu_row is None else self.cpu_row, none if self.accel_row is None else self.accel_row,
-            recording.first, recording.ns, recording.delays_ns, (self.cpu_overhead.wake_ns, self.cpu_overhead.gap_ns),
-            (self.accel_overhead.wake_ns, self.accel_overhead.gap_ns), self.stolen_ns, self.seed,
-        )  # fmt: skip
+            np.ascontiguousarray(self.cpu_ns),
+            np.ascontiguousarray(self.accel_ns),
+            np.ascontiguousarray(self.factors),
+            none if self.cpu_row is None else self.cpu_row,
+            none if self.accel_row is None else self.accel_row,
+            recording.first,
+            recording.ns,
+            recording.delays_ns,
+            (self.cpu_overhead.wake_ns, self.cpu_overhead.gap_ns),
+            (self.accel_overhead.wake_ns, self.accel_overhead.gap_ns),
+            self.stolen_ns,
+            self.seed,
+        )
 
     def overhead(self, pool: str) -> Overhead:
         """Of a task in this pool."""
@@ -124,8 +149,12 @@ class ServiceTable:
 
 @numba.njit(cache=True)
 def drawn_index(query_id: int, stage: int, part: int, seed: int, n: int) -> int:
-    """A number in [0, n) drawn by what it is for: splitmix64 (Steele, Lea and Flood, 2014) of its coordinates."""
-    z = np.uint64((query_id * _STAGES + stage) * MOST_PARTS + part) + np.uint64(seed) * np.uint64(0xD1B54A32D192ED03)
+    """A number in [0, n) drawn by what it is for: splitmix64 (Steele, Lea and Flood, 2014) of its
+    coordinates.
+    """
+    z = np.uint64((query_id * _STAGES + stage) * MOST_PARTS + part) + np.uint64(seed) * np.uint64(
+        0xD1B54A32D192ED03
+    )
     z += np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -134,9 +163,11 @@ def drawn_index(query_id: int, stage: int, part: int, seed: int, n: int) -> int:
 
 
 def law_factors(law: str, cv: float = 1.0) -> FloatArray:
-    """[1, k] equally likely factors with mean 1: exponential, deterministic, or lognormal with standard deviation `cv`.
+    """[1, k] equally likely factors with mean 1: exponential, deterministic, or lognormal with
+    standard deviation `cv`.
 
-    Each stands for its share of the law (the quantile at its middle), 65,536 shares; the mean is exact.
+    Each stands for its share of the law (the quantile at its middle), 65,536 shares; the mean is
+    exact.
     """
     u = (np.arange(_LAW_POINTS) + 0.5) / _LAW_POINTS
     match law:
@@ -151,15 +182,22 @@ def law_factors(law: str, cv: float = 1.0) -> FloatArray:
     return np.atleast_2d(factors / factors.mean())
 
 
-def table_of_law(law: str, mean_ms: float, cv: float, max_items: int, n_accel: int, seed: int) -> ServiceTable:
+def table_of_law(
+    law: str, mean_ms: float, cv: float, max_items: int, n_accel: int, seed: int
+) -> ServiceTable:
     """Every task takes `mean_ms` in the mean, whatever its size, its engine and its neighbours."""
     ns = np.full((1, max_items + 1), round(mean_ms * NS_PER_MS), np.int64)
     row = np.zeros(max_items + 1, np.int64)
-    return ServiceTable(ns, np.repeat(ns, n_accel, axis=0), law_factors(law, cv), row, row, seed=seed)
+    return ServiceTable(
+        ns, np.repeat(ns, n_accel, axis=0), law_factors(law, cv), row, row, seed=seed
+    )
 
 
-def table_of_profiles(cpu: Profile, accels: Sequence[Profile], max_items: int, seed: int) -> ServiceTable:
-    """A CPU engine and any accelerators by their profiles, each task with the spread of the nearest profiled batch.
+def table_of_profiles(
+    cpu: Profile, accels: Sequence[Profile], max_items: int, seed: int
+) -> ServiceTable:
+    """A CPU engine and any accelerators by their profiles, each task with the spread of the nearest
+    profiled batch.
 
     The accelerators share the spread and the overhead of the first.
     """
@@ -172,34 +210,56 @@ def table_of_profiles(cpu: Profile, accels: Sequence[Profile], max_items: int, s
         rows.append(row + np.where(row >= 0, len(factors), 0))
         factors += own
     return ServiceTable(
-        cpu_ns, np.array(accel_ns, np.int64).reshape(len(accels), max_items + 1),
-        np.array(factors) if factors else np.ones((0, 1)), rows[0], rows[1] if accels else None,
-        _overhead(cpu), _overhead(accels[0]) if accels else Overhead(), round(cpu.arrival_us * NS_PER_US), seed,
-    )  # fmt: skip
+        cpu_ns,
+        np.array(accel_ns, np.int64).reshape(len(accels), max_items + 1),
+        np.array(factors) if factors else np.ones((0, 1)),
+        rows[0],
+        rows[1] if accels else None,
+        _overhead(cpu),
+        _overhead(accels[0]) if accels else Overhead(),
+        round(cpu.arrival_us * NS_PER_US),
+        seed,
+    )
 
 
 def service_of(config: RunConfig) -> tuple[ServiceTable, dict[str, Any]]:
     """The service times that a run's settings name, and where they come from; raises ConfigError."""
-    simulation, accels = config.simulation, config.engines.accel_devices if config.engines.model_accel else ()
-    seed, max_items = config.inputs.numpy_rand_seed, config.inputs.max_mini_batch_size
+    simulation = config.simulation
+    accels = config.engines.accel_devices if config.engines.model_accel else ()
+    seed = config.inputs.numpy_rand_seed
+    max_items = config.inputs.max_mini_batch_size
     law = simulation.service_law
     if law == "replay":
-        table = ServiceTable(np.ones((1, 2), np.int64), recording=recording_of(replayed_rows(config)))
-        return table, {"law": law, "source": f"the tasks of {Path(simulation.service_profile).name}"}
+        table = ServiceTable(
+            np.ones((1, 2), np.int64), recording=recording_of(replayed_rows(config))
+        )
+        return table, {
+            "law": law,
+            "source": f"the tasks of {Path(simulation.service_profile).name}",
+        }
     if law != "profile":
-        mean_ms, cv = simulation.service_mean_ms, simulation.service_cv
-        shown = f"{law}, mean {mean_ms:g} ms" + (f", coefficient of variation {cv:g}" if law == "lognormal" else "")
-        return table_of_law(law, mean_ms, cv, max_items, len(accels), seed), {"law": law, "source": shown}
+        mean_ms = simulation.service_mean_ms
+        cv = simulation.service_cv
+        shown = f"{law}, mean {mean_ms:g} ms" + (
+            f", coefficient of variation {cv:g}" if law == "lognormal" else ""
+        )
+        return table_of_law(law, mean_ms, cv, max_items, len(accels), seed), {
+            "law": law,
+            "source": shown,
+        }
     cpu = service_profile(config)
     root = accelerator_root(config.engines.accel_root_dir)
     devices = [load_device(root, name) for name in accels]
     profiles = [
-        derived_profile(device, config.model.name, cpu) if device.kind == "speedup"
-        else latency_profile(device, config.model, max_items) for device in devices
-    ]  # fmt: skip
+        derived_profile(device, config.model.name, cpu)
+        if device.kind == "speedup"
+        else latency_profile(device, config.model, max_items)
+        for device in devices
+    ]
     facts = {
         "law": law,
-        "source": f"{simulation.service_profile}: {cpu.provenance.get('source', 'no source stated')}",
+        "source": f"{simulation.service_profile}: "
+        f"{cpu.provenance.get('source', 'no source stated')}",
         "cpu": dict(cpu.provenance),
         "accelerators": [dict(profile.provenance) for profile in profiles],
     }
@@ -215,7 +275,11 @@ def service_profile(config: RunConfig) -> Profile:
         device = load_device(accelerator_root(config.engines.accel_root_dir), name)
         return latency_profile(device, config.model, config.inputs.max_mini_batch_size)
     except ConfigError as error:
-        said = str(error).removeprefix("accel_device ").replace("expected cuda or a", "expected a profile's file or a")
+        said = (
+            str(error)
+            .removeprefix("accel_device ")
+            .replace("expected cuda or a", "expected a profile's file or a")
+        )
         raise ConfigError("service_profile", said) from error
     except ValueError as error:
         raise ConfigError("service_profile", str(error)) from error
@@ -230,7 +294,8 @@ def replayed_rows(config: RunConfig) -> Rows:
     except (OSError, ValueError, KeyError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(
-            "service_profile", f"is {str(folder)!r}; service_law replay expects the folder of a saved run: {said}"
+            "service_profile",
+            f"is {str(folder)!r}; service_law replay expects the folder of a saved run: {said}",
         ) from error
     return rows
 
@@ -240,7 +305,9 @@ def _overhead(profile: Profile) -> Overhead:
 
 
 def _spread_rows(profile: Profile, max_items: int) -> tuple[list[FloatArray], Int64Array]:
-    """The spread of every profiled batch, and for every size which of them is nearest (in the logarithm)."""
+    """The spread of every profiled batch, and for every size which of them is nearest (in the
+    logarithm).
+    """
     sizes = sorted(profile.spread)
     if not sizes:
         return [], np.full(max_items + 1, -1, np.int64)
@@ -255,7 +322,8 @@ def recording_of(rows: Rows) -> Recording:
     Raises ValueError if a query is missing or has parts missing.
     """
     tasks = rows.tasks.assign(delay_ns=_delays(rows)[0]).sort_values(["query_id", "part"])
-    query_id, part = tasks["query_id"].to_numpy(np.int64), tasks["part"].to_numpy(np.int64)
+    query_id = tasks["query_id"].to_numpy(np.int64)
+    part = tasks["part"].to_numpy(np.int64)
     first = np.searchsorted(query_id, np.arange(len(rows.queries) + 1)).astype(np.int64)
     missing = np.flatnonzero(np.diff(first) == 0)
     if len(missing):
@@ -267,18 +335,24 @@ def recording_of(rows: Rows) -> Recording:
 
 
 def overheads_of(rows: Rows) -> dict[str, Overhead]:
-    """Mean delay of tasks on idle and on busy engines, by pool; the longest hundredth (stalls) is left out."""
+    """Mean delay of tasks on idle and on busy engines, by pool; the longest hundredth (stalls) is
+    left out.
+    """
     delay_ns, idle = _delays(rows)
     found = {}
     for pool in (CPU, ACCEL):
         mine = rows.tasks["pool"] == pool
         own = [delay_ns[mine & on].sort_values().to_numpy() for on in (idle, ~idle)]
-        found[pool] = Overhead(*(int(x[: max(1, int(0.99 * len(x)))].mean()) if len(x) else 0 for x in own))
+        found[pool] = Overhead(
+            *(int(x[: max(1, int(0.99 * len(x)))].mean()) if len(x) else 0 for x in own)
+        )
     return found
 
 
 def _delays(rows: Rows) -> tuple[pd.Series, pd.Series]:
-    """Of every task: ns from when it was due and its engine free to its start, and whether its engine was idle."""
+    """Of every task: ns from when it was due and its engine free to its start, and whether its
+    engine was idle.
+    """
     tasks = rows.tasks.sort_values("start_ns")
     due = tasks["query_id"].map(rows.queries.set_index("query_id")["arrival_ns"]).astype(np.int64)
     free = tasks.groupby(["pool", "engine"])["end_ns"].shift().fillna(0).astype(np.int64)

@@ -1,4 +1,6 @@
-"""Which engines a run gets, by its settings: processes on this machine, or service times in virtual time."""
+"""Which engines a run gets, by its settings: processes on this machine, or service times in virtual
+time.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class OpenSession:
     session: ProcessSession | SimulatedSession | PipelineSession
     n_engines: int
     device: dict[str, Any] | None  # the accelerator's provenance
-    service: dict[str, Any] = field(default_factory=dict)  # where virtual time's service times come from
+    service: dict[str, Any] = field(
+        default_factory=dict
+    )  # where virtual time's service times come from
     pipeline: Pipeline | None = None
 
 
@@ -56,7 +60,9 @@ def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]
     from inferenceEngine import CpuEngine, Workload, prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
 
     workload: Workload = prepare(config, progress)
-    largest = max([config.engines.sub_task_batch_size, *map(int, config.tune.batch_configs.split("-"))])
+    largest = max(
+        [config.engines.sub_task_batch_size, *map(int, config.tune.batch_configs.split("-"))]
+    )
     n_threads = config.engines.n_threads
 
     def cpu_engine(_: int) -> CpuEngine:
@@ -88,19 +94,25 @@ def _opened_pipeline(config: RunConfig, progress: Progress) -> Iterator[OpenSess
 def _virtual(config: RunConfig) -> OpenSession:
     """Nothing to build, nothing to start."""
     table, service = service_of(config)
-    engines, device = {CPU: n_engines(config)}, None
+    engines = {CPU: n_engines(config)}
+    device = None
     if config.engines.model_accel:
         names = config.engines.accel_devices
         engines[ACCEL] = len(names)
         root = accelerator_root(config.engines.accel_root_dir)
         watts = [load_device(root, name).tdp_w for name in names]
-        device = {"device": ", ".join(names), "tdp_w": None if None in watts else sum(w for w in watts if w)}
+        device = {
+            "device": ", ".join(names),
+            "tdp_w": None if None in watts else sum(w for w in watts if w),
+        }
     return OpenSession(SimulatedSession(engines, table), engines[CPU], device, service)
 
 
 @contextmanager
 def _signals_noted(opened: OpenSession) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run that goes on, wherever they meet it; what there is so far is kept."""
+    """Ctrl-C and SIGTERM end the run that goes on, wherever they meet it; what there is so far is
+    kept.
+    """
 
     def note(*_: object) -> None:
         opened.session.interrupted = True
@@ -113,7 +125,9 @@ def _signals_noted(opened: OpenSession) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[PoolSpec, dict[str, Any]]:
+def _accelerator(
+    config: RunConfig, workload: Any, progress: Progress
+) -> tuple[PoolSpec, dict[str, Any]]:
     """One engine for each device named, and the devices' provenance."""
     if config.engines.accel_devices == ("cuda",):
         return PoolSpec(ACCEL, 1, CudaFactory(config), start_method="spawn"), {"device": "cuda"}
@@ -123,7 +137,8 @@ def _accelerator(config: RunConfig, workload: Any, progress: Progress) -> tuple[
         with progress.step("measuring this machine's CPU time by batch size"):
             return measure_cpu_core(workload.model, workload.inputs)
 
-    root, max_items = accelerator_root(config.engines.accel_root_dir), config.inputs.max_mini_batch_size
+    root = accelerator_root(config.engines.accel_root_dir)
+    max_items = config.inputs.max_mini_batch_size
     devices = [load_device(root, name) for name in config.engines.accel_devices]
     profiles = [latency_profile(device, config.model, max_items, measure) for device in devices]
     for profile in profiles:

@@ -1,4 +1,6 @@
-"""A pipeline's engines, and a session that turns a policy into its stages: to measuring and tuning it is one model."""
+"""A pipeline's engines, and a session that turns a policy into its stages: to measuring and tuning
+it is one model.
+"""
 
 from __future__ import annotations
 
@@ -32,30 +34,47 @@ from scheduler import Policy, Stage
 
 
 def with_pipeline(config: RunConfig, pipeline: Pipeline) -> RunConfig:
-    """The settings with what the pipeline states: the candidates of a query, and how many queries there are.
+    """The settings with what the pipeline states: the candidates of a query, and how many queries
+    there are.
 
     Raises ConfigError if the settings ask for other ones, or for a model.
     """
     for setting in fields(ModelConfig):
         if getattr(config.model, setting.name) != setting.default:
-            raise ConfigError(setting.name, "is of no stage of the pipeline; give it under a stage's settings")
-    inputs, load = config.inputs, config.load
+            raise ConfigError(
+                setting.name, "is of no stage of the pipeline; give it under a stage's settings"
+            )
+    inputs = config.inputs
+    load = config.load
     n_items, n_queries = _stated(pipeline)
     if n_queries is not None and inputs.num_batches > n_queries:
-        raise ConfigError("num_batches", f"is {inputs.num_batches}, but {pipeline.queries} has {n_queries} queries")
+        raise ConfigError(
+            "num_batches",
+            f"is {inputs.num_batches}, but {pipeline.queries} has {n_queries} queries",
+        )
     inputs = replace(inputs, num_batches=inputs.num_batches or n_queries or 0)
     if inputs.num_batches < 1:
         raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
     if n_items is None:
         return config
     if load.batch_size_distribution != "fixed":
-        raise ConfigError("batch_size_distribution", "is set, but the pipeline states how many items a query has")
+        raise ConfigError(
+            "batch_size_distribution", "is set, but the pipeline states how many items a query has"
+        )
     if inputs.max_mini_batch_size not in (1, n_items):
-        raise ConfigError("max_mini_batch_size", f"is {inputs.max_mini_batch_size}; the pipeline's queries: {n_items}")
+        raise ConfigError(
+            "max_mini_batch_size",
+            f"is {inputs.max_mini_batch_size}; the pipeline's queries: {n_items}",
+        )
     keep = pipeline.stages[0].keep_items
     if keep is not None and keep > n_items:
-        raise ConfigError("pipeline", f"{pipeline.name}: stage 0: keep_items is {keep}, but only {n_items} come in")
-    inputs = replace(inputs, max_mini_batch_size=n_items, mini_batch_size=min(inputs.mini_batch_size, n_items))
+        raise ConfigError(
+            "pipeline",
+            f"{pipeline.name}: stage 0: keep_items is {keep}, but only {n_items} come in",
+        )
+    inputs = replace(
+        inputs, max_mini_batch_size=n_items, mini_batch_size=min(inputs.mini_batch_size, n_items)
+    )
     return replace(config, inputs=inputs, load=replace(load, avg_mini_batch_size=float(n_items)))
 
 
@@ -66,7 +85,10 @@ def _stated(pipeline: Pipeline) -> tuple[int | None, int | None]:
     queries = read_queries(pipeline.queries)
     largest = int(queries.n_items_Q.max())
     if pipeline.n_items is not None and pipeline.n_items > largest:
-        raise ConfigError("pipeline", f"{pipeline.name}: items is {pipeline.n_items}; a query has {largest} at most")
+        raise ConfigError(
+            "pipeline",
+            f"{pipeline.name}: items is {pipeline.n_items}; a query has {largest} at most",
+        )
     return pipeline.n_items or largest, len(queries)
 
 
@@ -76,13 +98,21 @@ def pipeline_of(config: RunConfig, n_engines: int) -> Pipeline:
 
 
 def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
-    """Raise ConfigError for what can be known before anything is built; `config` as `with_pipeline` gives it."""
+    """Raise ConfigError for what can be known before anything is built; `config` as `with_pipeline`
+    gives it.
+    """
     devices = [pool for pool in pipeline.pools if pool.device != CPU]
     if config.tune.objective == "qps_per_watt" and devices:
-        raise ConfigError("objective", f"is qps_per_watt, but the power of pool {devices[0].name!r} is not counted")
+        raise ConfigError(
+            "objective",
+            f"is qps_per_watt, but the power of pool {devices[0].name!r} is not counted",
+        )
     tuning = config.tune.tune_batch_qps
     if tuning and all(stage.batch_items for stage in pipeline.stages):
-        raise ConfigError("tune_batch_qps", "has nothing to tune: every stage of the pipeline states its batch_items")
+        raise ConfigError(
+            "tune_batch_qps",
+            "has nothing to tune: every stage of the pipeline states its batch_items",
+        )
     if pipeline.queries:
         for stage in pipeline.stages:
             read_queries(pipeline.queries).check(stage.model)
@@ -91,7 +121,9 @@ def check_pipeline(config: RunConfig, pipeline: Pipeline) -> None:
         return
     largest = max(largest_task(config, pipeline, number) for number in range(len(pipeline.stages)))
     if largest > MOST_ITEMS and any(stage.keep_items for stage in pipeline.stages):
-        raise ConfigError("pipeline", f"a task of {largest} items is too large to travel; at most {MOST_ITEMS}")
+        raise ConfigError(
+            "pipeline", f"a task of {largest} items is too large to travel; at most {MOST_ITEMS}"
+        )
     _check_devices(config, pipeline)
     _check_memory(config, pipeline)
 
@@ -117,7 +149,10 @@ def _check_memory(config: RunConfig, pipeline: Pipeline) -> None:
             if not pipeline.queries:
                 source_of(stage.model, config.inputs)
             seen.append(stage.model)
-    tables = sum(model.table_bytes for model, _ in {(stage.model, stage.checkpoint) for stage in pipeline.stages})
+    tables = sum(
+        model.table_bytes
+        for model, _ in {(stage.model, stage.checkpoint) for stage in pipeline.stages}
+    )
     inputs = sum(replace(config, model=model).input_bytes for model in seen)
     largest = max(seen, key=lambda model: model.table_bytes)
     own = replace(config, model=largest)
@@ -125,7 +160,9 @@ def _check_memory(config: RunConfig, pipeline: Pipeline) -> None:
     try:
         check_memory(own, sum(pool.engines for pool in pipeline.pools), others)
     except ConfigError as error:
-        raise ConfigError("pipeline", f"{pipeline.name}: {error} (under a stage's settings)") from error
+        raise ConfigError(
+            "pipeline", f"{pipeline.name}: {error} (under a stage's settings)"
+        ) from error
 
 
 def largest_task(config: RunConfig, pipeline: Pipeline, number: int) -> int:
@@ -145,7 +182,8 @@ def largest_task(config: RunConfig, pipeline: Pipeline, number: int) -> int:
 
 @dataclass
 class PipelineSession:
-    """A session to which a policy stands for the pipeline's stages: its batch for all on cores that state none.
+    """A session to which a policy stands for the pipeline's stages: its batch for all on cores that
+    state none.
 
     With queries of its own, a query is as large as its input has candidates.
     """
@@ -173,13 +211,18 @@ class PipelineSession:
         return self.inner.memory()
 
     def run(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None,
+        self,
+        schedule: Schedule,
+        stages: Sequence[Stage],
+        on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
-    ) -> Rows:  # fmt: skip
+    ) -> Rows:
         """Walk the schedule through the pipeline; `stages` is one, whose policy is taken."""
         (only,) = stages
         if self.pipeline.queries:
-            sizes = np.minimum(read_queries(self.pipeline.queries).n_items_Q[schedule.input_id], self.largest_items)
+            sizes = np.minimum(
+                read_queries(self.pipeline.queries).n_items_Q[schedule.input_id], self.largest_items
+            )
             schedule = replace(schedule, n_items=sizes.astype(np.int32))
         return self.inner.run(schedule, stages_of(self.pipeline, only.policy), on_progress, watch)
 
@@ -195,7 +238,9 @@ def stages_of(pipeline: Pipeline, policy: Policy) -> list[Stage]:
     return stages
 
 
-def virtual_pipeline(config: RunConfig, pipeline: Pipeline) -> tuple[PipelineSession, dict[str, Any]]:
+def virtual_pipeline(
+    config: RunConfig, pipeline: Pipeline
+) -> tuple[PipelineSession, dict[str, Any]]:
     """In virtual time, and where its times come from."""
     service, facts = pipeline_service(config, pipeline)
     inner = SimulatedSession({pool.name: pool.engines for pool in pipeline.pools}, service)
@@ -203,9 +248,13 @@ def virtual_pipeline(config: RunConfig, pipeline: Pipeline) -> tuple[PipelineSes
 
 
 @contextmanager
-def process_pipeline(config: RunConfig, pipeline: Pipeline, progress: Progress) -> Iterator[PipelineSession]:
+def process_pipeline(
+    config: RunConfig, pipeline: Pipeline, progress: Progress
+) -> Iterator[PipelineSession]:
     """On this machine."""
-    with ProcessSession(_specs(config, pipeline, progress), ready_timeout_s=config.engines.engine_timeout) as inner:
+    with ProcessSession(
+        _specs(config, pipeline, progress), ready_timeout_s=config.engines.engine_timeout
+    ) as inner:
         yield PipelineSession(inner, pipeline, config.inputs.max_mini_batch_size)
 
 
@@ -213,7 +262,8 @@ def _specs(config: RunConfig, pipeline: Pipeline, progress: Progress) -> list[Po
     from inferenceEngine import CpuEngine, PipelineEngine, prepare_stages  # noqa: PLC0415 (PyTorch takes seconds to load)
 
     served = {
-        pool.name: [i for i, stage in enumerate(pipeline.stages) if stage.pool == pool.name] for pool in pipeline.pools
+        pool.name: [i for i, stage in enumerate(pipeline.stages) if stage.pool == pool.name]
+        for pool in pipeline.pools
     }
     on_cores = [i for i, stage in enumerate(pipeline.stages) if pipeline.pool(stage).device == CPU]
     workloads = prepare_stages(config, pipeline, on_cores, progress)
@@ -224,7 +274,13 @@ def _specs(config: RunConfig, pipeline: Pipeline, progress: Progress) -> list[Po
         own = served[pool.name]
         size = message_bytes(max(largest[i] for i in own))
         if pool.device == "cuda":
-            return PoolSpec(pool.name, 1, CudaStagesFactory(config, pipeline, tuple(own)), "spawn", message_bytes=size)
+            return PoolSpec(
+                pool.name,
+                1,
+                CudaStagesFactory(config, pipeline, tuple(own)),
+                "spawn",
+                message_bytes=size,
+            )
         if pool.device != CPU:
             latencies = {i: _modelled(config, pipeline, pool, i, progress) for i in own}
             return PoolSpec(pool.name, pool.engines, _Modelled(latencies), message_bytes=size)
@@ -233,7 +289,9 @@ def _specs(config: RunConfig, pipeline: Pipeline, progress: Progress) -> list[Po
             n = config.engines.n_threads
             return PipelineEngine({i: CpuEngine(workloads[i], n, largest[i]) for i in own})
 
-        return PoolSpec(pool.name, pool.engines, engine, cores=cores, message_bytes=size, yields=True)
+        return PoolSpec(
+            pool.name, pool.engines, engine, cores=cores, message_bytes=size, yields=True
+        )
 
     return [spec(pool) for pool in pipeline.pools]
 
@@ -253,7 +311,7 @@ class _Modelled:
 
 def _modelled(
     config: RunConfig, pipeline: Pipeline, pool: PoolConfig, number: int, progress: Progress
-) -> ModelledFactory:  # fmt: skip
+) -> ModelledFactory:
     stage = pipeline.stages[number]
 
     def measure() -> Profile:
@@ -265,4 +323,6 @@ def _modelled(
             return measure_cpu_core(workload.model, workload.inputs)
 
     profile = device_profile(replace(config, model=stage.model), pool, measure)
-    return ModelledFactory((ProfiledDevice(pool.device, {stage.model.name: profile}),), stage.model.name)
+    return ModelledFactory(
+        (ProfiledDevice(pool.device, {stage.model.name: profile}),), stage.model.name
+    )

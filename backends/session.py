@@ -26,7 +26,8 @@ class Watch(Protocol):
     """Looks on while a run goes, and ends it as soon as enough is known."""
 
     def observe(self, latency_ms: FloatArray, busy_frac: float) -> bool:
-        """The next latencies in order of arrival (infinite: lost), and the utilisation of the busiest pool so far.
+        """The next latencies in order of arrival (infinite: lost), and the utilisation of the
+        busiest pool so far.
 
         True ends the run: nothing more is sent, what is waiting is dropped.
         """
@@ -44,7 +45,8 @@ class Session(Protocol):
         on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
     ) -> Rows:
-        """Walk the schedule to its last answer, or until `watch` has seen enough; rows of the queries sent.
+        """Walk the schedule to its last answer, or until `watch` has seen enough; rows of the
+        queries sent.
 
         `on_progress` gets the number of queries answered so far.
         """
@@ -54,7 +56,8 @@ class InOrder:
     """Brings a run's events into the order of arrival for its watch."""
 
     def __init__(self, schedule: Schedule, n_engines: Mapping[str, int], watch: Watch) -> None:
-        self._arrival_ns, self._watch = schedule.arrival_ns, watch
+        self._arrival_ns = schedule.arrival_ns
+        self._watch = watch
         self._latency_ms = np.full(len(schedule), math.nan)
         self._n_engines = dict(n_engines)
         self._busy_ns = dict.fromkeys(n_engines, 0)
@@ -76,10 +79,17 @@ class InOrder:
         end = self._n_shown + (int(missing.argmax()) if missing.any() else len(missing))
         if end == self._n_shown:
             return False
-        latency_ms, self._n_shown = self._latency_ms[self._n_shown : end], end
+        latency_ms = self._latency_ms[self._n_shown : end]
+        self._n_shown = end
         return self._watch.observe(latency_ms, busiest(self._busy_ns, self._n_engines, now_ns))
 
 
 def busiest(busy_ns: Mapping[str, int], n_engines: Mapping[str, int], now_ns: int) -> float:
     """Utilisation of the busiest pool since the run's start, 0 to 1."""
-    return min(1.0, max((busy_ns[pool] / (n * max(now_ns, 1)) for pool, n in n_engines.items() if n), default=0.0))
+    return min(
+        1.0,
+        max(
+            (busy_ns[pool] / (n * max(now_ns, 1)) for pool, n in n_engines.items() if n),
+            default=0.0,
+        ),
+    )

@@ -1,1 +1,4 @@
-"""What everyone may import: records, settings, clock, random streams, statistics, results. No torch."""
+"""What everyone may import: records, settings, clock, random streams, statistics, results.
+
+No torch.
+"""

@@ -1,4 +1,6 @@
-"""Real queries for rankers: the candidates of each with their ids, dense features and labels, in one .npz file."""
+"""Real queries for rankers: the candidates of each with their ids, dense features and labels, in
+one .npz file.
+"""
 
 # Q queries, N candidates of the largest, T tables, F dense features
 
@@ -13,7 +15,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, ndcg_released, reciprocal_rank
+from infra.ranking import (
+    hit_rate_at_k,
+    mean_with_interval,
+    ndcg_at_k,
+    ndcg_released,
+    reciprocal_rank,
+)
 from infra.results.stats import Estimate
 from infra.settings.config import ConfigError
 from infra.settings.model_config import ModelConfig
@@ -23,10 +31,12 @@ _SHAPES = {"ids": 3, "dense": 3, "labels": 2, "n_items": 1}
 
 @dataclass(frozen=True)
 class Queries:
-    """Candidates of every query: one id a table, counted from that table's first row; label 1 = what should be found.
+    """Candidates of every query: one id a table, counted from that table's first row; label
+    1 = what should be found.
 
-    `ids_QNT` int32, `dense_QNF` float32 (F may be 0), `labels_QN` uint8, `n_items_Q` int32: from there on a query's
-    rows are padding, ids 0. Raises ValueError if the shapes do not fit each other.
+    `ids_QNT` int32, `dense_QNF` float32 (F may be 0), `labels_QN` uint8, `n_items_Q` int32: from
+    there on a query's rows are padding, ids 0. Raises ValueError if the shapes do not fit each
+    other.
     """
 
     ids_QNT: npt.NDArray[np.int32]
@@ -36,11 +46,19 @@ class Queries:
 
     def __post_init__(self) -> None:
         shape = self.ids_QNT.shape[:2]
-        if self.dense_QNF.shape[:2] != shape or self.labels_QN.shape != shape or self.n_items_Q.shape != shape[:1]:
-            found = ", ".join(f"{field.name} {getattr(self, field.name).shape}" for field in fields(self))
+        if (
+            self.dense_QNF.shape[:2] != shape
+            or self.labels_QN.shape != shape
+            or self.n_items_Q.shape != shape[:1]
+        ):
+            found = ", ".join(
+                f"{field.name} {getattr(self, field.name).shape}" for field in fields(self)
+            )
             raise ValueError(f"the arrays do not belong to the same queries: {found}")
         if len(self) and not 1 <= self.n_items_Q.min() <= self.n_items_Q.max() <= shape[1]:
-            raise ValueError(f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}")
+            raise ValueError(
+                f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}"
+            )
 
     def __len__(self) -> int:
         return len(self.n_items_Q)
@@ -51,11 +69,12 @@ class Queries:
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError if the model reads other tables or features, or several ids a bag."""
-        rows, largest = np.asarray(model.table_rows), self.ids_QNT.max(axis=(0, 1))
+        rows = np.asarray(model.table_rows)
+        largest = self.ids_QNT.max(axis=(0, 1))
         if len(largest) != len(rows) or self.dense_QNF.shape[2] != model.dense_width:
             problem = (
-                f"reads {len(rows)} tables and {model.dense_width} dense features, the queries have {len(largest)} "
-                f"and {self.dense_QNF.shape[2]}"
+                f"reads {len(rows)} tables and {model.dense_width} dense features, the queries "
+                f"have {len(largest)} and {self.dense_QNF.shape[2]}"
             )
         elif model.num_indices_per_lookup != 1:
             problem = f"reads {model.num_indices_per_lookup} ids a bag, the queries have one"
@@ -67,11 +86,15 @@ class Queries:
         raise ConfigError("pipeline", f"{model.name}: {problem}")
 
     def quality(self, lists: Mapping[int, npt.NDArray[np.int32]], k: int) -> dict[str, Estimate]:
-        """Of {query: its list, best first}: measures of the first k places with intervals over the queries.
+        """Of {query: its list, best first}: measures of the first k places with intervals over the
+        queries.
 
-        `ndcg` has the true ideal order of all candidates; `ndcg_released` assumes k clicks in every pool.
+        `ndcg` has the true ideal order of all candidates; `ndcg_released` assumes k clicks in every
+        pool.
         """
-        by_query: dict[str, list[float]] = {name: [] for name in ("ndcg", "ndcg_released", "hit_rate", "mrr")}
+        by_query: dict[str, list[float]] = {
+            name: [] for name in ("ndcg", "ndcg_released", "hit_rate", "mrr")
+        }
         for query, items in lists.items():
             pool = self.labels(query)
             gains = pool[items]
@@ -80,7 +103,10 @@ class Queries:
             by_query["hit_rate"].append(hit_rate_at_k(gains, k))
             by_query["mrr"].append(reciprocal_rank(gains[:k]))
         found = {name: mean_with_interval(values) for name, values in by_query.items()}
-        return {name: Estimate(own.value, max(own.low, 0.0), min(own.high, 1.0)) for name, own in found.items()}
+        return {
+            name: Estimate(own.value, max(own.low, 0.0), min(own.high, 1.0))
+            for name, own in found.items()
+        }
 
 
 @lru_cache(maxsize=2)
@@ -89,17 +115,28 @@ def read_queries(path: str) -> Queries:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in _SHAPES}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise _wrong(
             path, f"expected an .npz file with {', '.join(_SHAPES)}: {' '.join(str(error).split())}"
         ) from error
     for name, n_axes in _SHAPES.items():
         if arrays[name].ndim != n_axes:
             raise _wrong(path, f"{name} has {arrays[name].ndim} axes; expected {n_axes}")
-        kind, expected = arrays[name].dtype.kind, "iu" if name in ("ids", "n_items") else "iufb"
+        kind = arrays[name].dtype.kind
+        expected = "iu" if name in ("ids", "n_items") else "iufb"
         if kind not in expected:
             raise _wrong(
-                path, f"{name} is {arrays[name].dtype}; expected {'whole ' if len(expected) == 2 else ''}numbers"
+                path,
+                f"{name} is {arrays[name].dtype}; expected "
+                f"{'whole ' if len(expected) == 2 else ''}numbers",
             )
     ids, dense, labels, n_items = (arrays[name] for name in _SHAPES)
     if not len(ids):
@@ -107,10 +144,18 @@ def read_queries(path: str) -> Queries:
     if ids.max() > np.iinfo(np.int32).max:
         raise _wrong(path, f"an id is {ids.max()}; ids are int32")
     if ids.min() < 0 or not np.isfinite(dense).all() or not np.isin(labels, (0, 1)).all():
-        raise _wrong(path, "an id is negative, a dense feature is no finite number, or a label is neither 0 nor 1")
+        raise _wrong(
+            path,
+            "an id is negative, a dense feature is no finite number, or a label is neither 0 nor 1",
+        )
     kinds = (np.int32, np.float32, np.uint8, np.int32)
     try:
-        return Queries(*(array.astype(kind) for array, kind in zip((ids, dense, labels, n_items), kinds, strict=True)))
+        return Queries(
+            *(
+                array.astype(kind)
+                for array, kind in zip((ids, dense, labels, n_items), kinds, strict=True)
+            )
+        )
     except ValueError as error:
         raise _wrong(path, str(error)) from error
 

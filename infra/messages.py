@@ -1,9 +1,10 @@
 """The records that travel: between the dispatcher and a backend, and between processes.
 
-Named tuples, not frozen dataclasses: a run makes ten of them a task, and they are made in a third of the time.
+Named tuples, not frozen dataclasses: a run makes ten of them a task, and they are made in a third
+of the time.
 
-Times are int nanoseconds since the run's start, except on the wire, where they are the machine's monotonic clock
-(the same for every process on it).
+Times are int nanoseconds since the run's start, except on the wire, where they are the machine's
+monotonic clock (the same for every process on it).
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ class Query(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in one batch.
+    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in
+    one batch.
 
-    `items`: which items of the input these are (int32, packed) where a stage before has chosen; empty: they lie there
-    in a row.
+    `items`: which items of the input these are (int32, packed) where a stage before has chosen;
+    empty: they lie there in a row.
     """
 
     query_id: int
@@ -43,7 +45,8 @@ class Task(NamedTuple):
 class TaskDone(NamedTuple):
     """Event: `engine` (index within the task's pool) scored the task.
 
-    `scores`: one per item (float32, packed) where the stage ranks; empty where nobody asked or the engine has none.
+    `scores`: one per item (float32, packed) where the stage ranks; empty where nobody asked or the
+    engine has none.
     """
 
     task: Task
@@ -68,7 +71,9 @@ class Enqueue(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Command: the query is complete; `items`: the best of its input, best first (int32, packed), where ranked."""
+    """Command: the query is complete; `items`: the best of its input, best first (int32, packed),
+    where ranked.
+    """
 
     query: Query
     done_ns: int
@@ -104,7 +109,9 @@ def message_bytes(n_items: int) -> int:
 
 
 class WireTask(NamedTuple):
-    """Driver to engine. `ticket` is the driver's number for this attempt (from 1); `items` as in Task."""
+    """Driver to engine. `ticket` is the driver's number for this attempt (from 1); `items` as in
+    Task.
+    """
 
     ticket: int
     stage: int
@@ -125,7 +132,9 @@ class WireTask(NamedTuple):
 
 
 class WireReply(NamedTuple):
-    """Engine to driver: READY once after warm-up (ticket 0), then DONE (with scores) or ERROR for each ticket."""
+    """Engine to driver: READY once after warm-up (ticket 0), then DONE (with scores) or ERROR for
+    each ticket.
+    """
 
     ticket: int
     engine: int

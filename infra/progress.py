@@ -23,7 +23,10 @@ class OnFraction(Protocol):
 
 
 class Progress:
-    """`auto`: bars on a terminal, else silence; `plain`: lines on stderr; `none`: silence. A context manager."""
+    """`auto`: bars on a terminal, else silence; `plain`: lines on stderr; `none`: silence.
+
+    A context manager.
+    """
 
     def __init__(self, mode: str) -> None:
         self._plain = mode == "plain"
@@ -37,7 +40,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
@@ -46,7 +52,8 @@ class Progress:
     def step(self, title: str) -> Iterator[OnFraction]:
         """One piece of work; call what it gives with the fraction done."""
         if self._bars is not None:
-            bars, bar = self._bars, self._bars.add_task(title, total=1.0)
+            bars = self._bars
+            bar = self._bars.add_task(title, total=1.0)
 
             def show(fraction: float, detail: str = "", /) -> None:
                 bars.update(bar, completed=fraction, description=f"{title} {detail}".rstrip())
@@ -71,7 +78,9 @@ class Progress:
                 return
             last = now
             left_s = (now - begun) * (1 - fraction) / fraction
-            sys.stderr.write(f"{title} {detail}".rstrip() + f": {fraction:.0%}, about {left_s:.0f} s left\n")
+            sys.stderr.write(
+                f"{title} {detail}".rstrip() + f": {fraction:.0%}, about {left_s:.0f} s left\n"
+            )
 
         yield tell
 
@@ -82,6 +91,12 @@ def _bars() -> RichProgress:
     from rich.progress import Progress as RichProgress  # noqa: PLC0415
 
     return RichProgress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

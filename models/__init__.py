@@ -1,4 +1,5 @@
-"""The eight models of DeepRecSys: six architectures, one file each, and the configurations of the release.
+"""The eight models of DeepRecSys: six architectures, one file each, and the configurations of the
+release.
 
 An architecture is imported when it is built, so that `models.costs` can be had without PyTorch.
 """
@@ -35,14 +36,20 @@ def architecture(model_type: str) -> type[RecModel]:
 
 
 def build(
-    config: ModelConfig, seed: int, on_progress: OnProgress | None = None, device: torch.device | None = None,
-    tables_of: RecModel | None = None, weights: Mapping[str, Any] | None = None,
-) -> RecModel:  # fmt: skip
-    """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of the tables built.
+    config: ModelConfig,
+    seed: int,
+    on_progress: OnProgress | None = None,
+    device: torch.device | None = None,
+    tables_of: RecModel | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> RecModel:
+    """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of
+    the tables built.
 
-    `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that can go anywhere.
-    `tables_of`: a model on the CPU of the same tables, whose rows are shared instead of drawn again. `weights`: trained
-    ones under the net's blob names instead of drawn ones; raises KeyError, ValueError if they are another net's.
+    `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that
+    can go anywhere. `tables_of`: a model on the CPU of the same tables, whose rows are shared
+    instead of drawn again. `weights`: trained ones under the net's blob names instead of drawn
+    ones; raises KeyError, ValueError if they are another net's.
     """
     import torch  # noqa: PLC0415 (see above)
 

@@ -15,7 +15,10 @@ from models.layers import Array, load
 
 
 class RecModel(nn.Module):
-    """Base of the eight models. `forward(batch)` gives float32 (B, n_out); MT-WnD gives (tasks, B, n_out)."""
+    """Base of the eight models.
+
+    `forward(batch)` gives float32 (B, n_out); MT-WnD gives (tasks, B, n_out).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,10 +52,11 @@ class RecModel(nn.Module):
                 draw(rng)
 
     def pack(self) -> None:
-        """Lay tables and layers out for one core of this CPU, large MLPs in the configuration's `dtype`.
+        """Lay tables and layers out for one core of this CPU, large MLPs in the configuration's
+        `dtype`.
 
-        The scores stay what they were, but for rounding. Afterwards the model cannot move to another device. With
-        `fused` off nothing changes.
+        The scores stay what they were, but for rounding. Afterwards the model cannot move to
+        another device. With `fused` off nothing changes.
         """
         # A PyTorch built without oneDNN is slower, not wrong.
         if self.config.fused == "off" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -64,7 +68,9 @@ class RecModel(nn.Module):
                 pack(dtype)
 
     def load_reference(self, arrays: dict[str, Array]) -> None:
-        """Take tables and weights under the released net's blob names ('param.<blob>'); raises KeyError, ValueError."""
+        """Take tables and weights under the released net's blob names ('param.<blob>'); raises
+        KeyError, ValueError.
+        """
         for t, blob in enumerate(self.table_blobs):
             load(self.tables.table(t), arrays[f"param.{blob}_w"], blob)
         for layer in self.modules():
@@ -75,5 +81,7 @@ class RecModel(nn.Module):
 
 def draw_parameter(parameter: Tensor, rng: np.random.Generator, variance: float) -> None:
     """Fill a parameter with N(0, variance)."""
-    noise = rng.standard_normal(tuple(parameter.shape), dtype=np.float32) * np.float32(variance**0.5)
+    noise = rng.standard_normal(tuple(parameter.shape), dtype=np.float32) * np.float32(
+        variance**0.5
+    )
     parameter.copy_(torch.from_numpy(noise))

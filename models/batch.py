@@ -17,9 +17,10 @@ from torch import Tensor
 class Batch:
     """`dense_BF` float32 (None for nets that read none); `ids_L` and `offsets` int32.
 
-    Bags lie item after item, and within an item table after table; bag m holds ids offsets[m] : offsets[m + 1], so the
-    items of a query are neighbours in memory and a task is a slice. Ids are rows of the one buffer that holds all
-    tables (a table's rows start at `EmbeddingTables.first_rows[t]`).
+    Bags lie item after item, and within an item table after table; bag m holds ids offsets[m] :
+    offsets[m + 1], so the items of a query are neighbours in memory and a task is a slice. Ids are
+    rows of the one buffer that holds all tables (a table's rows start at
+    `EmbeddingTables.first_rows[t]`).
     """
 
     n_items: int
@@ -30,7 +31,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; from pinned memory without waiting for the copy."""
         dense_BF = None if self.dense_BF is None else self.dense_BF.to(device, non_blocking=True)
-        ids_L, offsets = (tensor.to(device, non_blocking=True) for tensor in (self.ids_L, self.offsets))
+        ids_L, offsets = (
+            tensor.to(device, non_blocking=True) for tensor in (self.ids_L, self.offsets)
+        )
         return Batch(self.n_items, dense_BF, ids_L, offsets)
 
     @property
@@ -48,8 +51,8 @@ class Batch:
 class Staging:
     """Host buffers from which a GPU copies by itself; allocated once, filled for every batch.
 
-    `like` gives the dtypes and the dense width, `n_bytes` the room in each buffer. Raises ValueError if a batch is
-    larger.
+    `like` gives the dtypes and the dense width, `n_bytes` the room in each buffer. Raises
+    ValueError if a batch is larger.
     """
 
     def __init__(self, like: Batch, n_bytes: float, *, pinned: bool) -> None:
@@ -59,7 +62,9 @@ class Staging:
         self._dense: Tensor | None = None
         if like.dense_BF is not None:
             width = like.dense_BF.shape[1]
-            self._dense = torch.empty(n // width + 1, width, dtype=like.dense_BF.dtype, pin_memory=pinned)
+            self._dense = torch.empty(
+                n // width + 1, width, dtype=like.dense_BF.dtype, pin_memory=pinned
+            )
 
     def fill(self, parts: Sequence[Batch]) -> Batch:
         """The parts' items one after the other, in the buffers; valid until the next call."""
@@ -67,12 +72,15 @@ class Staging:
         if sum(len(part.ids_L) for part in parts) > len(self._ids):
             raise ValueError("the batches do not fit the staging buffers")
         for part in parts:
-            ids, bags = len(part.ids_L), len(part.offsets) - 1
+            ids = len(part.ids_L)
+            bags = len(part.offsets) - 1
             self._ids[n_ids : n_ids + ids] = part.ids_L
             self._offsets[n_bags : n_bags + bags + 1] = part.offsets + n_ids
             if self._dense is not None and part.dense_BF is not None:
                 self._dense[n_items : n_items + part.n_items] = part.dense_BF
-            n_ids, n_bags, n_items = n_ids + ids, n_bags + bags, n_items + part.n_items
+            n_ids = n_ids + ids
+            n_bags = n_bags + bags
+            n_items = n_items + part.n_items
         dense_BF = None if self._dense is None else self._dense[:n_items]
         return Batch(n_items, dense_BF, self._ids[:n_ids], self._offsets[: n_bags + 1])
 
@@ -83,18 +91,29 @@ def first_rows(table_rows: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def from_tables(
-    dense_BF: npt.NDArray[np.float32] | None, ids_TL: Sequence[npt.NDArray[np.int64]],
-    lengths_TB: npt.NDArray[np.int64], table_rows: Sequence[int],
-) -> Batch:  # fmt: skip
-    """Batch from table-major ids (one array a table, sample after sample, counted from the table's first row)."""
+    dense_BF: npt.NDArray[np.float32] | None,
+    ids_TL: Sequence[npt.NDArray[np.int64]],
+    lengths_TB: npt.NDArray[np.int64],
+    table_rows: Sequence[int],
+) -> Batch:
+    """Batch from table-major ids (one array a table, sample after sample, counted from the table's
+    first row).
+    """
     starts = first_rows(table_rows)
     n_tables, n_items = lengths_TB.shape
-    bags = [np.split(ids, np.cumsum(lengths)[:-1]) for ids, lengths in zip(ids_TL, lengths_TB, strict=True)]
-    ids_L = np.concatenate([bags[t][b] + starts[t] for b in range(n_items) for t in range(n_tables)])
+    bags = [
+        np.split(ids, np.cumsum(lengths)[:-1])
+        for ids, lengths in zip(ids_TL, lengths_TB, strict=True)
+    ]
+    ids_L = np.concatenate(
+        [bags[t][b] + starts[t] for b in range(n_items) for t in range(n_tables)]
+    )
     offsets = np.concatenate(([0], np.cumsum(lengths_TB.T.reshape(-1))))
     return Batch(
         n_items,
-        None if dense_BF is None else torch.from_numpy(np.ascontiguousarray(dense_BF, dtype=np.float32)),
+        None
+        if dense_BF is None
+        else torch.from_numpy(np.ascontiguousarray(dense_BF, dtype=np.float32)),
         torch.from_numpy(ids_L.astype(np.int32)),
         torch.from_numpy(offsets.astype(np.int32)),
     )

@@ -1,8 +1,10 @@
-"""What one forward pass takes, from a configuration alone: FLOPs, bytes, look-ups, launches. No PyTorch.
+"""What one forward pass takes, from a configuration alone: FLOPs, bytes, look-ups, launches.
+
+No PyTorch.
 
 FLOPs count a multiply-add as 2 and are those of all products with weights or between vectors, as
-torch.utils.flop_counter counts them (and DIN's one-unit layer, an element-wise product that it does not see);
-activations and sums are small beside them, the pooling of rows is counted as bytes.
+torch.utils.flop_counter counts them (and DIN's one-unit layer, an element-wise product that it does
+not see); activations and sums are small beside them, the pooling of rows is counted as bytes.
 """
 
 # B items, T tables, D embedding width, S behaviours, H hidden width
@@ -22,7 +24,9 @@ _DICE = 9  # element-wise operators of models.layers.Dice
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """`groups` products of weights of their own, or of one weight used `rows` times an item: (B rows, n_in) x n_out."""
+    """`groups` products of weights of their own, or of one weight used `rows` times an item: (B
+    rows, n_in) x n_out.
+    """
 
     n_in: int
     n_out: int
@@ -40,7 +44,9 @@ class Gemm:
     @property
     def weight_bytes(self) -> int:
         """Read once a forward pass; bias included."""
-        return FLOAT_BYTES * self.groups * self.n_out * (self.n_in + self.bias) if self.weighted else 0
+        return (
+            FLOAT_BYTES * self.groups * self.n_out * (self.n_in + self.bias) if self.weighted else 0
+        )
 
     def activation_bytes(self, n_items: int) -> int:
         """Read and written."""
@@ -53,7 +59,9 @@ class Net:
 
     gemms: tuple[Gemm, ...]
     output_width: int
-    other_launches: int = 0  # operators that belong to no product; the look-up and the last concatenation not counted
+    other_launches: int = (
+        0  # operators that belong to no product; the look-up and the last concatenation not counted
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,9 @@ class Costs:
     @property
     def flops_by_part(self) -> dict[str, int]:
         """{part: FLOPs} for each of PARTS; they add up to `flops`."""
-        return {part: sum(g.flops(self.n_items) for g in self.gemms if g.part == part) for part in PARTS}
+        return {
+            part: sum(g.flops(self.n_items) for g in self.gemms if g.part == part) for part in PARTS
+        }
 
     @property
     def gather_bytes(self) -> int:
@@ -108,11 +118,14 @@ class Costs:
 
     @property
     def n_launches(self) -> int:
-        """Operators of one eager forward pass that are no views: each is a kernel, the fused look-up one.
+        """Operators of one eager forward pass that are no views: each is a kernel, the fused
+        look-up one.
 
         For two items or more; DIEN's first layer copies its input only then.
         """
-        return sum(gemm.launches for gemm in self.gemms) + self.other_launches + 2  # look-up, last concatenation
+        return (
+            sum(gemm.launches for gemm in self.gemms) + self.other_launches + 2
+        )  # look-up, last concatenation
 
     @property
     def bytes_moved(self) -> int:
@@ -126,17 +139,29 @@ def costs(config: ModelConfig, n_items: int) -> Costs:
     if n_items < 1:
         raise ValueError(f"n_items is {n_items}; expected at least 1")
     net = _NETS[config.model_type](config)
-    n_tables, bag_ids = len(config.table_rows), config.num_indices_per_lookup
+    n_tables = len(config.table_rows)
+    bag_ids = config.num_indices_per_lookup
     # Bags of 1 to K ids, evenly drawn, have (K + 1) / 2 on average.
-    lookups = n_tables * bag_ids if config.num_indices_per_lookup_fixed else n_tables * (bag_ids + 1) // 2
+    lookups = (
+        n_tables * bag_ids if config.num_indices_per_lookup_fixed else n_tables * (bag_ids + 1) // 2
+    )
     return Costs(
-        n_items, net.gemms, lookups, config.arch_sparse_feature_size * FLOAT_BYTES, net.output_width,
-        config.dense_width, n_tables, config.table_bytes, net.other_launches,
-    )  # fmt: skip
+        n_items,
+        net.gemms,
+        lookups,
+        config.arch_sparse_feature_size * FLOAT_BYTES,
+        net.output_width,
+        config.dense_width,
+        n_tables,
+        config.table_bytes,
+        net.other_launches,
+    )
 
 
 def _mlp(widths: Sequence[int], rows: int = 1, groups: int = 1, part: str = MLP) -> list[Gemm]:
-    return [Gemm(n_in, n_out, rows, groups, part=part) for n_in, n_out in itertools.pairwise(widths)]
+    return [
+        Gemm(n_in, n_out, rows, groups, part=part) for n_in, n_out in itertools.pairwise(widths)
+    ]
 
 
 def _dice_mlp(widths: Sequence[int]) -> list[Gemm]:
@@ -145,14 +170,24 @@ def _dice_mlp(widths: Sequence[int]) -> list[Gemm]:
 
 
 def _dlrm(config: ModelConfig) -> Net:
-    n_tables, width, bottom = len(config.table_rows), config.arch_sparse_feature_size, config.bot_widths
-    interaction, n_top = [], bottom[-1] + n_tables * width
+    n_tables = len(config.table_rows)
+    width = config.arch_sparse_feature_size
+    bottom = config.bot_widths
+    interaction = []
+    n_top = bottom[-1] + n_tables * width
     if config.arch_interaction_op == "dot":
         n_vectors = n_tables + 1
-        n_top = bottom[-1] + n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
+        n_top = (
+            bottom[-1]
+            + n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
+        )
         # launches: the vectors' concatenation, the product, the choice of its pairs
-        interaction = [Gemm(width, n_vectors, rows=n_vectors, launches=3, weighted=False, part=INTERACTION)]
-    return Net((*_mlp(bottom), *interaction, *_mlp((n_top, *config.top_widths))), config.top_widths[-1])
+        interaction = [
+            Gemm(width, n_vectors, rows=n_vectors, launches=3, weighted=False, part=INTERACTION)
+        ]
+    return Net(
+        (*_mlp(bottom), *interaction, *_mlp((n_top, *config.top_widths))), config.top_widths[-1]
+    )
 
 
 def _joined(config: ModelConfig) -> int:
@@ -172,11 +207,15 @@ def _mtwnd(config: ModelConfig) -> Net:
 def _ncf(config: ModelConfig) -> Net:
     width, (*tower, n_out) = config.arch_sparse_feature_size, config.top_widths
     n_out = 1 if config.arch_variant == "paper" else n_out
-    return Net((*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out))), n_out, 1)  # 1: the two factors joined
+    return Net(
+        (*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out))), n_out, 1
+    )  # 1: the two factors joined
 
 
 def _din(config: ModelConfig) -> Net:
-    width, hidden, n_behaviours = config.arch_sparse_feature_size, config.bot_widths, len(config.table_rows) - 3
+    width = config.arch_sparse_feature_size
+    hidden = config.bot_widths
+    n_behaviours = len(config.table_rows) - 3
     widths = (4 * width, *config.top_widths)
     if config.arch_variant == "paper":
         *units, last = _mlp((3 * width, *hidden, 1), rows=n_behaviours, part=ATTENTION)
@@ -184,28 +223,46 @@ def _din(config: ModelConfig) -> Net:
         # others: behaviours by ad, their concatenation, behaviours by weight, the sum
         return Net((*units, *_dice_mlp(widths)), config.top_widths[-1], 4)
     of_ad = Gemm(width, n_behaviours * hidden[0], launches=1, part=ATTENTION)
-    # With one hidden unit the behaviours' product is computed as an element-wise one and a sum: one operator more.
+    # With one hidden unit the behaviours' product is computed as an element-wise one and a sum: one
+    # operator more.
     own_launches = 4 if hidden[0] == 1 else 3
-    own = Gemm(width, hidden[0], groups=n_behaviours, launches=own_launches, bias=False, part=ATTENTION)
+    own = Gemm(
+        width, hidden[0], groups=n_behaviours, launches=own_launches, bias=False, part=ATTENTION
+    )
     rest = _mlp((*hidden, width), groups=n_behaviours, part=ATTENTION)
-    return Net((of_ad, own, *rest, *_mlp(widths)), config.top_widths[-1], 1)  # 1: the sum over behaviours
+    return Net(
+        (of_ad, own, *rest, *_mlp(widths)), config.top_widths[-1], 1
+    )  # 1: the sum over behaviours
 
 
 def _dien(config: ModelConfig) -> Net:
-    width, hidden, n_steps = config.arch_sparse_feature_size, config.hidden_size, len(config.table_rows) - 3
+    width = config.arch_sparse_feature_size
+    hidden = config.hidden_size
+    n_steps = len(config.table_rows) - 3
     widths = (hidden + 3 * width, *config.top_widths)
     if config.arch_variant == "paper":
         cells = [
             part
-            for n_in, step_launches in ((width, 10), (hidden, 11))  # 11: the step's attention scales the gate
+            for n_in, step_launches in (
+                (width, 10),
+                (hidden, 11),
+            )  # 11: the step's attention scales the gate
             for part in (
                 Gemm(n_in, 3 * hidden, rows=n_steps, launches=1, part=RECURRENT),
-                Gemm(hidden, 3 * hidden, rows=n_steps, launches=step_launches * n_steps, bias=False, part=RECURRENT),
+                Gemm(
+                    hidden,
+                    3 * hidden,
+                    rows=n_steps,
+                    launches=step_launches * n_steps,
+                    bias=False,
+                    part=RECURRENT,
+                ),
             )
         ]
         compare = Gemm(width, hidden, launches=1, part=ATTENTION)
         scores = Gemm(hidden, 1, rows=n_steps, launches=2, weighted=False, part=ATTENTION)
-        # others: the first layer's bias apart from its product; of both cells the first state and the stacked ones
+        # others: the first layer's bias apart from its product; of both cells the first state and
+        # the stacked ones
         return Net((*cells, compare, scores, *_dice_mlp(widths)), config.top_widths[-1], 5)
     layers = [
         part
@@ -216,7 +273,9 @@ def _dien(config: ModelConfig) -> Net:
             Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1) + 2, part=RECURRENT),
         )
     ]
-    dropped = Gemm(hidden, hidden, rows=n_steps, launches=3, part=RECURRENT)  # computed and not used, as released
+    dropped = Gemm(
+        hidden, hidden, rows=n_steps, launches=3, part=RECURRENT
+    )  # computed and not used, as released
     # others: the behaviours laid out anew, the first layer's states stacked
     return Net((*layers, dropped, *_mlp(widths)), config.top_widths[-1], 2)
 

@@ -1,4 +1,7 @@
-"""Deep interest evolution network: recurrent layers over the behaviours. Zhou et al. 2019, 1809.03672."""
+"""Deep interest evolution network: recurrent layers over the behaviours.
+
+Zhou et al. 2019, 1809.03672.
+"""
 
 # B items, S behaviours (steps), D embedding width, H hidden width
 
@@ -56,11 +59,14 @@ class PlainRNN(nn.Module):
         """All hidden states, (S, B, H), or the last one, (B, H)."""
         n_steps, n_items, _ = x_SBI.shape
         if self._recur is not None:
-            states_SBH = x_SBI.new_empty(1 if only_last else n_steps, n_items, len(self._weights[1]))
+            states_SBH = x_SBI.new_empty(
+                1 if only_last else n_steps, n_items, len(self._weights[1])
+            )
             self._recur(x_SBI.contiguous().numpy(), *self._weights, states_SBH.numpy())
             return states_SBH[-1] if only_last else states_SBH
         from_input_SBH = self.from_input(x_SBI)
-        bias_H, weight_HH = self.from_hidden.bias_O, self.from_hidden.weight_OI.T
+        bias_H = self.from_hidden.bias_O
+        weight_HH = self.from_hidden.weight_OI.T
         hidden_BH = torch.tanh(from_input_SBH[0] + bias_H)
         states = [hidden_BH]
         for step_BH in from_input_SBH[1:]:
@@ -70,13 +76,18 @@ class PlainRNN(nn.Module):
 
 
 class ReleasedEvolution(nn.Module):
-    """Two plain recurrent layers. Between them an FC and a softmax are computed and dropped, as in the released net:
-    they change no output and cost time."""
+    """Two plain recurrent layers.
+
+    Between them an FC and a softmax are computed and dropped, as in the released net: they change
+    no output and cost time.
+    """
 
     def __init__(self, width: int, n_hidden: int) -> None:
         super().__init__()
-        self.rnn_0, self.rnn_1 = PlainRNN("rnn_0", width, n_hidden), PlainRNN("rnn_1", n_hidden, n_hidden)
-        self.blob_0, self.softmax = Stack(FC("DIEN_blob_0", n_hidden, n_hidden)), Softmax()
+        self.rnn_0 = PlainRNN("rnn_0", width, n_hidden)
+        self.rnn_1 = PlainRNN("rnn_1", n_hidden, n_hidden)
+        self.blob_0 = Stack(FC("DIEN_blob_0", n_hidden, n_hidden))
+        self.softmax = Softmax()
 
     def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:  # noqa: ARG002 (the release does not use it)
         """(B, H): the last state of the second layer."""
@@ -84,7 +95,9 @@ class ReleasedEvolution(nn.Module):
         # As released: (B, S * D) read as (S, B, D), so for B > 1 the samples mix.
         x_SBD = behaviours_BSD.reshape(n_steps, n_items, width)
         if n_items > _CACHED_ITEMS and self.rnn_0.is_packed:
-            return torch.cat([self._steps(part_SBD) for part_SBD in torch.split(x_SBD, _CACHED_ITEMS, dim=1)])
+            return torch.cat(
+                [self._steps(part_SBD) for part_SBD in torch.split(x_SBD, _CACHED_ITEMS, dim=1)]
+            )
         return self._steps(x_SBD)
 
     def _steps(self, x_SBD: Tensor) -> Tensor:
@@ -100,19 +113,24 @@ class ReleasedEvolution(nn.Module):
 
 
 class GatedCell(nn.Module):
-    """A GRU cell; with `attention` its update gate is scaled by the step's score (AUGRU, sec. 4.3 of the paper)."""
+    """A GRU cell; with `attention` its update gate is scaled by the step's score (AUGRU, sec. 4.3
+    of the paper).
+    """
 
     operator = "RecurrentNetwork"
 
     def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__()
-        self.weight_x_3HI = nn.Parameter(torch.empty(3 * n_hidden, n_in), requires_grad=False)  # update, reset, new
+        self.weight_x_3HI = nn.Parameter(
+            torch.empty(3 * n_hidden, n_in), requires_grad=False
+        )  # update, reset, new
         self.weight_h_3HH = nn.Parameter(torch.empty(3 * n_hidden, n_hidden), requires_grad=False)
         self.bias_3H = nn.Parameter(torch.empty(3 * n_hidden), requires_grad=False)
 
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights."""
-        n_hidden, n_in = self.weight_h_3HH.shape[1], self.weight_x_3HI.shape[1]
+        n_hidden = self.weight_h_3HH.shape[1]
+        n_in = self.weight_x_3HI.shape[1]
         draw_parameter(self.weight_x_3HI, rng, 2 / (n_in + n_hidden))
         draw_parameter(self.weight_h_3HH, rng, 1 / n_hidden)
         draw_parameter(self.bias_3H, rng, 1 / n_hidden)
@@ -122,10 +140,13 @@ class GatedCell(nn.Module):
         n_hidden = self.weight_h_3HH.shape[1]
         from_input_SB3H = torch.nn.functional.linear(x_SBI, self.weight_x_3HI, self.bias_3H)
         hidden_BH = x_SBI.new_zeros(x_SBI.shape[1], n_hidden)
-        gates_HH, new_HH = self.weight_h_3HH[: 2 * n_hidden].T, self.weight_h_3HH[2 * n_hidden :].T
+        gates_HH = self.weight_h_3HH[: 2 * n_hidden].T
+        new_HH = self.weight_h_3HH[2 * n_hidden :].T
         states = []
         for step, x_B3H in enumerate(from_input_SB3H):
-            update_BH, reset_BH = torch.sigmoid(x_B3H[:, : 2 * n_hidden] + hidden_BH @ gates_HH).chunk(2, dim=1)
+            update_BH, reset_BH = torch.sigmoid(
+                x_B3H[:, : 2 * n_hidden] + hidden_BH @ gates_HH
+            ).chunk(2, dim=1)
             new_BH = torch.tanh(x_B3H[:, 2 * n_hidden :] + reset_BH * (hidden_BH @ new_HH))
             if attention_SB1 is not None:
                 update_BH = attention_SB1[step] * update_BH
@@ -135,12 +156,16 @@ class GatedCell(nn.Module):
 
 
 class PublishedEvolution(nn.Module):
-    """The paper's: a GRU extracts interests, attention compares them with the ad, an AUGRU evolves them."""
+    """The paper's: a GRU extracts interests, attention compares them with the ad, an AUGRU evolves
+    them.
+    """
 
     def __init__(self, width: int, n_hidden: int) -> None:
         super().__init__()
-        self.extractor, self.evolution = GatedCell(width, n_hidden), GatedCell(n_hidden, n_hidden)
-        self.compare, self.softmax = FC("attention", width, n_hidden), Softmax()
+        self.extractor = GatedCell(width, n_hidden)
+        self.evolution = GatedCell(n_hidden, n_hidden)
+        self.compare = FC("attention", width, n_hidden)
+        self.softmax = Softmax()
 
     def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, H): the last state of the AUGRU."""
@@ -156,14 +181,17 @@ class DIEN(RecModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        width, n_hidden = config.arch_sparse_feature_size, config.hidden_size
+        width = config.arch_sparse_feature_size
+        n_hidden = config.hidden_size
         widths = (n_hidden + 3 * width, *config.top_widths)
         self.concat = Concat()
         self.evolve: nn.Module
         if config.arch_variant == "paper":
-            self.evolve, self.top = PublishedEvolution(width, n_hidden), dice_mlp("top", widths, last=Softmax())
+            self.evolve = PublishedEvolution(width, n_hidden)
+            self.top = dice_mlp("top", widths, last=Softmax())
         else:
-            self.evolve, self.top = ReleasedEvolution(width, n_hidden), mlp("top", widths)
+            self.evolve = ReleasedEvolution(width, n_hidden)
+            self.top = mlp("top", widths)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top)."""
@@ -172,7 +200,9 @@ class DIEN(RecModel):
             behaviours_BSD = self.concat(*behaviours).view(batch.n_items, len(behaviours), -1)
         else:
             rows_BTD = self.tables(batch)
-            profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
+            profile_BD = rows_BTD[:, 0]
+            ad_BD = rows_BTD[:, -2]
+            context_BD = rows_BTD[:, -1]
             behaviours_BSD = rows_BTD[:, 1:-2]
         interest_BH = self.evolve(behaviours_BSD, ad_BD)
         scores: Tensor = self.top(self.concat(interest_BH, profile_BD, ad_BD, context_BD))

@@ -1,4 +1,7 @@
-"""Deep interest network: attention of every behaviour to the candidate ad. Zhou et al. 2018, 1706.06978."""
+"""Deep interest network: attention of every behaviour to the candidate ad.
+
+Zhou et al. 2018, 1706.06978.
+"""
 
 # B items, N behaviours, D embedding width, H hidden width of the attention unit
 
@@ -42,8 +45,8 @@ from models.layers import (
 class FirstAttentionFC(nn.Module):
     """First layer of the N attention units: W_k [b_k, ad, b_k + ad] + c_k, for all k at once.
 
-    The input is linear in b_k and ad, so the weight's three parts fold into two and nothing is concatenated:
-    (W_b + W_s) b_k + (W_a + W_s) ad + c_k.
+    The input is linear in b_k and ad, so the weight's three parts fold into two and nothing is
+    concatenated: (W_b + W_s) b_k + (W_a + W_s) ad + c_k.
     """
 
     operator = "FC"
@@ -51,8 +54,12 @@ class FirstAttentionFC(nn.Module):
     def __init__(self, blobs: list[str], width: int, n_hidden: int) -> None:
         super().__init__()
         self.blobs = blobs
-        self.behaviour_NDH = nn.Parameter(torch.empty(len(blobs), width, n_hidden), requires_grad=False)
-        self.ad_ND_H = nn.Parameter(torch.empty(len(blobs) * n_hidden, width), requires_grad=False)  # (N * H, D)
+        self.behaviour_NDH = nn.Parameter(
+            torch.empty(len(blobs), width, n_hidden), requires_grad=False
+        )
+        self.ad_ND_H = nn.Parameter(
+            torch.empty(len(blobs) * n_hidden, width), requires_grad=False
+        )  # (N * H, D)
         self.bias_NH = nn.Parameter(torch.empty(len(blobs), n_hidden), requires_grad=False)
 
     def set_unit(self, unit: int, weight_H3D: Tensor, bias_H: Tensor) -> None:
@@ -74,7 +81,8 @@ class FirstAttentionFC(nn.Module):
         """Take the weights of the released net."""
         _, width, n_hidden = self.behaviour_NDH.shape
         for unit, blob in enumerate(self.blobs):
-            weight_H3D, bias_H = torch.empty(n_hidden, 3 * width), torch.empty(n_hidden)
+            weight_H3D = torch.empty(n_hidden, 3 * width)
+            bias_H = torch.empty(n_hidden)
             load(weight_H3D, arrays[f"param.{blob}_w"], blob)
             load(bias_H, arrays[f"param.{blob}_b"], blob)
             self.set_unit(unit, weight_H3D, bias_H)
@@ -82,19 +90,26 @@ class FirstAttentionFC(nn.Module):
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, N, H)."""
         n_units, _, n_hidden = self.behaviour_NDH.shape
-        of_ad_BNH = torch.addmm(self.bias_NH.view(-1), ad_BD, self.ad_ND_H.T).view(-1, n_units, n_hidden)
+        of_ad_BNH = torch.addmm(self.bias_NH.view(-1), ad_BD, self.ad_ND_H.T).view(
+            -1, n_units, n_hidden
+        )
         if n_hidden == 1:
-            return of_ad_BNH.add_((behaviours_BND * self.behaviour_NDH.squeeze(2)).sum(2, keepdim=True))
+            return of_ad_BNH.add_(
+                (behaviours_BND * self.behaviour_NDH.squeeze(2)).sum(2, keepdim=True)
+            )
         return of_ad_BNH.add_(torch.einsum("bnd,ndh->bnh", behaviours_BND, self.behaviour_NDH))
 
 
 class ReleasedAttention(nn.Module):
-    """The release's: every behaviour has a unit 3D - hidden - D of its own, ReLU throughout; the outputs are added."""
+    """The release's: every behaviour has a unit 3D - hidden - D of its own, ReLU throughout; the
+    outputs are added.
+    """
 
     def __init__(self, n_behaviours: int, width: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         units = [f"atten._fc_{k}" for k in range(n_behaviours)]
-        self.first, self.relu = FirstAttentionFC([f"{u}.fc1" for u in units], width, hidden[0]), Relu()
+        self.first = FirstAttentionFC([f"{u}.fc1" for u in units], width, hidden[0])
+        self.relu = Relu()
         widths = (*hidden, width)
         self.rest = nn.ModuleList(
             [
@@ -115,7 +130,8 @@ class ReleasedAttention(nn.Module):
         assert isinstance(last, GroupedFC)
         of_ad.weight_OI.copy_(self.first.ad_ND_H)
         of_ad.bias_O.copy_(self.first.bias_NH.view(-1))
-        self._of_ad, self._attend = PackedFC(of_ad), attention(width)
+        self._of_ad = PackedFC(of_ad)
+        self._attend = attention(width)
         self._own, self._weight, self._bias = (
             weight_ND.reshape(n_units, width).numpy()
             for weight_ND in (self.first.behaviour_NDH, last.weight_GIO, last.bias_G1O)
@@ -127,7 +143,12 @@ class ReleasedAttention(nn.Module):
             interest_BD = ad_BD.new_empty(ad_BD.shape)
             of_ad_BN = self._of_ad(ad_BD)
             self._attend(
-                behaviours_BND.numpy(), of_ad_BN.numpy(), self._own, self._weight, self._bias, interest_BD.numpy()
+                behaviours_BND.numpy(),
+                of_ad_BN.numpy(),
+                self._own,
+                self._weight,
+                self._bias,
+                interest_BD.numpy(),
             )
             return interest_BD
         x_NBH = self.relu(self.first(behaviours_BND, ad_BD)).transpose(0, 1)
@@ -150,7 +171,9 @@ class Add(nn.Module):
 
 
 class UnitByUnit(nn.Module):
-    """ReleasedAttention operator by operator, one unit after the other, with the same weights for the same seed."""
+    """ReleasedAttention operator by operator, one unit after the other, with the same weights for
+    the same seed.
+    """
 
     def __init__(self, n_behaviours: int, width: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -163,7 +186,10 @@ class UnitByUnit(nn.Module):
                 for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2)
             ]
         )
-        self.concat, self.add, self.one, self.relu = Concat(), Add(), OneFC(), Relu()
+        self.concat = Concat()
+        self.add = Add()
+        self.one = OneFC()
+        self.relu = Relu()
 
     def forward(self, behaviours_NBD: Sequence[Tensor], ad_BD: Tensor) -> Tensor:
         """(B, D), of N times (B, D)."""
@@ -177,7 +203,9 @@ class UnitByUnit(nn.Module):
 
 
 class PublishedAttention(nn.Module):
-    """The paper's: one unit for all behaviours gives a weight to each; the weighted behaviours are added (sec. 4.2)."""
+    """The paper's: one unit for all behaviours gives a weight to each; the weighted behaviours are
+    added (sec. 4.2).
+    """
 
     def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -191,7 +219,9 @@ class PublishedAttention(nn.Module):
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, D)."""
         ads_BND = ad_BD.unsqueeze(1).expand_as(behaviours_BND)
-        weight_BN1 = self.unit(torch.cat((behaviours_BND, behaviours_BND * ads_BND, ads_BND), dim=2))
+        weight_BN1 = self.unit(
+            torch.cat((behaviours_BND, behaviours_BND * ads_BND, ads_BND), dim=2)
+        )
         return self.sum(weight_BN1 * behaviours_BND)  # type: ignore[no-any-return]
 
 
@@ -200,7 +230,8 @@ class DIN(RecModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        width, n_behaviours = config.arch_sparse_feature_size, len(config.table_rows) - 3
+        width = config.arch_sparse_feature_size
+        n_behaviours = len(config.table_rows) - 3
         widths = (4 * width, *config.top_widths)
         self.concat = Concat()
         self.attention: nn.Module
@@ -219,7 +250,9 @@ class DIN(RecModel):
             interest_BD = self.attention(behaviours_NBD, ad_BD)
         else:
             rows_BTD = self.tables(batch)
-            profile_BD, ad_BD, context_BD = rows_BTD[:, 0], rows_BTD[:, -2], rows_BTD[:, -1]
+            profile_BD = rows_BTD[:, 0]
+            ad_BD = rows_BTD[:, -2]
+            context_BD = rows_BTD[:, -1]
             interest_BD = self.attention(rows_BTD[:, 1:-2], ad_BD)
         scores: Tensor = self.top(self.concat(profile_BD, interest_BD, ad_BD, context_BD))
         return scores

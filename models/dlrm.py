@@ -1,4 +1,7 @@
-"""DLRM (RM1, RM2, RM3): bottom MLP, embedding tables, feature interaction, top MLP. Naumov et al. 2019, 1906.00091."""
+"""DLRM (RM1, RM2, RM3): bottom MLP, embedding tables, feature interaction, top MLP.
+
+Naumov et al. 2019, 1906.00091.
+"""
 
 # B items, T tables, D embedding width, F dense features, N = T + 1 vectors, P pairs
 
@@ -20,7 +23,9 @@ from models.layers import Concat, JoinedInput, Sigmoid, mlp
 
 
 class DotInteraction(nn.Module):
-    """Products of all pairs of vectors i > j (with `itself`, i >= j), row after row of the lower triangle."""
+    """Products of all pairs of vectors i > j (with `itself`, i >= j), row after row of the lower
+    triangle.
+    """
 
     operator = "BatchMatMul"
     pairs_P: Tensor
@@ -43,9 +48,11 @@ class DLRM(RecModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        n_tables, width = len(config.table_rows), config.arch_sparse_feature_size
+        n_tables = len(config.table_rows)
+        width = config.arch_sparse_feature_size
         self.bot = mlp("bot", config.bot_widths)
-        self.joined, self.concat = JoinedInput(self.tables), Concat()
+        self.joined = JoinedInput(self.tables)
+        self.concat = Concat()
         self.interaction: DotInteraction | None = None
         if config.arch_interaction_op == "dot":
             n_vectors = n_tables + 1

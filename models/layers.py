@@ -1,4 +1,7 @@
-"""The operators that nets are made of. A module with an `operator` is timed under that name by --enable_profiling."""
+"""The operators that nets are made of.
+
+A module with an `operator` is timed under that name by --enable_profiling.
+"""
 
 # B items, G units that are computed together, I input width, O output width
 
@@ -19,11 +22,15 @@ from models.embedding.tables import EmbeddingTables
 from models.kernels.mlp import NONE, RELU, SIGMOID, mlp_kernel, panels
 
 Array = npt.NDArray[np.float32]
-_PACKED_FROM = 800_000  # input width x output width x root of the batch from which oneDNN is the faster
+_PACKED_FROM = (
+    800_000  # input width x output width x root of the batch from which oneDNN is the faster
+)
 
 
 class FC(nn.Module):
-    """y = x W^T + b. `blob` is its name in the released net; W ~ N(0, 2/(in+out)), b ~ N(0, 1/out) (variances)."""
+    """y = x W^T + b. `blob` is its name in the released net; W ~ N(0, 2/(in+out)), b ~ N(0, 1/out)
+    (variances).
+    """
 
     operator = "FC"
 
@@ -50,10 +57,12 @@ class FC(nn.Module):
 
 
 class PackedFC(nn.Module):
-    """An FC for one core of this CPU: weights laid out for oneDNN, the activation behind it in the same call.
+    """An FC for one core of this CPU: weights laid out for oneDNN, the activation behind it in the
+    same call.
 
-    float32 or bfloat16 (inputs are cast). oneDNN costs 16 us more a call than a plain product and computes up to
-    twice as fast, so small float32 products stay plain; the border was measured (experiments/LOG.md).
+    float32 or bfloat16 (inputs are cast). oneDNN costs 16 us more a call than a plain product and
+    computes up to twice as fast, so small float32 products stay plain; the border was measured
+    (experiments/LOG.md).
     """
 
     operator = "FC"
@@ -61,14 +70,20 @@ class PackedFC(nn.Module):
     bias_O: Tensor
     packed: Tensor
 
-    def __init__(self, layer: FC | PackedFC, activation: str = "none", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, layer: FC | PackedFC, activation: str = "none", dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.weight_OI, self.bias_O = layer.weight_OI.detach().to(dtype), layer.bias_O.detach().to(dtype)
+        self.weight_OI = layer.weight_OI.detach().to(dtype)
+        self.bias_O = layer.bias_O.detach().to(dtype)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight_OI.contiguous(), None)  # noqa: SLF001
         self._call = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
-        self.dtype, self.activation = dtype, activation
+        self.dtype = dtype
+        self.activation = activation
         n_out, n_in = self.weight_OI.shape
-        self._fewest_items = 2.0 if dtype != torch.float32 else max(2.0, (_PACKED_FROM / (n_in * n_out)) ** 2)
+        self._fewest_items = (
+            2.0 if dtype != torch.float32 else max(2.0, (_PACKED_FROM / (n_in * n_out)) ** 2)
+        )
         self._activate = {"none": None, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[activation]
 
     def forward(self, x_BI: Tensor) -> Tensor:
@@ -83,7 +98,9 @@ class PackedFC(nn.Module):
 
 
 class GroupedFC(nn.Module):
-    """G fully connected layers with weights of their own as one batched product: (G, B, I) -> (G, B, O)."""
+    """G fully connected layers with weights of their own as one batched product: (G, B, I) -> (G,
+    B, O).
+    """
 
     operator = "FC"
 
@@ -178,7 +195,8 @@ class JoinedInput(nn.Module):
 
     def __init__(self, tables: EmbeddingTables) -> None:
         super().__init__()
-        self.tables, self.concat = tables, Concat()
+        self.tables = tables
+        self.concat = Concat()
         if tables.one_by_one is None:
             self.operator = "Concat"
 
@@ -211,7 +229,9 @@ class Sum(nn.Module):
 
 
 class Dice(nn.Module):
-    """p x + (1 - p) alpha x, p = sigmoid of the input normalised by running statistics; Zhou et al. 2018, sec. 4.3."""
+    """p x + (1 - p) alpha x, p = sigmoid of the input normalised by running statistics; Zhou et al.
+    2018, sec. 4.3.
+    """
 
     operator = "Dice"
     mean: Tensor
@@ -245,18 +265,29 @@ class Stack(nn.Module):
         return self.layers[i]
 
     def pack(self, dtype: torch.dtype) -> None:
-        """From now on each FC and the activation behind it are one PackedFC; small stacks and batches one call."""
+        """From now on each FC and the activation behind it are one PackedFC; small stacks and
+        batches one call.
+        """
         layers: list[nn.Module] = []
         for layer in self:
             if isinstance(layer, FC):
                 layers.append(PackedFC(layer, dtype=dtype))
-            elif type(layer) in _FUSED and isinstance(layers[-1], PackedFC) and layers[-1].activation == "none":
+            elif (
+                type(layer) in _FUSED
+                and isinstance(layers[-1], PackedFC)
+                and layers[-1].activation == "none"
+            ):
                 layers[-1] = PackedFC(layers[-1], _FUSED[type(layer)], dtype)
             else:
                 layers.append(layer)
         fused = [layer for layer in layers if isinstance(layer, PackedFC)]
-        small = len(fused) == len(layers) and sum(layer.weight_OI.numel() for layer in fused) <= SmallStack.MOST_WEIGHTS
-        self.small = SmallStack([layer for layer in self if isinstance(layer, FC)], fused) if small else None
+        small = (
+            len(fused) == len(layers)
+            and sum(layer.weight_OI.numel() for layer in fused) <= SmallStack.MOST_WEIGHTS
+        )
+        self.small = (
+            SmallStack([layer for layer in self if isinstance(layer, FC)], fused) if small else None
+        )
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -272,8 +303,8 @@ class Stack(nn.Module):
 class SmallStack(nn.Module):
     """A stack whose weights fit the core's own cache, as one compiled call; float32.
 
-    Faster than MKL and oneDNN at every batch measured (experiments/LOG.md); bfloat16 gains on it from some
-    100,000 weights and 65 items on.
+    Faster than MKL and oneDNN at every batch measured (experiments/LOG.md); bfloat16 gains on it
+    from some 100,000 weights and 65 items on.
     """
 
     operator = "FC"
@@ -288,7 +319,8 @@ class SmallStack(nn.Module):
         self._widths = np.array([weights[0][0].shape[1], *(len(bias_O) for _, bias_O in weights)])
         codes = {"none": NONE, "relu": RELU, "sigmoid": SIGMOID}
         self._activations = np.array([codes[layer.activation] for layer in packed])
-        self._run, self._n_out = mlp_kernel(), int(self._widths[-1])
+        self._run = mlp_kernel()
+        self._n_out = int(self._widths[-1])
 
     def forward(self, x_BI: Tensor) -> Tensor:
         """(B, I) -> (B, O)."""
@@ -321,7 +353,9 @@ def dice_mlp(blob: str, widths: Sequence[int], last: nn.Module) -> Stack:
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], variance: float) -> Tensor:
     """N(0, variance), float32."""
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * np.float32(variance**0.5))
+    return torch.from_numpy(
+        rng.standard_normal(shape, dtype=np.float32) * np.float32(variance**0.5)
+    )
 
 
 def load(target: Tensor, array: Array, blob: str) -> None:

@@ -22,20 +22,28 @@ from models.layers import GroupedFC, JoinedInput, Relu, Sigmoid, Stack, mlp
 
 
 class TaskTowers(nn.Module):
-    """One MLP a task, all of the same widths: as batched products, or packed one task after the other."""
+    """One MLP a task, all of the same widths: as batched products, or packed one task after the
+    other.
+    """
 
     def __init__(self, n_tasks: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i, (n_from, n_to) in enumerate(itertools.pairwise(widths), start=1):
             layers += [GroupedFC([f"task_{g}.fc{i}" for g in range(n_tasks)], n_from, n_to), Relu()]
-        self.n_tasks, self.together = n_tasks, nn.Sequential(*layers[:-1], Sigmoid())
+        self.n_tasks = n_tasks
+        self.together = nn.Sequential(*layers[:-1], Sigmoid())
         self.packed: list[Stack] = []
 
     def pack(self, dtype: torch.dtype) -> None:
         """From now on a packed stack for each task."""
         self.packed = [
-            Stack(*(layer.single(g) if isinstance(layer, GroupedFC) else layer for layer in self.together))
+            Stack(
+                *(
+                    layer.single(g) if isinstance(layer, GroupedFC) else layer
+                    for layer in self.together
+                )
+            )
             for g in range(self.n_tasks)
         ]
         self.packed_layers = nn.ModuleList(self.packed)

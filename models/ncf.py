@@ -1,4 +1,7 @@
-"""Neural collaborative filtering: matrix factorisation beside an MLP tower. He et al. 2017, 1708.05031."""
+"""Neural collaborative filtering: matrix factorisation beside an MLP tower.
+
+He et al. 2017, 1708.05031.
+"""
 
 # B items, D embedding width
 
@@ -19,7 +22,9 @@ from models.layers import Concat, Relu, Sigmoid, mlp
 
 
 class Factors(nn.Module):
-    """The two factors of matrix factorisation, joined: the release ADDS them, the paper multiplies them."""
+    """The two factors of matrix factorisation, joined: the release ADDS them, the paper multiplies
+    them.
+    """
 
     def __init__(self, multiply: bool) -> None:
         super().__init__()
@@ -32,16 +37,22 @@ class Factors(nn.Module):
 
 
 class NCF(RecModel):
-    """Tables mf0, mf1, mlp0, mlp1. `paper`: element-wise product, one sigmoid output (no ReLU at the end)."""
+    """Tables mf0, mf1, mlp0, mlp1.
+
+    `paper`: element-wise product, one sigmoid output (no ReLU at the end).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width, (*tower, n_out) = config.arch_sparse_feature_size, config.top_widths
         published = config.arch_variant == "paper"
-        self.factors, self.concat = Factors(multiply=published), Concat()
+        self.factors = Factors(multiply=published)
+        self.concat = Concat()
         self.tower = mlp("mlpfc", (2 * width, *tower))
         n_final = width + tower[-1]
-        self.final = mlp("final", (n_final, 1 if published else n_out), last=Sigmoid() if published else Relu())
+        self.final = mlp(
+            "final", (n_final, 1 if published else n_out), last=Sigmoid() if published else Relu()
+        )
 
     @property
     def table_blobs(self) -> list[str]:
@@ -55,8 +66,12 @@ class NCF(RecModel):
             joined_BI = self.concat(*mlp)
         else:
             rows_B4D = self.tables(batch)
-            user_BD, item_BD, joined_BI = rows_B4D[:, 0], rows_B4D[:, 1], rows_B4D[:, 2:].flatten(1)
-        scores: Tensor = self.final(self.concat(self.factors(user_BD, item_BD), self.tower(joined_BI)))
+            user_BD = rows_B4D[:, 0]
+            item_BD = rows_B4D[:, 1]
+            joined_BI = rows_B4D[:, 2:].flatten(1)
+        scores: Tensor = self.final(
+            self.concat(self.factors(user_BD, item_BD), self.tower(joined_BI))
+        )
         return scores
 
 

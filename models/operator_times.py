@@ -1,6 +1,9 @@
-"""Time by operator: hooks on the modules that carry an `operator` name. Nothing is paid where it is not used.
+"""Time by operator: hooks on the modules that carry an `operator` name.
 
-`library_times` is a second opinion: PyTorch's own profiler, which knows its operators and nothing of modules.
+Nothing is paid where it is not used.
+
+`library_times` is a second opinion: PyTorch's own profiler, which knows its operators and nothing
+of modules.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ import torch
 from torch import nn
 
 OTHER = "Other"
-RELEASED = ("FC", "SparseLengthsSum", "Concat", "Relu", "Sum", "RecurrentNetwork", "Softmax")  # Caffe2's names
+RELEASED = (
+    "FC",
+    "SparseLengthsSum",
+    "Concat",
+    "Relu",
+    "Sum",
+    "RecurrentNetwork",
+    "Softmax",
+)  # Caffe2's names
 _OF_LIBRARY = {
     "aten::addmm": "FC", "aten::mm": "FC", "aten::baddbmm": "FC", "aten::linear": "FC",
     "mkldnn::_linear_pointwise": "FC", "aten::_embedding_bag": "SparseLengthsSum",
@@ -27,13 +38,16 @@ _OF_LIBRARY = {
 
 
 def released_name(operator: str) -> str:
-    """Caffe2's name of one of our operators or of PyTorch's; "Other" for those that the release does not list."""
+    """Caffe2's name of one of our operators or of PyTorch's; "Other" for those that the release
+    does not list.
+    """
     name = _OF_LIBRARY.get(operator, operator)
     return name if name in RELEASED else OTHER
 
 
 def library_times(call: Callable[[], object]) -> dict[str, float]:
-    """ms of each of PyTorch's operators in one call, own time only (its profiler slows small ones down).
+    """ms of each of PyTorch's operators in one call, own time only (its profiler slows small ones
+    down).
 
     What compiled kernels do outside of PyTorch is not seen.
     """
@@ -44,9 +58,11 @@ def library_times(call: Callable[[], object]) -> dict[str, float]:
 
 @contextmanager
 def operator_times(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Within: the ms spent in each operator so far, own time only (an FC inside a recurrence counts as FC).
+    """Within: the ms spent in each operator so far, own time only (an FC inside a recurrence counts
+    as FC).
 
-    On CUDA each operator is followed by a synchronise, which slows the whole down: read shares, not totals.
+    On CUDA each operator is followed by a synchronise, which slows the whole down: read shares, not
+    totals.
     """
     own_ms: dict[str, float] = defaultdict(float)
     open_calls: list[
@@ -73,7 +89,10 @@ def operator_times(model: nn.Module) -> Iterator[dict[str, float]]:
     handles = []
     for module in model.modules():
         if hasattr(module, "operator"):
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
     try:
         yield own_ms
     finally:

@@ -1,4 +1,6 @@
-"""A model on its own, without queue and engines: `python models/<model>.py ...`, or DeepRecSys.py without --queue."""
+"""A model on its own, without queue and engines: `python models/<model>.py ...`, or DeepRecSys.py
+without --queue.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class StandaloneTimes:
     compute_ms: float
 
     def numbers(self) -> list[float]:
-        """Total and per iteration of loading, computation and execution: the six numbers of the release."""
+        """Total and per iteration of loading, computation and execution: the six numbers of the
+        release.
+        """
         sums = (self.load_ms, self.compute_ms, self.load_ms + self.compute_ms)
         return [number for total in sums for number in (total, total / self.n_iterations)]
 
@@ -41,14 +45,17 @@ class StandaloneTimes:
         names = ("data loading", "computation", "execution")
         labels = [(f"Total {name} time", unit) for name in names for unit in ("ms", "ms/iter")]
         return [
-            f"{label}: ***  {number:.6g}  {unit}" for (label, unit), number in zip(labels, self.numbers(), strict=True)
+            f"{label}: ***  {number:.6g}  {unit}"
+            for (label, unit), number in zip(labels, self.numbers(), strict=True)
         ]
 
 
 def time_model(
     model: RecModel, inputs: InputPool, batch_items: int, n_epochs: int, device: torch.device
 ) -> StandaloneTimes:
-    """Time `n_epochs` passes over the pool's inputs at one batch size; a few iterations before are not counted."""
+    """Time `n_epochs` passes over the pool's inputs at one batch size; a few iterations before are
+    not counted.
+    """
     load_ns = compute_ns = 0
     n_iterations = n_epochs * inputs.n_inputs
     with torch.inference_mode():
@@ -71,7 +78,9 @@ def time_model(
 def choose_device(use_accel: bool) -> torch.device:
     """The CUDA device if asked for; raises ValueError if there is none."""
     if use_accel and not torch.cuda.is_available():
-        raise ValueError("--use_accel: PyTorch sees no CUDA device here; leave it out to run on the CPU")
+        raise ValueError(
+            "--use_accel: PyTorch sees no CUDA device here; leave it out to run on the CPU"
+        )
     return torch.device("cuda" if use_accel else "cpu")
 
 
@@ -88,18 +97,28 @@ def run(config: RunConfig) -> None:
         with progress.step("drawing inputs") as on_progress:
             inputs = InputPool.of(config, on_progress)
     if config.output.enable_profiling:
-        time_model(model, inputs, config.inputs.mini_batch_size, 1, device)  # the first calls are not typical
+        time_model(
+            model, inputs, config.inputs.mini_batch_size, 1, device
+        )  # the first calls are not typical
         with operator_times(model) as own_ms:
-            times = time_model(model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device)
+            times = time_model(
+                model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device
+            )
         _print_operators(own_ms, times)
     else:
-        times = time_model(model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device)
+        times = time_model(
+            model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device
+        )
     print("\n".join(times.lines()))
 
 
 def _print_operators(own_ms: dict[str, float], times: StandaloneTimes) -> None:
-    """Shares of the forward's time, warm-up included in the operators' sums and in what they are divided by."""
-    per_iteration = {name: ms / (times.n_iterations + WARMUP_ITERATIONS) for name, ms in own_ms.items()}
+    """Shares of the forward's time, warm-up included in the operators' sums and in what they are
+    divided by.
+    """
+    per_iteration = {
+        name: ms / (times.n_iterations + WARMUP_ITERATIONS) for name, ms in own_ms.items()
+    }
     total = max(times.compute_ms / times.n_iterations, sum(per_iteration.values()))
     per_iteration["Other"] = total - sum(per_iteration.values())
     print(f"{'operator':<20} {'ms/iter':>10} {'share':>8}")
@@ -114,7 +133,8 @@ def main(argv: Sequence[str], model_type: str) -> int:
     try:
         if config.model.model_type != model_type:
             raise ValueError(
-                f"model_type is {config.model.model_type!r} in the configuration, but this is {model_type!r}"
+                f"model_type is {config.model.model_type!r} in the configuration, but this is "
+                f"{model_type!r}"
             )
         run(config)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""Wide & Deep: dense features and embeddings, concatenated, through one MLP. Cheng et al. 2016, 1606.07792."""
+"""Wide & Deep: dense features and embeddings, concatenated, through one MLP.
+
+Cheng et al. 2016, 1606.07792.
+"""
 
 # B items, T tables, D embedding width, F dense features
 

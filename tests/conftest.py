@@ -1,4 +1,6 @@
-"""Several tests at a time (pytest -n), but those marked `alone` while no other runs: engines need the cores."""
+"""Several tests at a time (pytest -n), but those marked `alone` while no other runs: engines need
+the cores.
+"""
 
 import fcntl
 import gc
@@ -9,11 +11,15 @@ import pytest
 
 def pytest_collection_modifyitems(items):
     """Files that are alone as a whole come last, so that nobody waits between their tests."""
-    items.sort(key=lambda item: item.getparent(pytest.Module).get_closest_marker("alone") is not None)
+    items.sort(
+        key=lambda item: item.getparent(pytest.Module).get_closest_marker("alone") is not None
+    )
 
 
 def pytest_collection_finish():
-    """What imports have made stays: no collection looks at it again, and every run of a session begins with one."""
+    """What imports have made stays: no collection looks at it again, and every run of a session
+    begins with one.
+    """
     gc.freeze()
 
 

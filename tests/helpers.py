@@ -51,10 +51,19 @@ def script_server() -> subprocess.Popen[str]:
 
 
 def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """A Python program of the tree in a process of its own, as a user would start it; the libraries are loaded."""
-    argv, server = [str(ROOT / words[0]), *words[1:]], script_server()
+    """A Python program of the tree in a process of its own, as a user would start it; the libraries
+    are loaded.
+    """
+    argv = [str(ROOT / words[0]), *words[1:]]
+    server = script_server()
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        program = {"argv": argv, "cwd": str(cwd), "environment": {**os.environ}, "stdout": out.name, "stderr": err.name}
+        program = {
+            "argv": argv,
+            "cwd": str(cwd),
+            "environment": {**os.environ},
+            "stdout": out.name,
+            "stderr": err.name,
+        }
         server.stdin.write(json.dumps(program) + "\n")
         server.stdin.flush()
         process = int(server.stdout.readline())
@@ -72,10 +81,17 @@ def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.Compl
         return subprocess.CompletedProcess(argv, code, out.read(), err.read())
 
 
-def poisson_schedule(rate_qps: float, n: int, n_items: int = 1, seed: int = 0, n_warmup: int = 0) -> Schedule:
+def poisson_schedule(
+    rate_qps: float, n: int, n_items: int = 1, seed: int = 0, n_warmup: int = 0
+) -> Schedule:
     """Exponential gaps, one size."""
     gaps_ns = np.random.default_rng(seed).exponential(1e9 / rate_qps, n)
-    return Schedule(np.cumsum(gaps_ns).astype(np.int64), np.full(n, n_items, np.int32), np.zeros(n, np.int32), n_warmup)
+    return Schedule(
+        np.cumsum(gaps_ns).astype(np.int64),
+        np.full(n, n_items, np.int32),
+        np.zeros(n, np.int32),
+        n_warmup,
+    )
 
 
 def latencies_ms(rows: Rows) -> np.ndarray:
@@ -84,11 +100,17 @@ def latencies_ms(rows: Rows) -> np.ndarray:
     return (rows.queries["done_ns"] - rows.queries["arrival_ns"]).to_numpy(np.int64) / MS
 
 
-def close(samples: np.ndarray, statistic: Callable[[np.ndarray], float], expected: float, k: float = 4) -> None:
-    """`expected` lies within k standard errors, from 20 batch means (so dependence counts), warm-up cut."""
+def close(
+    samples: np.ndarray, statistic: Callable[[np.ndarray], float], expected: float, k: float = 4
+) -> None:
+    """`expected` lies within k standard errors, from 20 batch means (so dependence counts), warm-up
+    cut.
+    """
     parts = [statistic(batch) for batch in np.array_split(samples[len(samples) // 10 :], 20)]
     stderr = np.std(parts, ddof=1) / math.sqrt(len(parts))
-    assert abs(np.mean(parts) - expected) < k * stderr, f"{np.mean(parts):.4f} +- {stderr:.4f}, expected {expected:.4f}"
+    assert abs(np.mean(parts) - expected) < k * stderr, (
+        f"{np.mean(parts):.4f} +- {stderr:.4f}, expected {expected:.4f}"
+    )
 
 
 def erlang_c(n_servers: int, load: float) -> float:

@@ -1,7 +1,9 @@
-"""A CUDA device that is not there: tensors that say they are on it, and an error where one is mixed with the host's.
+"""A CUDA device that is not there: tensors that say they are on it, and an error where one is mixed
+with the host's.
 
-`pretend()` is for a process of its own, with TRITON_INTERPRET=1: what runs within it takes PyTorch's and our paths for
-a GPU, with devices checked as CUDA checks them; kernels run in Triton's interpreter. Times mean nothing.
+`pretend()` is for a process of its own, with TRITON_INTERPRET=1: what runs within it takes
+PyTorch's and our paths for a GPU, with devices checked as CUDA checks them; kernels run in Triton's
+interpreter. Times mean nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def far(value):
 
 
 def _is_device(value):
-    return isinstance(value, torch.device) or (isinstance(value, str) and value.split(":")[0] in {"cuda", "cpu"})
+    return isinstance(value, torch.device) or (
+        isinstance(value, str) and value.split(":")[0] in {"cuda", "cpu"}
+    )
 
 
 class Device(TorchFunctionMode):
@@ -61,7 +65,9 @@ class Device(TorchFunctionMode):
         strangers = [tuple(own.shape) for own in tensors if not isinstance(own, Far) and own.dim()]
         index = func is Tensor.__getitem__ and isinstance(args[0], Far)  # by numbers of either side
         if on_device and strangers and not index and func not in _COPIES and func is not Tensor.to:
-            raise RuntimeError(f"{func.__name__}: tensors on the device and on the host: {strangers}")
+            raise RuntimeError(
+                f"{func.__name__}: tensors on the device and on the host: {strangers}"
+            )
         wanted = next((torch.device(own).type for own in flat if _is_device(own)), None)
         if wanted is not None:
             args, kwargs = tree_map(lambda own: "cpu" if _is_device(own) else own, (args, kwargs))
@@ -98,12 +104,14 @@ class Kernel:
 
 def pretend():
     """From here on there is a CUDA device, for what is done within the mode that this returns."""
-    cuda, load = torch.cuda, triton_bags.load_kernel
+    cuda = torch.cuda
+    load = triton_bags.load_kernel
     cuda.synchronize = cuda._sleep = lambda *_: None
     cuda.is_available = lambda: True
     cuda.get_device_name = lambda *_: "pretended"
     cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
-    cuda.Event, cuda.CUDAGraph = Event, lambda: SimpleNamespace(replay=lambda: None)
+    cuda.Event = Event
+    cuda.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
     cuda.device = cuda.graph = lambda *_, **__: nullcontext()
     Tensor.pin_memory = lambda self: self
     triton_bags.load_kernel = lambda *own: Kernel(load(*own))

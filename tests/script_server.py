@@ -1,7 +1,8 @@
-"""Starts Python programs by forking a process that has imported the libraries already, and nothing of the product.
+"""Starts Python programs by forking a process that has imported the libraries already, and nothing
+of the product.
 
-A line of JSON asks for a program: argv (the script first), cwd, environment, stdout and stderr (files). Answers are
-lines, too: the process id, and when it has ended its exit code.
+A line of JSON asks for a program: argv (the script first), cwd, environment, stdout and stderr
+(files). Answers are lines, too: the process id, and when it has ended its exit code.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LIBRARIES = [
-    "matplotlib.figure", "numba", "pandas", "psutil", "pyarrow.parquet", "rich.console", "rich.progress", "rich.table",
-    "scipy.fft", "scipy.optimize", "scipy.special", "torch", "yaml",
-]  # fmt: skip
+    "matplotlib.figure",
+    "numba",
+    "pandas",
+    "psutil",
+    "pyarrow.parquet",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+    "scipy.fft",
+    "scipy.optimize",
+    "scipy.special",
+    "torch",
+    "yaml",
+]
 
 
 def serve() -> None:
@@ -34,13 +46,17 @@ def serve() -> None:
 
 
 def run(program: dict[str, Any]) -> NoReturn:
-    """In a new process; its end leaves out only the taking down of libraries, which would take a second."""
+    """In a new process; its end leaves out only the taking down of libraries, which would take a
+    second.
+    """
     os.chdir(program["cwd"])
     os.environ.clear()
     os.environ.update(program["environment"])
     for number, name, flags in (
-        (0, os.devnull, os.O_RDONLY), (1, program["stdout"], os.O_WRONLY), (2, program["stderr"], os.O_WRONLY)
-    ):  # fmt: skip
+        (0, os.devnull, os.O_RDONLY),
+        (1, program["stdout"], os.O_WRONLY),
+        (2, program["stderr"], os.O_WRONLY),
+    ):
         os.dup2(os.open(name, flags), number)
     sys.argv = program["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)

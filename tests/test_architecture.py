@@ -26,7 +26,11 @@ TORCH = {
     "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/datasets/movielens.py",
     "experiments/recpipe/datasets/click_rankers.py", "experiments/recpipe/datasets/ranked.py",
 }  # fmt: skip
-FILES = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0].removesuffix(".py") in RANK]
+FILES = [
+    p
+    for p in sorted(ROOT.rglob("*.py"))
+    if p.relative_to(ROOT).parts[0].removesuffix(".py") in RANK
+]
 SIBLINGS = {"process", "simulated", "ray_cluster"}
 
 
@@ -45,8 +49,12 @@ def test_there_is_something_to_check():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path: Path):
     here = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for name in {module.split(".")[0] for module in imports(ast.parse(path.read_text()))} & RANK.keys() - {here}:
-        assert RANK[name] < RANK[here] or (here, name) in ALLOWED, f"{here} must not import {name}: arrows point down"
+    for name in {
+        module.split(".")[0] for module in imports(ast.parse(path.read_text()))
+    } & RANK.keys() - {here}:
+        assert RANK[name] < RANK[here] or (here, name) in ALLOWED, (
+            f"{here} must not import {name}: arrows point down"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -54,7 +62,9 @@ def test_torch_and_matplotlib_stay_where_they_are_used(path: Path):
     inside = str(path.relative_to(ROOT))
     names = {module.split(".")[0] for module in imports(ast.parse(path.read_text()))}
     if "torch" in names:
-        assert any(inside == place or inside.startswith(f"{place}/") for place in TORCH), f"{inside} imports torch"
+        assert any(inside == place or inside.startswith(f"{place}/") for place in TORCH), (
+            f"{inside} imports torch"
+        )
     if "matplotlib" in names:
         assert inside == "infra/results/figures.py" or inside.startswith("experiments/")
 
@@ -76,17 +86,27 @@ def test_files_and_functions_stay_small(path: Path):
 
 
 def test_the_driver_and_the_simulator_start_without_torch():
-    modules = "backends.virtual.simulated, backends.processes.process, backends.tuning.tuner, scheduler, loadGenerator, infra.results.run_folder"
+    modules = (
+        "backends.virtual.simulated, backends.processes.process, backends.tuning.tuner, "
+        "scheduler, loadGenerator, infra.results.run_folder"
+    )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
 def test_what_runs_on_a_borrowed_gpu_needs_neither_rich_nor_numba():
-    modules = "models.embedding.bags, models.embedding.tuning.search, models.embedding.tuner, models.embedding.gpu.backend"
+    modules = (
+        "models.embedding.bags, models.embedding.tuning.search, models.embedding.tuner, "
+        "models.embedding.gpu.backend"
+    )
     code = (
         "import sys; sys.modules |= dict.fromkeys(('rich', 'numba', 'llvmlite')); "
         f"import {modules}, experiments.embedding.gpu; print('done')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "done", done.stderr

@@ -21,8 +21,16 @@ from infra.results.stats import summarize
 
 pytestmark = pytest.mark.alone
 QUERY_COLUMNS = [
-    "query_id", "input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns", "is_warmup",
-]  # fmt: skip
+    "query_id",
+    "input_id",
+    "n_items",
+    "n_tasks",
+    "arrival_ns",
+    "sent_ns",
+    "first_start_ns",
+    "done_ns",
+    "is_warmup",
+]
 
 
 def only_run(folder):
@@ -35,17 +43,29 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert sorted(file.name for file in run.folder.iterdir()) == [
-        "latency.png", "queries.parquet", "run.json", "tasks.parquet",
-    ]  # fmt: skip
+        "latency.png",
+        "queries.parquet",
+        "run.json",
+        "tasks.parquet",
+    ]
     rows = run.rows()
     assert list(rows.queries.columns) == QUERY_COLUMNS
     assert list(rows.tasks.columns) == TASK_COLUMNS
     assert len(rows.queries) == 120
     assert rows.queries["is_warmup"].sum() == 12
     assert (rows.tasks["n_items"] <= 16).all()
-    assert rows.tasks.groupby("query_id")["n_items"].sum().tolist() == rows.queries["n_items"].tolist()
+    assert (
+        rows.tasks.groupby("query_id")["n_items"].sum().tolist() == rows.queries["n_items"].tolist()
+    )
     document = run.document
-    assert set(document["provenance"]) >= {"packages", "cpu", "cores", "memory_gib", "seed", "git_commit"}
+    assert set(document["provenance"]) >= {
+        "packages",
+        "cpu",
+        "cores",
+        "memory_gib",
+        "seed",
+        "git_commit",
+    }
     assert document["n_engines"] == 2
     assert len(document["memory"]["engine_private_mib"]) == 2
     summary = document["summary"]
@@ -76,7 +96,12 @@ def test_a_run_can_be_run_again_from_its_file(tmp_path):
     run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
     first = only_run(tmp_path)
     again = run_script(
-        "DeepRecSys.py", "--config_file", str(first.folder / "run.json"), "--results_dir", "second", cwd=tmp_path
+        "DeepRecSys.py",
+        "--config_file",
+        str(first.folder / "run.json"),
+        "--results_dir",
+        "second",
+        cwd=tmp_path,
     )
     assert again.returncode == 0, again.stderr
     (second,) = run_folder.find(tmp_path / "second")
@@ -88,9 +113,15 @@ def test_a_run_can_be_run_again_from_its_file(tmp_path):
 def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(tmp_path):
     shutil.copytree(ROOT / "accelerator", tmp_path / "accelerator")
     done = run_script(
-        "DeepRecSys.py", *TINY, "--model_accel", "--accel_request_size_thres", "30", "--accel_root_dir",
-        str(tmp_path / "accelerator"), cwd=tmp_path,
-    )  # fmt: skip
+        "DeepRecSys.py",
+        *TINY,
+        "--model_accel",
+        "--accel_request_size_thres",
+        "30",
+        "--accel_root_dir",
+        str(tmp_path / "accelerator"),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     tasks = run.rows().tasks
@@ -101,7 +132,8 @@ def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(
     assert "1080" in profile["device"]
     assert profile["source"]
     assert list(tmp_path.glob("accelerator/cpu_core/characterization_data/wnd_scale0.001.csv"))
-    fastest_ms, slowest_ms = min(profile["batch_ms"][0].values()), max(profile["batch_ms"][0].values())
+    fastest_ms = min(profile["batch_ms"][0].values())
+    slowest_ms = max(profile["batch_ms"][0].values())
     took_ms = (tasks["end_ns"] - tasks["start_ns"])[tasks["pool"] == "accel"] / MS
     assert took_ms.min() >= fastest_ms
     assert took_ms.median() <= slowest_ms + 0.2
@@ -109,10 +141,23 @@ def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(
 
 def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
     done = run_script(
-        "DeepRecSys.py", *TINY, "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60",
-        "--max_arr_range", "20", "--min_arr_range", "4", "--arr_steps", "4", "--req_granularity", "16",
+        "DeepRecSys.py",
+        *TINY,
+        "--tune_batch_qps",
+        "--batch_configs",
+        "32-16",
+        "--target_latency",
+        "60",
+        "--max_arr_range",
+        "20",
+        "--min_arr_range",
+        "4",
+        "--arr_steps",
+        "4",
+        "--req_granularity",
+        "16",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     tuning = run.document["tuning"]
@@ -120,7 +165,9 @@ def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
     assert tuning[0]["batch_items"] == 32
     best = max(tuning, key=lambda line: line["rate_qps"])
     last = done.stdout.splitlines()[-1]
-    assert last.startswith(f"Best: batch {best['batch_items']}, threshold none, {best['rate_qps']:.1f} QPS, p95 ")
+    assert last.startswith(
+        f"Best: batch {best['batch_items']}, threshold none, {best['rate_qps']:.1f} QPS, p95 "
+    )
     assert "Scheduler's Optimal batch_size configuration:  " in done.stdout
     assert (run.folder / "scheduler.png").stat().st_size > 10_000
     updates = pd.read_parquet(run.folder / "search.parquet")
@@ -130,8 +177,16 @@ def test_tuning_ends_with_the_configuration_and_a_confirmed_rate(tmp_path):
 
 
 SEARCH = [
-    "--tune_batch_qps", "--batch_configs", "32-16", "--target_latency", "60", "--nepochs", "20", "--rate_width", "0.6",
-]  # fmt: skip
+    "--tune_batch_qps",
+    "--batch_configs",
+    "32-16",
+    "--target_latency",
+    "60",
+    "--nepochs",
+    "20",
+    "--rate_width",
+    "0.6",
+]
 
 
 def test_a_killed_search_is_resumed_and_asks_only_for_what_is_missing(tmp_path):
@@ -152,7 +207,9 @@ def test_a_killed_search_is_resumed_and_asks_only_for_what_is_missing(tmp_path):
     assert log.read_text().splitlines()[: len(before)] == before
     run = only_run(tmp_path)
     assert [line["name"] for line in run.document["tuning"]] == ["static", "tuned CPU"]
-    assert len(pd.read_parquet(run.folder / "search.parquet")) == len(log.read_text().splitlines()) - 1
+    assert (
+        len(pd.read_parquet(run.folder / "search.parquet")) == len(log.read_text().splitlines()) - 1
+    )
     assert "Best: batch" in done.stdout
 
 
@@ -161,7 +218,10 @@ def test_a_search_is_compared_with_an_exhaustive_one_of_the_same_settings(tmp_pa
         done = run_script("DeepRecSys.py", *TINY, *SEARCH, "--scheduler", scheduler, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert "of the exhaustive search's rate" in done.stdout
-    shares = [line["of_exhaustive"] for line in run_folder.find(tmp_path / "results")[-1].document["tuning"]]
+    shares = [
+        line["of_exhaustive"]
+        for line in run_folder.find(tmp_path / "results")[-1].document["tuning"]
+    ]
     assert all(0.2 < share < 5 for share in shares)
 
 
@@ -175,7 +235,13 @@ def test_qps_per_watt_reports_where_the_watts_come_from(tmp_path):
 
 
 def test_several_accelerators_serve_at_once(tmp_path):
-    words = ["--model_accel", "--accel_device", "nvidia_t4,nvidia_h200", "--accel_request_size_thres", "1"]
+    words = [
+        "--model_accel",
+        "--accel_device",
+        "nvidia_t4,nvidia_h200",
+        "--accel_request_size_thres",
+        "1",
+    ]
     done = run_script("DeepRecSys.py", *TINY, *words, "--arrival_qps", "600", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     tasks = only_run(tmp_path).rows().tasks
@@ -205,9 +271,13 @@ def test_a_wrong_search_is_refused_in_one_line_before_anything_starts(tmp_path, 
 
 def start(tmp_path, *words):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "DeepRecSys.py"), *TINY, *words], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "DeepRecSys.py"), *TINY, *words],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def wait_for_engines(process, n):
@@ -241,8 +311,17 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number
 
 
 def test_an_interrupted_search_leaves_what_it_has(tmp_path):
-    words = ["--tune_batch_qps", "--batch_configs", "32-16", "--min_arr_range", "9", "--max_arr_range", "10",
-             "--arr_steps", "2"]  # fmt: skip
+    words = [
+        "--tune_batch_qps",
+        "--batch_configs",
+        "32-16",
+        "--min_arr_range",
+        "9",
+        "--max_arr_range",
+        "10",
+        "--arr_steps",
+        "2",
+    ]
     process = start(tmp_path, *words, "--req_granularity", "2000")
     wait_for_engines(process, 2)
     time.sleep(2)
@@ -258,7 +337,9 @@ def test_an_interrupted_search_leaves_what_it_has(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_tables_are_built_ends_the_run_in_seconds(tmp_path, number):
     process = start(tmp_path, "--table_scale", "1")
-    while psutil.Process(process.pid).memory_info().rss < 500e6:  # PyTorch takes 300 MB, the tables 3.5 GB
+    while (
+        psutil.Process(process.pid).memory_info().rss < 500e6
+    ):  # PyTorch takes 300 MB, the tables 3.5 GB
         time.sleep(0.01)
     os.killpg(process.pid, number)
     begun = time.monotonic()
@@ -269,7 +350,9 @@ def test_a_signal_while_tables_are_built_ends_the_run_in_seconds(tmp_path, numbe
     assert not list(tmp_path.glob("results/*"))
 
 
-def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the_run(tmp_path, monkeypatch, capsys):
+def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the_run(
+    tmp_path, monkeypatch, capsys
+):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
 
@@ -291,13 +374,32 @@ def test_a_signal_that_a_callback_swallows_while_tables_are_built_still_ends_the
 def test_an_interruption_while_the_capacity_is_measured_is_not_an_error_of_the_engines(tmp_path):
     words = [word for word in TINY if word not in ("--arrival_qps", "150")]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "DeepRecSys.py"), *words, "--offered_load", "0.5", "--sub_task_batch_size", "1",
-         "--max_mini_batch_size", "1024", "--avg_mini_batch_size", "1024", "--var_mini_batch_size", "1"],
-        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(ROOT / "DeepRecSys.py"),
+            *words,
+            "--offered_load",
+            "0.5",
+            "--sub_task_batch_size",
+            "1",
+            "--max_mini_batch_size",
+            "1024",
+            "--avg_mini_batch_size",
+            "1024",
+            "--var_mini_batch_size",
+            "1",
+        ],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     engines = wait_for_engines(process, 2)
     before = sum(sum(engine.cpu_times()[:2]) for engine in engines)
-    while sum(sum(engine.cpu_times()[:2]) for engine in engines) < before + 0.5:  # at work on 65,536 tasks
+    while (
+        sum(sum(engine.cpu_times()[:2]) for engine in engines) < before + 0.5
+    ):  # at work on 65,536 tasks
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -323,7 +425,10 @@ def test_a_killed_engine_costs_no_query(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--batch_size_distribution", "file", "--batch_dist_file", "sizes.txt"], "sizes.txt: no such file"),
+        (
+            ["--batch_size_distribution", "file", "--batch_dist_file", "sizes.txt"],
+            "sizes.txt: no such file",
+        ),
         (["--arrival_process", "file", "--arrival_file", "times.txt"], "times.txt: no such file"),
         (["--model_accel", "--accel_device", "tpu"], "accel_device is 'tpu'"),
         (["--model_accel", "--model_name", "bert"], "model_name is 'bert'"),
@@ -352,21 +457,52 @@ def test_without_queue_it_is_a_standalone_run(tmp_path):
 
 def script(tmp_path, name, *words, **environment):
     return subprocess.run(
-        [str(ROOT / name), *words], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
+        [str(ROOT / name), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
         env={**os.environ, "RESULTS": str(tmp_path / "results"), **environment},
-    )  # fmt: skip
+    )
 
 
-SMALL = ["--table_scale", "0.001", "--num_batches", "2", "--max_mini_batch_size", "64", "--avg_mini_batch_size", "24",
-         "--var_mini_batch_size", "4", "--nepochs"]  # fmt: skip
+SMALL = [
+    "--table_scale",
+    "0.001",
+    "--num_batches",
+    "2",
+    "--max_mini_batch_size",
+    "64",
+    "--avg_mini_batch_size",
+    "24",
+    "--var_mini_batch_size",
+    "4",
+    "--nepochs",
+]
 
 
 def test_run_deeprecsys_tunes_cpu_and_accelerator_in_a_tiny_setting(tmp_path):
     done = script(
-        tmp_path, "run_DeepRecSys.sh", *SMALL, "60", "--batch_configs", "32-16", "--accel_configs", "16-24",
-        "--arr_steps", "4", "--min_arr_range", "1", "--max_arr_range", "4", "--req_granularity", "16",
-        "--target_latency", "100",
-    )  # fmt: skip
+        tmp_path,
+        "run_DeepRecSys.sh",
+        *SMALL,
+        "60",
+        "--batch_configs",
+        "32-16",
+        "--accel_configs",
+        "16-24",
+        "--arr_steps",
+        "4",
+        "--min_arr_range",
+        "1",
+        "--max_arr_range",
+        "4",
+        "--req_granularity",
+        "16",
+        "--target_latency",
+        "100",
+    )
     assert done.returncode == 0, done.stderr
     for name in ("static", "tuned CPU", "tuned CPU + accelerator"):
         assert f"│ {name} " in done.stdout
@@ -392,6 +528,8 @@ def test_a_script_stops_with_the_error_of_its_run(tmp_path):
 def test_the_settings_of_a_run_are_json_without_surprises(tmp_path):
     run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
     (file,) = (tmp_path / "results").glob("*/run.json")
-    document = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    document = json.loads(
+        file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
     assert document["config"]["arrival_qps"] == 150
     assert document["config"]["offered_load"] is None

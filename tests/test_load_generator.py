@@ -42,7 +42,9 @@ def test_gaps_are_exponential():
 @pytest.mark.parametrize("shape", [0.25, 0.5, 3.0])
 def test_gamma_gaps_have_their_law_and_the_asked_rate(shape):
     gaps = gaps_ms("gamma", arrival_gamma_shape=shape)
-    gaps = np.abs(gaps + np.random.default_rng(2).uniform(-0.5e-6, 0.5e-6, N))  # undo the rounding to whole ns
+    gaps = np.abs(
+        gaps + np.random.default_rng(2).uniform(-0.5e-6, 0.5e-6, N)
+    )  # undo the rounding to whole ns
     assert stats.kstest(gaps, stats.gamma(shape, scale=5.0 / shape).cdf).pvalue > P_LIMIT
     assert gaps.mean() == pytest.approx(5.0, rel=4 / np.sqrt(shape * N))
 
@@ -63,7 +65,9 @@ def test_legacy_gaps_are_whole_ms_and_poisson_distributed():
 
 
 def sizes(name, max_items=1024, **settings):
-    return draw_sizes(LoadConfig(batch_size_distribution=name, **settings), max_items, N, stream(1, "sizes"))
+    return draw_sizes(
+        LoadConfig(batch_size_distribution=name, **settings), max_items, N, stream(1, "sizes")
+    )
 
 
 def test_normal_sizes():
@@ -77,7 +81,9 @@ def test_normal_sizes():
 
 def test_lognormal_sizes_take_mean_and_deviation_of_the_log():
     drawn = sizes("lognormal", avg_mini_batch_size=5.1, var_mini_batch_size=0.2)
-    assert stats.kstest(np.log(drawn), stats.norm(5.1, 0.2).cdf).statistic < 0.02  # rounding to whole items
+    assert (
+        stats.kstest(np.log(drawn), stats.norm(5.1, 0.2).cdf).statistic < 0.02
+    )  # rounding to whole items
 
 
 def test_fixed_sizes():
@@ -158,7 +164,8 @@ def test_a_schedule_repeats_with_its_seed_and_differs_between_runs():
 
 def test_changing_the_sizes_leaves_arrivals_and_inputs_alone():
     other = replace(CONFIG, load=LoadConfig(batch_size_distribution="production"))
-    a, b = draw_schedule(CONFIG, 500, 0, 100.0), draw_schedule(other, 500, 0, 100.0)
+    a = draw_schedule(CONFIG, 500, 0, 100.0)
+    b = draw_schedule(other, 500, 0, 100.0)
     assert (a.n_items != b.n_items).any()
     assert (a.arrival_ns == b.arrival_ns).all()
     assert (a.input_id == b.input_id).all()
@@ -176,16 +183,20 @@ def test_a_burst_arrives_at_once():
 
 
 def test_streams_of_different_names_are_independent():
-    a, b = stream(5, "arrivals").random(N), stream(5, "sizes").random(N)
+    a = stream(5, "arrivals").random(N)
+    b = stream(5, "sizes").random(N)
     assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(N)
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.lists(st.integers(0, 60), max_size=40))
+@given(
+    st.lists(st.integers(0, 50), min_size=1, max_size=40), st.lists(st.integers(0, 60), max_size=40)
+)
 def test_the_pacer_gives_every_query_once_in_order_and_never_early(gaps, looks):
     arrival_ns = np.cumsum(gaps).astype(np.int64)
     n = len(gaps)
     pacer = Pacer(Schedule(arrival_ns, np.ones(n, np.int32), np.zeros(n, np.int32)))
-    seen, now = [], 0
+    seen = []
+    now = 0
     for look in [*np.cumsum(looks).tolist(), int(arrival_ns[-1]) + 3000]:
         now = max(now, look)
         for query in pacer.due(now):
@@ -206,9 +217,12 @@ def test_a_schedule_must_not_go_back_in_time():
 def dispersion(rates, share, burst_s, window_s):
     """Variance over mean of the counts of a two-state Markov-modulated Poisson process in windows.
 
-    Fischer and Meier-Hellstern, The MMPP cookbook (1993), eq. for two states: stays of mean 1 / out.
+    Fischer and Meier-Hellstern, The MMPP cookbook (1993), eq. for two states: stays of mean 1 /
+    out.
     """
-    out = np.array([share / ((1 - share) * burst_s), 1 / burst_s])  # leaving calm, leaving the burst
+    out = np.array(
+        [share / ((1 - share) * burst_s), 1 / burst_s]
+    )  # leaving calm, leaving the burst
     both = out.sum()
     mean = rates[0] * (1 - share) + rates[1] * share
     excess = 2 * (rates[1] - rates[0]) ** 2 * share * (1 - share) / (mean * both)
@@ -217,22 +231,35 @@ def dispersion(rates, share, burst_s, window_s):
 
 @pytest.mark.parametrize(("share", "factor", "burst_s"), [(0.1, 10.0, 0.5), (0.3, 4.0, 0.2)])
 def test_bursts_have_the_dispersion_of_their_law(share, factor, burst_s):
-    load = LoadConfig(arrival_process="mmpp", arrival_burst_share=share, arrival_burst_factor=factor,
-                      arrival_burst_s=burst_s)  # fmt: skip
+    load = LoadConfig(
+        arrival_process="mmpp",
+        arrival_burst_share=share,
+        arrival_burst_factor=factor,
+        arrival_burst_s=burst_s,
+    )
     rate, n = 200.0, 400_000
     arrival_s = draw_arrivals_ns(load, rate, n, stream(5, "arrivals")) / 1e9
     assert (np.diff(arrival_s) >= 0).all()
     calm = rate / (1 + share * (factor - 1))
     for window_s in (0.05, 0.5, 2.0):
         counts = np.histogram(arrival_s, np.arange(0, arrival_s[-1], window_s))[0]
-        blocks = np.array([block.var(ddof=1) / block.mean() for block in np.array_split(counts, 20)])
+        blocks = np.array(
+            [block.var(ddof=1) / block.mean() for block in np.array_split(counts, 20)]
+        )
         wanted = dispersion((calm, factor * calm), share, burst_s, window_s)
         if window_s < 10 * burst_s and len(counts) / 20 * window_s > 20 * burst_s:
-            assert counts.var() / counts.mean() == pytest.approx(wanted, abs=4 * blocks.std() / np.sqrt(20))
+            assert counts.var() / counts.mean() == pytest.approx(
+                wanted, abs=4 * blocks.std() / np.sqrt(20)
+            )
     blocks = np.array(
-        [len(block) for block in np.split(arrival_s, np.searchsorted(arrival_s, np.arange(40, 2000, 40)))]
+        [
+            len(block)
+            for block in np.split(arrival_s, np.searchsorted(arrival_s, np.arange(40, 2000, 40)))
+        ]
     )
-    assert n / arrival_s[-1] == pytest.approx(rate, abs=4 * blocks.std() / 40 / np.sqrt(len(blocks)) + 1)
+    assert n / arrival_s[-1] == pytest.approx(
+        rate, abs=4 * blocks.std() / 40 / np.sqrt(len(blocks)) + 1
+    )
 
 
 def test_gaps_within_bursts_of_factor_one_are_exponential():
@@ -276,20 +303,32 @@ def test_bursts_and_days_last_as_long_at_any_rate(process, tmp_path):
     with pytest.raises(ValueError, match="no others at another rate"):
         CommonLoad(config, 4000)
     for schedule, rate in ((slow, 100.0), (fast, 1000.0)):
-        if process == "diurnal":  # a triangle of 2 s: the middle second has three quarters of the arrivals
+        if (
+            process == "diurnal"
+        ):  # a triangle of 2 s: the middle second has three quarters of the arrivals
             within = (schedule.arrival_ns / 1e9) % 2
             assert ((within > 0.5) & (within < 1.5)).mean() == pytest.approx(0.75, abs=0.02)
         else:
-            counts = np.histogram(schedule.arrival_ns / 1e9, np.arange(0, schedule.arrival_ns[-1] / 1e9, 0.5))[0]
+            counts = np.histogram(
+                schedule.arrival_ns / 1e9, np.arange(0, schedule.arrival_ns[-1] / 1e9, 0.5)
+            )[0]
             calm = rate / (1 + 0.1 * 9)
-            assert counts.var() / counts.mean() == pytest.approx(dispersion((calm, 10 * calm), 0.1, 0.2, 0.5), rel=0.35)
+            assert counts.var() / counts.mean() == pytest.approx(
+                dispersion((calm, 10 * calm), 0.1, 0.2, 0.5), rel=0.35
+            )
 
 
 def test_a_run_shorter_than_its_load_is_said(tmp_path):
     file = tmp_path / "day.csv"
     file.write_text("time_s,rate\n0,1\n86400,2\n")
-    day = replace(CONFIG, load=LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=1e-4))
-    bursts = replace(CONFIG, load=LoadConfig(arrival_process="mmpp", arrival_burst_s=0.1, arrival_burst_share=0.1))
+    day = replace(
+        CONFIG,
+        load=LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=1e-4),
+    )
+    bursts = replace(
+        CONFIG,
+        load=LoadConfig(arrival_process="mmpp", arrival_burst_s=0.1, arrival_burst_share=0.1),
+    )
     for config, needed_s in ((day, 8.64), (bursts, 10.0)):
         long, short = (draw_schedule(config, n, 0, 100.0) for n in (2000, 200))
         assert too_short(config, long) == ()
@@ -302,8 +341,12 @@ def test_a_trace_replays_arrivals_and_sizes(tmp_path):
     file = tmp_path / "queries.parquet"
     arrival_ns = np.cumsum(np.arange(1, 101)) * 1_000_000 + 77
     pd.DataFrame({"arrival_ns": arrival_ns, "n_items": np.arange(100) % 7 + 1}).to_parquet(file)
-    load = LoadConfig(arrival_process="trace", arrival_file=str(file), arrival_time_scale=0.5,
-                      batch_size_distribution="trace")  # fmt: skip
+    load = LoadConfig(
+        arrival_process="trace",
+        arrival_file=str(file),
+        arrival_time_scale=0.5,
+        batch_size_distribution="trace",
+    )
     schedule = draw_schedule(replace(CONFIG, load=load), 90, 0, rate_qps=1.0)
     assert (schedule.arrival_ns == (arrival_ns[:90] - arrival_ns[0]) // 2).all()
     assert (schedule.n_items == np.arange(90) % 7 + 1).all()
@@ -325,7 +368,11 @@ BAD_TRACES = [
     ("trace", "", "not readable as a table"),
     ("trace", "0\n1\n2\n", "has columns 0; expected one of arrival_ns"),
     ("trace", "arrival_s\n0\n", "1 arrivals, but the run has 3"),
-    ("file", "arrival\n0\n1\n", "line 1: 'arrival' is no finite number; expected one a line and no header"),
+    (
+        "file",
+        "arrival\n0\n1\n",
+        "line 1: 'arrival' is no finite number; expected one a line and no header",
+    ),
     ("file", "0\n1\n0.5\n", "arrival 3: time runs backwards"),
     ("file", "0\nNaN\n2\n", "line 2: 'NaN' is no finite number"),
     ("file", "", "is empty"),
@@ -358,40 +405,66 @@ def test_dates_are_no_numbers(tmp_path):
     file = tmp_path / "dates.parquet"
     pd.DataFrame({"arrival_s": pd.date_range("2026-01-01", periods=3, freq="s")}).to_parquet(file)
     with pytest.raises(ConfigError, match="arrival_s is of type datetime"):
-        draw_arrivals_ns(LoadConfig(arrival_process="trace", arrival_file=str(file)), 1.0, 3, stream(1, "x"))
+        draw_arrivals_ns(
+            LoadConfig(arrival_process="trace", arrival_file=str(file)), 1.0, 3, stream(1, "x")
+        )
 
 
 @pytest.mark.parametrize("size", ["0", "1.5", "nan", "", "101"])
 def test_a_bad_size_in_a_trace_is_named_with_its_row(size, tmp_path):
     file = tmp_path / "trace.csv"
     file.write_text(f"arrival_s,n_items\n0,1\n1,{size}\n")
-    load = LoadConfig(arrival_process="trace", arrival_file=str(file), batch_size_distribution="trace")
+    load = LoadConfig(
+        arrival_process="trace", arrival_file=str(file), batch_size_distribution="trace"
+    )
     with pytest.raises(ConfigError, match=r"trace\.csv, row 2: n_items is"):
         draw_sizes(load, 100, 2, stream(1, "x"))
 
 
 @given(
-    st.lists(st.tuples(st.just(0.0) | st.floats(1e-3, 3), st.just(0.0) | st.floats(1e-3, 5)), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.just(0.0) | st.floats(1e-3, 3), st.just(0.0) | st.floats(1e-3, 5)),
+        min_size=1,
+        max_size=8,
+    ),
     st.lists(st.floats(0, 50), min_size=1, max_size=20),
 )
 def test_the_inverse_of_a_rate_curve_is_its_inverse(steps, targets):
     widths, rates = np.array(steps).T
-    curve = RateCurve(np.concatenate(([0.0], np.cumsum(widths), [widths.sum() + 1])), np.append(rates, [1.0, 2.0]))
+    curve = RateCurve(
+        np.concatenate(([0.0], np.cumsum(widths), [widths.sum() + 1])), np.append(rates, [1.0, 2.0])
+    )
     times = curve.times_s(np.sort(targets))
     assert (np.diff(times) >= -1e-9).all()
     periods, within = np.divmod(times, curve.time_s[-1])
-    part = np.clip(np.searchsorted(curve.time_s, within, side="right") - 1, 0, len(curve.time_s) - 2)
+    part = np.clip(
+        np.searchsorted(curve.time_s, within, side="right") - 1, 0, len(curve.time_s) - 2
+    )
     width = curve.time_s[part + 1] - curve.time_s[part]
     into = within - curve.time_s[part]
-    slope = np.divide(curve.rate[part + 1] - curve.rate[part], width, out=np.zeros_like(width), where=width > 0)
-    back = periods * curve.expected[-1] + curve.expected[part] + into * (curve.rate[part] + slope * into / 2)
+    slope = np.divide(
+        curve.rate[part + 1] - curve.rate[part], width, out=np.zeros_like(width), where=width > 0
+    )
+    back = (
+        periods * curve.expected[-1]
+        + curve.expected[part]
+        + into * (curve.rate[part] + slope * into / 2)
+    )
     assert back == pytest.approx(np.sort(targets), abs=1e-6)
 
 
 def test_bursty_arrivals_begin_in_a_burst_as_often_as_it_bursts():
-    load = LoadConfig(arrival_process="mmpp", arrival_burst_share=0.2, arrival_burst_factor=50.0, arrival_burst_s=5.0)
+    load = LoadConfig(
+        arrival_process="mmpp",
+        arrival_burst_share=0.2,
+        arrival_burst_factor=50.0,
+        arrival_burst_s=5.0,
+    )
     calm_qps = 100.0 / (1 + 0.2 * 49)
     first_s = [draw_arrivals_ns(load, 100.0, 1, stream(seed, "x"))[0] / 1e9 for seed in range(2000)]
-    # Of the first gaps those shorter than 5 ms: almost all in a burst (50 times the calm rate), few in the calm.
+    # Of the first gaps those shorter than 5 ms: almost all in a burst (50 times the calm rate), few
+    # in the calm.
     early = 0.2 * (1 - np.exp(-50 * calm_qps * 0.005)) + 0.8 * (1 - np.exp(-calm_qps * 0.005))
-    assert (np.array(first_s) < 0.005).mean() == pytest.approx(early, abs=4 * np.sqrt(early * (1 - early) / 2000))
+    assert (np.array(first_s) < 0.005).mean() == pytest.approx(
+        early, abs=4 * np.sqrt(early * (1 - early) / 2000)
+    )

@@ -51,8 +51,12 @@ def test_split_is_a_partition_in_order(n_items, policy):
     keep=st.none() | st.integers(1, 50),
     data=st.data(),
 )
-def test_every_item_is_scored_exactly_once_and_every_query_answered_by_its_last_part(sizes, policy, keep, data):
-    stages = [Stage(policy)] if keep is None else [Stage(policy, keep_items=keep), Stage(Policy(16))]
+def test_every_item_is_scored_exactly_once_and_every_query_answered_by_its_last_part(
+    sizes, policy, keep, data
+):
+    stages = (
+        [Stage(policy)] if keep is None else [Stage(policy, keep_items=keep), Stage(Policy(16))]
+    )
     dispatcher = Dispatcher(stages)
     waiting: deque[Task] = deque()
     scored: dict[tuple[int, int], list[int]] = {}
@@ -132,7 +136,9 @@ def test_a_query_ends_with_its_latest_part_in_whatever_order_the_answers_come():
 def test_failures_of_different_parts_do_not_add_up():
     dispatcher = Dispatcher([Stage(Policy(10))])
     for command in dispatcher.on_query(Query(0, 0, 30, 0)):
-        assert dispatcher.on_failed(TaskFailed(command.task, 0, "killed")) == [Enqueue(command.task)]
+        assert dispatcher.on_failed(TaskFailed(command.task, 0, "killed")) == [
+            Enqueue(command.task)
+        ]
 
 
 @pytest.mark.parametrize("bad", [{"batch_items": 0}, {"batch_items": 4, "offload_items": 0}])
@@ -146,19 +152,40 @@ def test_the_static_baseline_splits_the_largest_query_over_all_cores():
     assert static_policy(1024, 3).batch_items == 342  # rounded up: no fourth task
 
 
-CAPACITY = {1: 100.0, 2: 180.0, 4: 260.0, 8: 240.0, 16: 300.0, 32: 420.0, 64: 400.0, 128: 350.0, 256: 200.0}
-BONUS = {512: 1.0, 256: 1.1, 128: 1.5, 64: 1.3, 32: 0.8}  # of an offload threshold; a dip lies before the best batch
-BATCHES, THRESHOLDS = list(CAPACITY), list(BONUS)
+CAPACITY = {
+    1: 100.0,
+    2: 180.0,
+    4: 260.0,
+    8: 240.0,
+    16: 300.0,
+    32: 420.0,
+    64: 400.0,
+    128: 350.0,
+    256: 200.0,
+}
+BONUS = {
+    512: 1.0,
+    256: 1.1,
+    128: 1.5,
+    64: 1.3,
+    32: 0.8,
+}  # of an offload threshold; a dip lies before the best batch
+BATCHES = list(CAPACITY)
+THRESHOLDS = list(BONUS)
 GOAL = Goal(start_qps=90.0, rel_width=0.02)
 GRID = log_grid_qps(1.0, 100.0, 120)
 
 
 def limit_qps(policy):
-    return CAPACITY[policy.batch_items] * (BONUS[policy.offload_items] if policy.offload_items else 1.0)
+    return CAPACITY[policy.batch_items] * (
+        BONUS[policy.offload_items] if policy.offload_items else 1.0
+    )
 
 
 def shown(trial, limit=limit_qps):
-    """A p95 as of an M/M/1 queue that meets an SLA of 25 ms at the limit; undecided within 1 % of it."""
+    """A p95 as of an M/M/1 queue that meets an SLA of 25 ms at the limit; undecided within 1 % of
+    it.
+    """
     limit_now = limit(trial.policy)
     gap = limit_now + math.log(20) / 0.025 - trial.rate_qps
     tail_ms = 1000 * math.log(20) / gap if gap > 0 else math.inf
@@ -208,7 +235,8 @@ def test_a_search_proposes_the_same_until_it_is_observed_and_nothing_after_its_e
 
 
 def test_a_search_is_deterministic_in_what_it_observes(kind):
-    first, again = SEARCHES[kind](), SEARCHES[kind]()
+    first = SEARCHES[kind]()
+    again = SEARCHES[kind]()
     assert drive(first) == drive(again)
     assert first.limits == again.limits
 
@@ -219,7 +247,9 @@ def test_the_best_is_the_highest_limit_that_was_found_and_true(kind):
     best = search.best
     assert best in search.limits
     assert best.qps.value == max(limit.qps.value for limit in search.limits)
-    assert best.qps.value == pytest.approx(limit_qps(best.policy), rel=0.12 if kind == "released" else 0.02)
+    assert best.qps.value == pytest.approx(
+        limit_qps(best.policy), rel=0.12 if kind == "released" else 0.02
+    )
     assert best.carried_qps <= limit_qps(best.policy)
 
 
@@ -244,12 +274,16 @@ def test_the_hill_climb_finds_the_top_from_anywhere_over_a_dip_and_a_plateau(sta
     oracle = Exhaustive([Policy(n) for n in BATCHES], GOAL)
     assert len(trials) < 0.5 * len(drive(oracle))
     flat = HillClimb({"offload_items": [*range(300, 400, 10), 100, None]}, Policy(32), GOAL)
-    drive(flat, lambda trial: shown(trial, lambda policy: 900.0 if policy.offload_items == 100 else 400.0))
+    drive(
+        flat,
+        lambda trial: shown(trial, lambda policy: 900.0 if policy.offload_items == 100 else 400.0),
+    )
     assert flat.best.policy.offload_items == 100  # every threshold from 300 on offloads nothing
 
 
 def test_two_knobs_are_climbed_to_within_two_percent_of_the_oracle_at_a_fraction_of_its_trials():
-    oracle, climb = SEARCHES["exhaustive, two knobs"](), SEARCHES["hill, two knobs"]()
+    oracle = SEARCHES["exhaustive, two knobs"]()
+    climb = SEARCHES["hill, two knobs"]()
     cost = len(drive(oracle))
     assert len(drive(climb)) < 0.15 * cost
     assert climb.best.qps.value >= 0.98 * oracle.best.qps.value
@@ -300,7 +334,9 @@ def test_a_failure_of_a_stage_that_is_over_counts_for_nothing():
     assert dispatcher.on_failed(TaskFailed(first.task, 0, "died")) == [first]
     (second,) = dispatcher.on_done(TaskDone(first.task, 0, 1, 2))
     assert dispatcher.on_failed(TaskFailed(first.task, 0, "died, said late")) == []
-    assert dispatcher.on_failed(TaskFailed(second.task, 0, "died")) == [second]  # the first of this stage
+    assert dispatcher.on_failed(TaskFailed(second.task, 0, "died")) == [
+        second
+    ]  # the first of this stage
     assert dispatcher.on_done(TaskDone(second.task, 0, 3, 4)) == [Answer(Query(0, 0, 10, 0), 4)]
 
 
@@ -313,4 +349,6 @@ def test_without_scores_the_first_of_a_ranked_list_go_on():
     assert np.frombuffer(second.task.items, np.int32).tolist() == [1, 3, 2, 4]
     (third,) = dispatcher.on_done(TaskDone(second.task, 0, 1, 2))
     assert np.frombuffer(third.task.items, np.int32).tolist() == [1, 3]
-    assert dispatcher.on_done(TaskDone(third.task, 0, 2, 3)) == [Answer(Query(0, 0, 5, 0), 3)]  # unranked: no list
+    assert dispatcher.on_done(TaskDone(third.task, 0, 2, 3)) == [
+        Answer(Query(0, 0, 5, 0), 3)
+    ]  # unranked: no list

@@ -28,10 +28,16 @@ class Case:
         """Sums by a float64 index_add_, table after table."""
         columns = self.layout.columns
         out = torch.zeros(self.n_items, int(columns[-1]), dtype=torch.float64)
-        offsets, values = self.offsets.cpu().long(), self.values.cpu().long()
+        offsets = self.offsets.cpu().long()
+        values = self.values.cpu().long()
         for table, spec in enumerate(self.layout.specs):
             first = int(self.layout.elements_T[table])
-            rows = self.weight_E[first : first + spec.rows * spec.dim].cpu().double().view(spec.rows, spec.dim)
+            rows = (
+                self.weight_E[first : first + spec.rows * spec.dim]
+                .cpu()
+                .double()
+                .view(spec.rows, spec.dim)
+            )
             own = offsets[table * self.n_items : (table + 1) * self.n_items + 1]
             bags = torch.repeat_interleave(torch.arange(self.n_items), torch.diff(own))
             ids = values[int(own[0]) : int(own[-1])] - int(self.layout.first_ids_T[table])
@@ -42,21 +48,42 @@ class Case:
         """The same bags, item after item."""
         lengths_TB = torch.diff(self.offsets).view(-1, self.n_items)
         bags = self.values[int(self.offsets[0]) :].split(lengths_TB.reshape(-1).tolist())
-        order = [bags[t * self.n_items + b] for b in range(self.n_items) for t in range(len(lengths_TB))]
+        order = [
+            bags[t * self.n_items + b] for b in range(self.n_items) for t in range(len(lengths_TB))
+        ]
         offsets = torch.cat((self.offsets.new_zeros(1), lengths_TB.T.reshape(-1).cumsum(0)))
         return torch.cat(order), offsets.to(self.offsets.dtype)
 
 
-def make_case(specs, n_items, *, seed=0, most=6, lengths=None, dtype=torch.float32, index=torch.int64, layout=None):
+def make_case(
+    specs,
+    n_items,
+    *,
+    seed=0,
+    most=6,
+    lengths=None,
+    dtype=torch.float32,
+    index=torch.int64,
+    layout=None,
+):
     rng = np.random.default_rng(seed)
     layout = layout or Layout.apart(specs)
     weight = torch.full((layout.n_elements,), torch.nan)
-    first_ids, ids, counts = layout.first_ids_T, [], []
+    first_ids = layout.first_ids_T
+    ids = []
+    counts = []
     for table, spec in enumerate(specs):
-        first, n = int(layout.elements_T[table]), spec.rows * spec.dim
+        first = int(layout.elements_T[table])
+        n = spec.rows * spec.dim
         weight[first : first + n] = torch.from_numpy(rng.integers(-8, 9, n).astype(np.float32))
-        own = rng.integers(0, most + 1, n_items) if spec.bag_ids is None else np.full(n_items, spec.bag_ids)
-        counts.append(own if lengths is None or lengths[table] is None else np.asarray(lengths[table]))
+        own = (
+            rng.integers(0, most + 1, n_items)
+            if spec.bag_ids is None
+            else np.full(n_items, spec.bag_ids)
+        )
+        counts.append(
+            own if lengths is None or lengths[table] is None else np.asarray(lengths[table])
+        )
         drawn = rng.integers(0, spec.rows, counts[-1].sum())
         drawn[:2] = (0, spec.rows - 1)[: len(drawn)]  # the ends of the table are always read
         ids.append(first_ids[table] + drawn)
@@ -72,6 +99,13 @@ def guarded(tensor):
     end = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, end + mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + end), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
-    own = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=end - tensor.nbytes)
+    assert (
+        ctypes.CDLL(None).mprotect(
+            ctypes.c_void_p(address + end), ctypes.c_size_t(mmap.PAGESIZE), 0
+        )
+        == 0
+    )
+    own = torch.frombuffer(
+        memory, dtype=tensor.dtype, count=tensor.numel(), offset=end - tensor.nbytes
+    )
     return own.copy_(tensor)

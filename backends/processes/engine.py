@@ -1,8 +1,9 @@
-"""The inside of an engine process: take a task from the pool's socket, score it, answer with its times.
+"""The inside of an engine process: take a task from the pool's socket, score it, answer with its
+times.
 
-The pool's socket is shared by all its engines, so it is a FIFO that each idle engine pulls from; the kernel hands
-every message to exactly one of them and a killed engine holds no lock. What an engine is working on stands in `Slots`,
-memory that the driver can read after a SIGKILL.
+The pool's socket is shared by all its engines, so it is a FIFO that each idle engine pulls from;
+the kernel hands every message to exactly one of them and a killed engine holds no lock. What an
+engine is working on stands in `Slots`, memory that the driver can read after a SIGKILL.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ class Engine(Protocol):
         """Get ready to score at full speed."""
 
     def score(self, task: WireTask) -> bytes | None:
-        """Score the task's items; raises if it cannot. The scores (float32, packed) where the stage ranks by them."""
+        """Score the task's items; raises if it cannot.
+
+        The scores (float32, packed) where the stage ranks by them.
+        """
 
 
 @runtime_checkable
@@ -58,7 +62,10 @@ EngineFactory = Callable[[int], Engine]  # engine index within its pool -> engin
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """The engines of one pool. A CUDA engine is spawned (CUDA does not survive a fork), all others are forked."""
+    """The engines of one pool.
+
+    A CUDA engine is spawned (CUDA does not survive a fork), all others are forked.
+    """
 
     pool: str
     n_engines: int
@@ -66,11 +73,15 @@ class PoolSpec:
     start_method: str = "fork"
     cores: tuple[int, ...] = ()  # engine i is pinned to cores[i % len]; empty: not pinned
     message_bytes: int = MESSAGE_BYTES  # of the largest message, where items travel
-    yields: bool = False  # gives way at once to the driver and to accelerators, which must be on time
+    yields: bool = (
+        False  # gives way at once to the driver and to accelerators, which must be on time
+    )
 
 
 class Slots:
-    """One int64 per engine in memory shared by all processes of a session: the ticket being worked on, or IDLE."""
+    """One int64 per engine in memory shared by all processes of a session: the ticket being worked
+    on, or IDLE.
+    """
 
     def __init__(self, n: int, fd: int | None = None) -> None:
         self._fd = os.memfd_create("engine-slots") if fd is None else fd
@@ -107,7 +118,9 @@ def prctl(option: int, value: int) -> None:
 
 
 def precise_timers() -> None:
-    """Let this thread's sleeps end within a microsecond of what was asked (Linux adds 50 by default)."""
+    """Let this thread's sleeps end within a microsecond of what was asked (Linux adds 50 by
+    default).
+    """
     prctl(_PR_SET_TIMERSLACK, 1)
 
 
@@ -120,12 +133,15 @@ def run_engine(
     parent_pid: int,
     inherited: Sequence[socket.socket] = (),
 ) -> None:
-    """Main function of an engine process; `ends` are its ends of the pool's task and the session's reply socket.
+    """Main function of an engine process; `ends` are its ends of the pool's task and the session's
+    reply socket.
 
-    `inherited` are the driver's ends, which a forked process must close: the driver's death is then seen as the end
-    of the stream.
+    `inherited` are the driver's ends, which a forked process must close: the driver's death is then
+    seen as the end of the stream.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the driver decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group; the driver decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # the driver died before the line above
@@ -135,8 +151,9 @@ def run_engine(
     tasks, replies = ends
     precise_timers()
     if spec.yields:
-        # Where all cores are busy, a waking driver waits for the end of an engine's time slice: p99 lateness was
-        # 3 ms beside ordinary engines, 2 ms at nice 10, 0.1 ms at nice 19 and 0.06 ms beside idle-class ones.
+        # Where all cores are busy, a waking driver waits for the end of an engine's time slice: p99
+        # lateness was 3 ms beside ordinary engines, 2 ms at nice 10, 0.1 ms at nice 19 and 0.06 ms
+        # beside idle-class ones.
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if spec.cores:
@@ -153,8 +170,8 @@ def run_engine(
 def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
     """recv that looks for a message for a while before it sleeps.
 
-    To wake a sleeping engine takes 20 to 200 us of a query's latency, and of the driver's time. An engine that yields
-    polls at no one's cost.
+    To wake a sleeping engine takes 20 to 200 us of a query's latency, and of the driver's time. An
+    engine that yields polls at no one's cost.
     """
 
     def receive(size: int) -> bytes:
@@ -168,14 +185,21 @@ def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
 
 
 def _serve(
-    engine: Engine, slot: int, tasks: socket.socket, receive: Callable[[], bytes], replies: socket.socket, slots: Slots
+    engine: Engine,
+    slot: int,
+    tasks: socket.socket,
+    receive: Callable[[], bytes],
+    replies: socket.socket,
+    slots: Slots,
 ) -> None:
     merging = engine if isinstance(engine, MergingEngine) else None  # asked once: it takes 10 us
     while message := receive():
         first = WireTask.unpack(message)
         slots[slot] = first.ticket
         taken = [first] if merging is None else [first, *_more_to_merge(merging, first, tasks)]
-        start_ns, error, scores = monotonic_ns(), "", None
+        start_ns = monotonic_ns()
+        error = ""
+        scores = None
         try:
             if merging is not None and len(taken) > 1:
                 merging.score_merged(taken)
@@ -185,13 +209,17 @@ def _serve(
             error = f"{type(problem).__name__}: {problem}"
         end_ns = monotonic_ns()
         for task in taken:
-            reply = WireReply(task.ticket, slot, ERROR if error else DONE, start_ns, end_ns, error, scores or b"")
+            reply = WireReply(
+                task.ticket, slot, ERROR if error else DONE, start_ns, end_ns, error, scores or b""
+            )
             replies.send(reply.pack())
         slots[slot] = IDLE
 
 
 def _more_to_merge(engine: MergingEngine, first: WireTask, tasks: socket.socket) -> list[WireTask]:
-    """Tasks that wait and fit a batch with the first; a dead engine's are redone as if it had not taken them."""
+    """Tasks that wait and fit a batch with the first; a dead engine's are redone as if it had not
+    taken them.
+    """
     more: list[WireTask] = []
     with contextlib.suppress(BlockingIOError):
         while engine.takes_more([first, *more]):
@@ -204,7 +232,9 @@ def _more_to_merge(engine: MergingEngine, first: WireTask, tasks: socket.socket)
 
 @dataclass(frozen=True)
 class NullEngine:
-    """Does nothing, or keeps the core busy for `busy_ns`: for measuring and testing everything around an engine."""
+    """Does nothing, or keeps the core busy for `busy_ns`: for measuring and testing everything
+    around an engine.
+    """
 
     busy_ns: int = 0
 

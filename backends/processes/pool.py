@@ -1,4 +1,6 @@
-"""A pool's FIFO between the driver and its engines: a shared socket pair, and a backlog for what it cannot hold."""
+"""A pool's FIFO between the driver and its engines: a shared socket pair, and a backlog for what it
+cannot hold.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,15 @@ class Pool:
             self.in_kernel.add(self.backlog.popleft())
 
     def take_back(self) -> list[int]:
-        """The tickets that no engine has taken yet, in order; the kernel's buffer is empty afterwards."""
+        """The tickets that no engine has taken yet, in order; the kernel's buffer is empty
+        afterwards.
+        """
         taken = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                taken.append(WireTask.unpack(self.engine_end.recv(self.spec.message_bytes, socket.MSG_DONTWAIT)).ticket)
+                taken.append(
+                    WireTask.unpack(
+                        self.engine_end.recv(self.spec.message_bytes, socket.MSG_DONTWAIT)
+                    ).ticket
+                )
         return taken

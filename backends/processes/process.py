@@ -1,7 +1,8 @@
 """This machine: engine processes, one event loop, deaths noticed.
 
-The loop turns the Dispatcher's commands into messages and messages, arrivals and deaths into its events. It decides
-nothing about queries; it only makes sure that no task is lost between two processes.
+The loop turns the Dispatcher's commands into messages and messages, arrivals and deaths into its
+events. It decides nothing about queries; it only makes sure that no task is lost between two
+processes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ PREPARED = 16  # queries whose tasks are packed before they are due
 REPLIES_A_TURN = 4  # then the loop looks for due arrivals again
 MOST_UNREAD_NS, REPLIES_BEHIND = 1_000_000, 64  # also while arrivals leave no time between them
 MAX_START_FAILURES = 3
-KILL_PATIENCE_S = 20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
+KILL_PATIENCE_S = (
+    20.0  # even a killed engine needs some CPU to end, and it comes last where the machine is busy
+)
 _POLL_S = 0.2
 
 Commands = Sequence[Enqueue | Answer | Fail]
@@ -75,14 +78,21 @@ class _Process:
 
 
 class ProcessSession:
-    """Engines that stay warm over many runs. Use as a context manager; raises EngineError if they do not start."""
+    """Engines that stay warm over many runs.
+
+    Use as a context manager; raises EngineError if they do not start.
+    """
 
     def __init__(
-        self, specs: Sequence[PoolSpec], ready_timeout_s: float = 120.0, stall_timeout_s: float = 60.0
+        self,
+        specs: Sequence[PoolSpec],
+        ready_timeout_s: float = 120.0,
+        stall_timeout_s: float = 60.0,
     ) -> None:
         self._specs = tuple(specs)
         self._message_bytes = max((spec.message_bytes for spec in specs), default=0)
-        self._ready_timeout_s, self._stall_timeout_s = ready_timeout_s, stall_timeout_s
+        self._ready_timeout_s = ready_timeout_s
+        self._stall_timeout_s = stall_timeout_s
         self.deaths: list[dict[str, Any]] = []
         self.interrupted = False
         self._tickets: dict[int, Ticket] = {}
@@ -109,18 +119,25 @@ class ProcessSession:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
     def run(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None,
+        self,
+        schedule: Schedule,
+        stages: Sequence[Stage],
+        on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
-    ) -> Rows:  # fmt: skip
-        """Walk the schedule and return its rows; after SIGINT or SIGTERM those so far, and `interrupted` is set.
+    ) -> Rows:
+        """Walk the schedule and return its rows; after SIGINT or SIGTERM those so far, and
+        `interrupted` is set.
 
-        `on_progress` and `watch` are told of the answered queries some ten times a second. Where `watch` ended the
-        run, queries that were sent and not answered yet have no end.
+        `on_progress` and `watch` are told of the answered queries some ten times a second. Where
+        `watch` ended the run, queries that were sent and not answered yet have no end.
         """
         precise_timers()
         n_engines = {spec.pool: spec.n_engines for spec in self._specs}
@@ -152,10 +169,16 @@ class ProcessSession:
         for pid in self.pids:
             with contextlib.suppress(psutil.Error):
                 private.append(round(psutil.Process(pid).memory_full_info().uss / 2**20, 1))
-        return {"driver_rss_mib": round(psutil.Process().memory_info().rss / 2**20, 1), "engine_private_mib": private}
+        return {
+            "driver_rss_mib": round(psutil.Process().memory_info().rss / 2**20, 1),
+            "engine_private_mib": private,
+        }
 
     def close(self) -> None:
-        """End all engines: at the end of their stream, else by SIGTERM, else by SIGKILL. Leaves nothing behind."""
+        """End all engines: at the end of their stream, else by SIGTERM, else by SIGKILL.
+
+        Leaves nothing behind.
+        """
         for pool in self._pools.values():
             pool.driver_end.close()
             pool.engine_end.close()
@@ -221,12 +244,18 @@ class ProcessSession:
         pool = engine.pool
         self._deaths.unregister(engine.process.sentinel)
         engine.process.join()
-        code, pid = engine.process.exitcode or 0, engine.process.pid
-        error = f"{engine.process.name} was killed by {signal.Signals(-code).name}" if code < 0 else (
-            f"{engine.process.name} ended with exit code {code}")  # fmt: skip
+        code = engine.process.exitcode or 0
+        pid = engine.process.pid
+        error = (
+            f"{engine.process.name} was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else (f"{engine.process.name} ended with exit code {code}")
+        )
         engine.process.close()
         log.warning("%s (process %s)", error, pid)
-        self.deaths.append({"pool": pool.spec.pool, "engine": engine.index, "pid": pid, "error": error})
+        self.deaths.append(
+            {"pool": pool.spec.pool, "engine": engine.index, "pid": pid, "error": error}
+        )
         self._start_failures = 0 if engine.ready else self._start_failures + 1
         if self._start_failures >= MAX_START_FAILURES:
             self._engines.remove(engine)
@@ -235,9 +264,11 @@ class ProcessSession:
         self._slots[engine.slot] = IDLE
         waiting = [ticket for ticket in pool.take_back() if ticket in self._tickets]
         working = {self._slots[e.slot] for e in self._engines if e.pool is pool}
-        # Taken by the dead engine, or by a living one that has not said so yet: then it is done twice, counted once.
+        # Taken by the dead engine, or by a living one that has not said so yet: then it is done
+        # twice, counted once.
         in_doubt = sorted(pool.in_kernel - {held, *waiting} - working)
-        before, pool.backlog = pool.backlog, deque()
+        before = pool.backlog
+        pool.backlog = deque()
         pool.in_kernel -= {held, *waiting, *in_doubt}
         if run is not None and held in self._tickets:
             failed = TaskFailed(self._tickets.pop(held).task, engine.index, error)
@@ -253,15 +284,24 @@ class ProcessSession:
         now_ns = monotonic_ns()
         for engine in self._engines:
             if not engine.ready and now_ns - engine.since_ns > self._ready_timeout_s * NS_PER_S:
-                raise EngineError(f"{engine.process.name} was not ready within {self._ready_timeout_s:g} s")
+                raise EngineError(
+                    f"{engine.process.name} was not ready within {self._ready_timeout_s:g} s"
+                )
             ticket = self._slots[engine.slot]
             if ticket == IDLE or not engine.ready:
                 continue
             run = self._run
             if run is not None and run.working.get(engine.slot, (0, 0))[0] != ticket:
                 run.working[engine.slot] = (ticket, now_ns)
-            elif run is not None and now_ns - run.working[engine.slot][1] > self._stall_timeout_s * NS_PER_S:
-                log.warning("%s has held one task for %g s: killing it", engine.process.name, self._stall_timeout_s)
+            elif (
+                run is not None
+                and now_ns - run.working[engine.slot][1] > self._stall_timeout_s * NS_PER_S
+            ):
+                log.warning(
+                    "%s has held one task for %g s: killing it",
+                    engine.process.name,
+                    self._stall_timeout_s,
+                )
                 engine.process.kill()
 
     # -- the event loop --------------------------------------------------------------------------------------------
@@ -271,7 +311,9 @@ class ProcessSession:
         to_next_ns = next_ns - run.now_ns() if next_ns is not None else NS_PER_S
         if to_next_ns <= 0:
             self._send_due(run)
-            if run.now_ns() - run.read_ns > MOST_UNREAD_NS:  # no time between arrivals: the run is behind
+            if (
+                run.now_ns() - run.read_ns > MOST_UNREAD_NS
+            ):  # no time between arrivals: the run is behind
                 self._read_replies(run, REPLIES_BEHIND)
         elif self._all_have_work():
             self._sleep(run, to_next_ns)
@@ -285,7 +327,8 @@ class ProcessSession:
             run.look()
 
     def _all_have_work(self) -> bool:
-        """Whether tasks wait for every engine that shares the cores: a query is none the later for waiting outside.
+        """Whether tasks wait for every engine that shares the cores: a query is none the later for
+        waiting outside.
 
         To be on time for it would take the very core on which an engine works.
         """
@@ -304,16 +347,25 @@ class ProcessSession:
                 self._send(number, now_ns)
 
     def _prepare(self, run: Run, query: Query) -> None:
-        """Decide where a coming query goes and pack its tasks: when it is due, nothing is left but to send them."""
+        """Decide where a coming query goes and pack its tasks: when it is due, nothing is left but
+        to send them.
+        """
         commands = run.dispatcher.on_query(query)
-        run.prepared.append([self._new_ticket(command.task, query.input_id) for command in commands])
+        run.prepared.append(
+            [self._new_ticket(command.task, query.input_id) for command in commands]
+        )
 
     def _spin(self, run: Run, next_ns: int) -> None:
-        """Until an arrival that is near; where there is time, queries to come are prepared and replies are read."""
+        """Until an arrival that is near; where there is time, queries to come are prepared and
+        replies are read.
+        """
         while (left_ns := next_ns - monotonic_ns()) > 0:
             if left_ns < TURN_NS:
                 continue
-            if len(run.prepared) < PREPARED and (query := run.pacer.coming(len(run.prepared))) is not None:
+            if (
+                len(run.prepared) < PREPARED
+                and (query := run.pacer.coming(len(run.prepared))) is not None
+            ):
                 self._prepare(run, query)
             elif self._read_replies(run, 1) and run.finished:
                 return
@@ -321,7 +373,8 @@ class ProcessSession:
     def _sleep(self, run: Run, for_ns: int) -> None:
         """Until something happens, or shortly before the next arrival."""
         writers = [pool.driver_end for pool in self._pools.values() if pool.backlog]
-        timeout_s, begun_ns = min(max(for_ns / NS_PER_S, 0), _POLL_S), monotonic_ns()
+        timeout_s = min(max(for_ns / NS_PER_S, 0), _POLL_S)
+        begun_ns = monotonic_ns()
         readable, writable, _ = select.select(self._readers, writers, [], timeout_s)
         if not (readable or writable) and timeout_s > 0:
             run.overslept(monotonic_ns() - begun_ns - int(timeout_s * NS_PER_S))
@@ -354,10 +407,16 @@ class ProcessSession:
             return
         if reply.kind == ERROR:
             log.warning("%s: %s", engine.process.name, reply.error)
-            self._carry_out(run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error)))
+            self._carry_out(
+                run, run.dispatcher.on_failed(TaskFailed(ticket.task, engine.index, reply.error))
+            )
             return
-        start_ns, end_ns = reply.start_ns - run.start_ns, reply.end_ns - run.start_ns
-        run.done(event := TaskDone(ticket.task, engine.index, start_ns, end_ns, reply.scores), ticket.enqueued_ns)
+        start_ns = reply.start_ns - run.start_ns
+        end_ns = reply.end_ns - run.start_ns
+        run.done(
+            event := TaskDone(ticket.task, engine.index, start_ns, end_ns, reply.scores),
+            ticket.enqueued_ns,
+        )
         self._carry_out(run, run.dispatcher.on_done(event))
 
     def _carry_out(self, run: Run, commands: Commands) -> None:
@@ -378,21 +437,30 @@ class ProcessSession:
 
     def _new_ticket(self, task: Task, input_id: int, enqueued_ns: int = 0) -> int:
         self._n_tickets += 1
-        wire = pack_task(self._n_tickets, task.stage, input_id, task.first_item, task.n_items) + task.items
+        wire = (
+            pack_task(self._n_tickets, task.stage, input_id, task.first_item, task.n_items)
+            + task.items
+        )
         self._tickets[self._n_tickets] = Ticket(task, wire, input_id, enqueued_ns)
         return self._n_tickets
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run at the loop's next turn; a second one has its usual effect."""
+        """SIGINT and SIGTERM end the run at the loop's next turn; a second one has its usual
+        effect.
+        """
 
         def note(number: int, _: FrameType | None) -> None:
             self.interrupted = True
             signal.signal(number, before[number])
 
         before: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: whoever owns it deals with signals
-            before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        with contextlib.suppress(
+            ValueError
+        ):  # not the main thread: whoever owns it deals with signals
+            before |= {
+                number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         try:
             yield
         finally:

@@ -21,15 +21,20 @@ class Run:
     """What the event loop of `backends.processes.process` knows of the run that it is in."""
 
     def __init__(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None,
+        self,
+        schedule: Schedule,
+        stages: Sequence[Stage],
+        on_progress: Callable[[int], None] | None,
         in_order: InOrder | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.schedule = schedule
-        self.pacer, self.dispatcher = Pacer(schedule), Dispatcher(stages)
+        self.pacer = Pacer(schedule)
+        self.dispatcher = Dispatcher(stages)
         self.recorder = Recorder(schedule.n_warmup)
         self.n_ended = 0
         self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
-        self._on_progress, self._in_order = on_progress, in_order
+        self._on_progress = on_progress
+        self._in_order = in_order
         self._ticked_ns = 0
         self._enough = False
         self.spin_ns = FIRST_SPIN_NS  # the last stretch before an arrival is spun, not slept
@@ -65,10 +70,12 @@ class Run:
             self._in_order.ended(command)
 
     def overslept(self, by_ns: int) -> None:
-        """A sleep ended that much late: the next arrival is spun for as long as nine in ten sleeps overrun.
+        """A sleep ended that much late: the next arrival is spun for as long as nine in ten sleeps
+        overrun.
 
-        A core at rest takes 5 to 200 us to wake, by machine and by the hour; on a busy one the driver is on time and
-        should not take the engines' time. A step up for a sleep longer than that, a ninth of it down for a shorter.
+        A core at rest takes 5 to 200 us to wake, by machine and by the hour; on a busy one the
+        driver is on time and should not take the engines' time. A step up for a sleep longer than
+        that, a ninth of it down for a shorter.
         """
         step_ns = 9 * SPIN_STEP_NS if by_ns > self.spin_ns - SPIN_MARGIN_NS else -SPIN_STEP_NS
         self.spin_ns = min(max(self.spin_ns + step_ns, LEAST_SPIN_NS), MOST_SPIN_NS)

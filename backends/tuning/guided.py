@@ -18,9 +18,15 @@ _REL_WIDTH = 0.01  # of a limit in virtual time
 
 
 def foretell(
-    table: ServiceTable, n_cpu: int, n_accel: int, load: CommonLoad, sla: Sla, policies: Sequence[Policy], goal: Goal,
+    table: ServiceTable,
+    n_cpu: int,
+    n_accel: int,
+    load: CommonLoad,
+    sla: Sla,
+    policies: Sequence[Policy],
+    goal: Goal,
     on_fraction: OnFraction | None = None,
-) -> list[Limit]:  # fmt: skip
+) -> list[Limit]:
     """What each policy carries in virtual time on the load of the real trials, the best first."""
     session = SimulatedSession({CPU: n_cpu, ACCEL: n_accel}, table, keep_tasks=False)
     search = Exhaustive(policies, Goal(goal.start_qps, _REL_WIDTH, goal.watts))
@@ -35,16 +41,22 @@ def foretell(
 
 
 class Guided(Scripted):
-    """Two trials on the policy foretold to be the best, one on the runner-up; hill climbing if reality disagrees.
+    """Two trials on the policy foretold to be the best, one on the runner-up; hill climbing if
+    reality disagrees.
 
-    The first trial is at the rate foretold, the second at the end of the forecast's interval that the first points
-    to. Reality disagrees if the SLA is missed at the low end or met at the high end, each decided or leaning so.
+    The first trial is at the rate foretold, the second at the end of the forecast's interval that
+    the first points to. Reality disagrees if the SLA is missed at the low end or met at the high
+    end, each decided or leaning so.
     """
 
     def __init__(
-        self, foretold: Sequence[Limit], goal: Goal, hill: Callable[[Policy, Limit | None], HillClimb]
+        self,
+        foretold: Sequence[Limit],
+        goal: Goal,
+        hill: Callable[[Policy, Limit | None], HillClimb],
     ) -> None:
-        self._foretold, self._hill = foretold, hill
+        self._foretold = foretold
+        self._hill = hill
         self.verdict = ""  # what reality says of the forecast
         super().__init__(goal, len(foretold))
 
@@ -61,16 +73,25 @@ class Guided(Scripted):
         seen = [(qps, first), (further, second)]
         limit = _limit(best.policy, seen)
         if first.leans_met == second.leans_met:
-            low, high = qps / FORETOLD, qps * FORETOLD
+            low = qps / FORETOLD
+            high = qps * FORETOLD
             found = f"more than {high:.4g}" if second.leans_met else f"less than {low:.4g}"
-            self.verdict = f"reality disagrees: it carries {found} QPS, {qps:.4g} were foretold; climbing"
+            self.verdict = (
+                f"reality disagrees: it carries {found} QPS, {qps:.4g} were foretold; climbing"
+            )
             yield from self._climb(best.policy, limit if limit.carried_qps > 0 else None)
             return
         self.verdict = "reality agrees"
         self.limits.append(limit)
-        runner_up = next((x.policy for x in self._foretold[1:] if _differs(x.policy, best.policy)), None)
+        runner_up = next(
+            (x.policy for x in self._foretold[1:] if _differs(x.policy, best.policy)), None
+        )
         if runner_up is not None:
-            to_beat = self._goal.value(limit) * self._goal.watts(runner_up) * (1 + self._goal.rel_width / 2)
+            to_beat = (
+                self._goal.value(limit)
+                * self._goal.watts(runner_up)
+                * (1 + self._goal.rel_width / 2)
+            )
             third = yield Trial(runner_up, to_beat)
             self.limits.append(_limit(runner_up, [(to_beat, third)]))
 
@@ -83,7 +104,9 @@ class Guided(Scripted):
 
 
 def _limit(policy: Policy, seen: Sequence[tuple[float, Outcome]]) -> Limit:
-    """Between the highest rate that met the SLA and the lowest that missed it, the interval by what was decided."""
+    """Between the highest rate that met the SLA and the lowest that missed it, the interval by what
+    was decided.
+    """
     met = max((qps for qps, outcome in seen if outcome.leans_met), default=0.0)
     missed = min((qps for qps, outcome in seen if not outcome.leans_met), default=float("inf"))
     value = 0.0 if met == 0 else met if missed == float("inf") else (met * missed) ** 0.5

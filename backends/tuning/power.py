@@ -22,11 +22,17 @@ class ServerPower:
 
     def of(self, policy: Policy) -> float:
         """Watts under a policy; an accelerator that it does not use is not counted."""
-        used = self.accel.watts if self.accel is not None and policy.offload_items is not None else 0.0
+        used = (
+            self.accel.watts if self.accel is not None and policy.offload_items is not None else 0.0
+        )
         return self.cpu.watts + used
 
     def __str__(self) -> str:
-        accel = "" if self.accel is None else f"; accelerator {self.accel.watts:.4g} W ({self.accel.source})"
+        accel = (
+            ""
+            if self.accel is None
+            else f"; accelerator {self.accel.watts:.4g} W ({self.accel.source})"
+        )
         return f"CPU {self.cpu.watts:.4g} W ({self.cpu.source}){accel}"
 
     def as_json(self) -> dict[str, Any]:
@@ -39,15 +45,21 @@ def check_power(config: RunConfig) -> None:
     if config.tune.objective != "qps_per_watt" or config.tune.cpu_watts is not None:
         return
     if config.engines.backend == "simulated":
-        raise ConfigError("cpu_watts", "is not set, and virtual time draws no power; give the CPUs' TDP")
+        raise ConfigError(
+            "cpu_watts", "is not set, and virtual time draws no power; give the CPUs' TDP"
+        )
     if rapl_watts(lambda: None) is None:
-        raise ConfigError("cpu_watts", "is not set, and no energy counter (RAPL) can be read here; give the CPUs' TDP")
+        raise ConfigError(
+            "cpu_watts",
+            "is not set, and no energy counter (RAPL) can be read here; give the CPUs' TDP",
+        )
 
 
 def server_power(
     config: RunConfig, session: Session, n_engines: int, device: Mapping[str, Any] | None
 ) -> ServerPower | None:
-    """Measured under full load where counters can be read, else as stated; None if QPS is the objective.
+    """Measured under full load where counters can be read, else as stated; None if QPS is the
+    objective.
 
     `device`: the accelerators' provenance with `tdp_w`. Raises ConfigError if nothing is known.
     """
@@ -58,7 +70,9 @@ def server_power(
     def full_load() -> None:
         policy = static_policy(config.inputs.max_mini_batch_size, n_engines)
         if device is not None:
-            policy = Policy(policy.batch_items, 1)  # everything to the accelerator, read at the end of its load
+            policy = Policy(
+                policy.batch_items, 1
+            )  # everything to the accelerator, read at the end of its load
             capacity_qps(session, config, policy)
             drawn[0] = nvml_watts() if device["device"] == "cuda" else None
         capacity_qps(session, config, Policy(policy.batch_items))
@@ -66,7 +80,11 @@ def server_power(
     stated = config.tune.cpu_watts
     virtual = config.engines.backend == "simulated"
     measured = None if virtual else rapl_watts(full_load)
-    cpu = Power(stated, "--cpu_watts") if stated is not None else Power(measured or 0.0, "RAPL under full load")
+    cpu = (
+        Power(stated, "--cpu_watts")
+        if stated is not None
+        else Power(measured or 0.0, "RAPL under full load")
+    )
     if device is None:
         return ServerPower(cpu, None)
     if drawn[0] is not None:

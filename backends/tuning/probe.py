@@ -21,14 +21,17 @@ from scheduler import Outcome, Policy, Stage, Trial
 
 FloatArray = npt.NDArray[np.float64]
 CAPACITY_QUERIES_AN_ENGINE = 32
-TRIAL_SLAS = 20  # a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
+# a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
+TRIAL_SLAS = 20
 MS_PER_S = 1e3
 FIXED_WARMUP_SHARE = 0.25  # of a trial with a fixed number of queries, beside those that count
 
 
 @dataclass(frozen=True, slots=True)
 class Sla:
-    """`percentile` of the latency at most `latency_ms`, decided at `confidence` or undecided after `max_queries`."""
+    """`percentile` of the latency at most `latency_ms`, decided at `confidence` or undecided after
+    `max_queries`.
+    """
 
     latency_ms: float
     percentile: float = 95.0
@@ -45,7 +48,9 @@ class _Watch:
     """Ends the run with the decision."""
 
     def __init__(self, test: SlaTest, on_latencies: Callable[[int], None] | None) -> None:
-        self._test, self._on_latencies, self._n = test, on_latencies, 0
+        self._test = test
+        self._on_latencies = on_latencies
+        self._n = 0
 
     def observe(self, latency_ms: FloatArray, busy_frac: float) -> bool:
         self._n += len(latency_ms)
@@ -65,7 +70,11 @@ class Probed:
 
 
 def probe(
-    session: Session, load: CommonLoad, sla: Sla, trial: Trial, on_latencies: Callable[[int], None] | None = None
+    session: Session,
+    load: CommonLoad,
+    sla: Sla,
+    trial: Trial,
+    on_latencies: Callable[[int], None] | None = None,
 ) -> Probed | None:
     """Run the trial; None if the session was interrupted before it was decided."""
     stages = [Stage(trial.policy)]
@@ -82,23 +91,32 @@ def probe(
     if decision is None:
         return None
     tail_ms = quantile(latencies_ms(rows)[: decision.n_queries], sla.percentile / 100).value
-    leans = decision.verdict == "met" or (decision.verdict == "undecided" and decision.late_share <= sla.late_share)
+    leans = decision.verdict == "met" or (
+        decision.verdict == "undecided" and decision.late_share <= sla.late_share
+    )
     outcome = Outcome(decision.verdict, decision.late_share, tail_ms, len(rows.queries), leans)
     return Probed(outcome, rows, _seconds(rows, schedule), decision)
 
 
 def queries_to_show_overload(sla_ms: float, rate_qps: float) -> int:
-    """Fewest queries of a run that can tell whether the SLA is met: in a short one the queue has no time to grow."""
+    """Fewest queries of a run that can tell whether the SLA is met: in a short one the queue has no
+    time to grow.
+    """
     return math.ceil(TRIAL_SLAS * sla_ms / MS_PER_S * rate_qps)
 
 
 def max_rate_qps(
-    session: Session, load: CommonLoad, policy: Policy, sla: Sla, start_qps: float, rel_width: float = 0.05
+    session: Session,
+    load: CommonLoad,
+    policy: Policy,
+    sla: Sla,
+    start_qps: float,
+    rel_width: float = 0.05,
 ) -> Estimate:
     """The highest rate at which `policy` meets the SLA, to `rel_width`; 0 if none does.
 
-    The interval reaches from the highest rate shown to meet it to the lowest shown to miss it, each at the SLA's
-    confidence. Raises KeyboardInterrupt if the session is interrupted.
+    The interval reaches from the highest rate shown to meet it to the lowest shown to miss it, each
+    at the SLA's confidence. Raises KeyboardInterrupt if the session is interrupted.
     """
     bisection = RateBisection(start_qps, rel_width)
     while (rate_qps := bisection.propose()) is not None:
@@ -110,7 +128,9 @@ def max_rate_qps(
 
 
 def capacity_qps(session: Session, config: RunConfig, policy: Policy, n_engines: int = 2) -> float:
-    """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt, SessionError."""
+    """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt,
+    SessionError.
+    """
     n = CAPACITY_QUERIES_AN_ENGINE * max(2, n_engines)
     rows = session.run(burst(config, n, run_index=1), [Stage(policy)])
     if session.interrupted:
@@ -139,5 +159,9 @@ def _fixed(rows: Rows, counted_ms: FloatArray, sla: Sla) -> Probed:
 
 def _seconds(rows: Rows, schedule: Schedule) -> float:
     ends = rows.queries["done_ns"].dropna()
-    last = float(ends.max()) if len(ends) else float(schedule.arrival_ns[min(len(rows.queries), len(schedule)) - 1])
+    last = (
+        float(ends.max())
+        if len(ends)
+        else float(schedule.arrival_ns[min(len(rows.queries), len(schedule)) - 1])
+    )
     return last / NS_PER_S

@@ -1,4 +1,6 @@
-"""A search's state on disk: one line per trial, written as soon as it is known, and every query that was sent."""
+"""A search's state on disk: one line per trial, written as soon as it is known, and every query
+that was sent.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ LOG_NAME, QUERIES_NAME = "search.jsonl", "search_queries.parquet"
 
 
 class SearchLog:
-    """`search.jsonl` and `search_queries.parquet/` in a run's folder; without a folder nothing is kept.
+    """`search.jsonl` and `search_queries.parquet/` in a run's folder; without a folder nothing is
+    kept.
 
-    What an earlier, killed search wrote there is given back first, in order. Raises ValueError if it is not a log.
+    What an earlier, killed search wrote there is given back first, in order. Raises ValueError if
+    it is not a log.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -39,7 +43,9 @@ class SearchLog:
         return float(line["number"])
 
     def profiles(self, measure: Callable[[], Calibration]) -> Calibration:
-        """The service times that the search rests on: as an earlier search wrote them, else measured and written."""
+        """The service times that the search rests on: as an earlier search wrote them, else
+        measured and written.
+        """
         if self._folder is None:
             return measure()
         cpu = self._folder / "service_cpu.csv"
@@ -68,7 +74,9 @@ class SearchLog:
         if self._folder is not None:
             (self._folder / QUERIES_NAME).mkdir(exist_ok=True)
             rows = probed.rows.queries.assign(update=self._n_lines)
-            rows.to_parquet(self._folder / QUERIES_NAME / f"{self._n_lines:05d}.parquet", index=False)
+            rows.to_parquet(
+                self._folder / QUERIES_NAME / f"{self._n_lines:05d}.parquet", index=False
+            )
         self._write(line)
         return line
 
@@ -77,14 +85,19 @@ class SearchLog:
             return None
         line = self._recorded[self._n_lines]
         if any(not _same(line.get(key), value) for key, value in head.items()):
-            raise ValueError(f"{LOG_NAME}, line {self._n_lines + 1}: another search's; expected {head}")
+            raise ValueError(
+                f"{LOG_NAME}, line {self._n_lines + 1}: another search's; expected {head}"
+            )
         self._n_lines += 1
         return line
 
     def _write(self, line: dict[str, Any]) -> None:
         self._n_lines += 1
         if self._folder is not None:
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in line.items()
+            }
             with (self._folder / LOG_NAME).open("a") as file:
                 file.write(json.dumps(finite) + "\n")
 
@@ -92,11 +105,15 @@ class SearchLog:
 def outcome_of(line: dict[str, Any]) -> Outcome:
     """What the search observes of a line."""
     tail_ms = math.inf if line["p_sla_ms"] is None else line["p_sla_ms"]
-    return Outcome(line["verdict"], line["late_share"], tail_ms, line["n_queries"], line["leans_met"])
+    return Outcome(
+        line["verdict"], line["late_share"], tail_ms, line["n_queries"], line["leans_met"]
+    )
 
 
 def table(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """phase, batch_items, offload_items, rate_qps, verdict, late_share, p_sla_ms, n_queries, seconds, ..."""
+    """phase, batch_items, offload_items, rate_qps, verdict, late_share, p_sla_ms, n_queries,
+    seconds, ...
+    """
     return pd.DataFrame(lines)
 
 

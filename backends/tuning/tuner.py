@@ -1,7 +1,9 @@
-"""Drives searches over a session: what the scheduler proposes is measured, what was measured is observed.
+"""Drives searches over a session: what the scheduler proposes is measured, what was measured is
+observed.
 
-Every trial is a run of its own; engines stay warm, nothing sleeps. A search is deterministic in what it observes, so
-its log is its state: to go on after a kill, the log is observed again and the search asks for what is missing.
+Every trial is a run of its own; engines stay warm, nothing sleeps. A search is deterministic in
+what it observes, so its log is its state: to go on after a kill, the log is observed again and the
+search asks for what is missing.
 """
 
 from __future__ import annotations
@@ -46,12 +48,18 @@ _TYPICAL_TRIALS = {
     "exhaustive": 7,
     "static": 7,
 }  # a policy; for the estimate only
-_LOAD, _OWN_LOAD, _CONFIRMATION = 2, 1_000, 1_000_000  # run indices: common to the trials, of each, of each run
+_LOAD, _OWN_LOAD, _CONFIRMATION = (
+    2,
+    1_000,
+    1_000_000,
+)  # run indices: common to the trials, of each, of each run
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One line of the result: a policy, its limit, the run that confirms what it carries, and what that cost."""
+    """One line of the result: a policy, its limit, the run that confirms what it carries, and what
+    that cost.
+    """
 
     name: str
     limit: Limit
@@ -76,7 +84,9 @@ class Phase:
 
 @dataclass
 class Found:
-    """All that a search leaves: a line per phase, and a line per trial as `backends.tuning.search_log` writes it."""
+    """All that a search leaves: a line per phase, and a line per trial as
+    `backends.tuning.search_log` writes it.
+    """
 
     phases: list[Phase] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
@@ -87,14 +97,26 @@ class Tuner:
     """Runs the phases that the settings ask for; after an interruption what it has so far stands."""
 
     def __init__(
-        self, config: RunConfig, session: Session, n_engines: int, progress: Progress, log: SearchLog | None = None,
+        self,
+        config: RunConfig,
+        session: Session,
+        n_engines: int,
+        progress: Progress,
+        log: SearchLog | None = None,
         watts: Callable[[Policy], float] | None = None,
-    ) -> None:  # fmt: skip
-        self._config, self._session, self._progress = config, session, progress
-        self._n_engines, self._log, self._watts = n_engines, log or SearchLog(None), watts
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._progress = progress
+        self._n_engines = n_engines
+        self._log = log or SearchLog(None)
+        self._watts = watts
         tune = config.tune
         self._sla = Sla(
-            tune.target_latency, tune.sla_percentile, tune.confidence, tune.probe_queries or config.n_queries
+            tune.target_latency,
+            tune.sla_percentile,
+            tune.confidence,
+            tune.probe_queries or config.n_queries,
         )
         self._load = CommonLoad(config, self._sla.max_queries, _LOAD)
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
@@ -102,11 +124,15 @@ class Tuner:
         self.found = Found()
 
     def run(self) -> Found:
-        """Static baseline, then the per-core batch, then the offload threshold; guided: both knobs together."""
-        tune, inputs = self._config.tune, self._config.inputs
+        """Static baseline, then the per-core batch, then the offload threshold; guided: both knobs
+        together.
+        """
+        tune = self._config.tune
+        inputs = self._config.inputs
         static = static_policy(inputs.max_mini_batch_size, self._n_engines)
         start_qps = START_LOAD * self._log.once(
-            "capacity_qps", lambda: capacity_qps(self._session, self._config, static, self._n_engines)
+            "capacity_qps",
+            lambda: capacity_qps(self._session, self._config, static, self._n_engines),
         )
         goal = Goal(start_qps, tune.rate_width, self._watts or (lambda _: 1.0))
         if tune.scheduler == "guided":
@@ -116,22 +142,30 @@ class Tuner:
         if tune.scheduler == "static" or best is None:
             return self.found
         if tune.tune_batch_qps:
-            batches = [n for n in _numbers(tune.batch_configs) if n <= inputs.max_mini_batch_size] or [
-                static.batch_items
-            ]
+            batches = [
+                n for n in _numbers(tune.batch_configs) if n <= inputs.max_mini_batch_size
+            ] or [static.batch_items]
             tuned = self._phase("tuned CPU", self._batch_search(batches, goal, best))
             best = tuned or best
         else:
             batches = [self._config.engines.sub_task_batch_size]
-            best = Limit(Policy(batches[0]), best.qps, best.carried_qps) if batches[0] == static.batch_items else None
+            best = (
+                Limit(Policy(batches[0]), best.qps, best.carried_qps)
+                if batches[0] == static.batch_items
+                else None
+            )
         if tune.tune_accel_qps and not self._session.interrupted:
             self._phase("tuned CPU + accelerator", self._offload_search(batches, goal, best))
         return self.found
 
     def _guided(self, static: Policy, goal: Goal) -> None:
-        """Measure service times, search the grid in virtual time, ask reality about the baseline and the best."""
-        tune, engines = self._config.tune, self._config.engines
-        batches, offload = [engines.sub_task_batch_size], list[int | None]([None])
+        """Measure service times, search the grid in virtual time, ask reality about the baseline
+        and the best.
+        """
+        tune = self._config.tune
+        engines = self._config.engines
+        batches = [engines.sub_task_batch_size]
+        offload = list[int | None]([None])
         if tune.tune_batch_qps:
             batches = self._distinct_batches(_numbers(tune.batch_configs))
         if tune.tune_accel_qps:
@@ -142,7 +176,10 @@ class Tuner:
         except KeyboardInterrupt:
             return
         knobs: dict[str, Sequence[int | None]] = {"batch_items": batches, "offload_items": offload}
-        phases = {"static": [static], "tuned CPU + accelerator" if tune.tune_accel_qps else "tuned CPU": policies}
+        phases = {
+            "static": [static],
+            "tuned CPU + accelerator" if tune.tune_accel_qps else "tuned CPU": policies,
+        }
         for name, own in phases.items():
             best_first = [limit for limit in foretold if limit.policy in own]
             own_knobs = knobs if name != "static" else {"batch_items": [static.batch_items]}
@@ -151,21 +188,27 @@ class Tuner:
                 return
             best = best_first[0]
             self.found.notes.append(
-                f"{name}: batch {best.policy.batch_items}, threshold {best.policy.offload_items or 'none'} was "
-                f"foretold to carry {best.qps.value:.4g} QPS {shown}; {search.verdict}"
+                f"{name}: batch {best.policy.batch_items}, threshold "
+                f"{best.policy.offload_items or 'none'} was foretold to carry "
+                f"{best.qps.value:.4g} QPS {shown}; {search.verdict}"
             )
 
     def _foretell(self, policies: Sequence[Policy], goal: Goal) -> tuple[list[Limit], str]:
         """What virtual time says of them, the best first, and by which service times."""
-        inputs, engines = self._config.inputs, self._config.engines
+        inputs = self._config.inputs
+        engines = self._config.engines
         n_accel = len(engines.accel_devices) if self._config.tune.tune_accel_qps else 0
         with self._progress.step("measuring service times") as on_fraction:
             measured = self._log.profiles(
-                lambda: calibrate(self._session, self._config, self._n_engines, n_accel, on_fraction)
+                lambda: calibrate(
+                    self._session, self._config, self._n_engines, n_accel, on_fraction
+                )
             )
         table = measured.table(inputs.max_mini_batch_size, inputs.numpy_rand_seed)
         with self._progress.step(f"{len(policies)} policies in virtual time") as on_fraction:
-            limits = foretell(table, self._n_engines, n_accel, self._load, self._sla, policies, goal, on_fraction)
+            limits = foretell(
+                table, self._n_engines, n_accel, self._load, self._sla, policies, goal, on_fraction
+            )
         return limits, str(measured)
 
     # -- which search --------------------------------------------------------------------------------------------
@@ -174,17 +217,30 @@ class Tuner:
         if self._config.tune.scheduler != "released":
             return Exhaustive(policies, goal)
         tune = self._config.tune
-        known = [phase.limit.carried_qps for phase in self.found.phases if phase.limit.carried_qps > 0]
-        start = min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - known[-1])) if known else 0
+        known = [
+            phase.limit.carried_qps for phase in self.found.phases if phase.limit.carried_qps > 0
+        ]
+        start = (
+            min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - known[-1]))
+            if known
+            else 0
+        )
         return ReleasedClimb(
-            policies, self._grid, tune.target_latency, tune.stable_region, tune.sched_timeout, tune.req_granularity,
-            start, goal,
-        )  # fmt: skip
+            policies,
+            self._grid,
+            tune.target_latency,
+            tune.stable_region,
+            tune.sched_timeout,
+            tune.req_granularity,
+            start,
+            goal,
+        )
 
     def _batch_search(self, batches: Sequence[int], goal: Goal, static: Limit) -> Search:
         if self._config.tune.scheduler != "hill":
             return self._plain_search([Policy(n) for n in batches], goal)
-        ladder, largest = self._distinct_batches(batches), self._load.size_range[1]
+        ladder = self._distinct_batches(batches)
+        largest = self._load.size_range[1]
         start = static.policy.batch_items
         if start >= largest and ladder[-1] >= largest:  # another name for the same policy
             start = ladder[-1]
@@ -195,14 +251,19 @@ class Tuner:
         thresholds = _numbers(self._config.tune.accel_configs)
         start = best.policy if best is not None else Policy(batches[0])
         if self._config.tune.scheduler == "hill":
-            offload: list[int | None] = [*distinct_thresholds(thresholds, *self._load.size_range), None]
+            offload: list[int | None] = [
+                *distinct_thresholds(thresholds, *self._load.size_range),
+                None,
+            ]
             knobs: dict[str, Sequence[int | None]] = {
                 "offload_items": offload,
                 "batch_items": self._distinct_batches(batches),
             }
             return HillClimb(knobs, start, goal, best)
         if self._config.tune.scheduler == "exhaustive":
-            return Exhaustive([p for n in batches for p in with_offload(Policy(n), thresholds)], goal)
+            return Exhaustive(
+                [p for n in batches for p in with_offload(Policy(n), thresholds)], goal
+            )
         return self._plain_search(with_offload(start, thresholds), goal)
 
     def _distinct_batches(self, batches: Sequence[int]) -> list[int]:
@@ -211,10 +272,17 @@ class Tuner:
     # -- one phase -----------------------------------------------------------------------------------------------
 
     def _phase(self, name: str, search: Search) -> Limit | None:
-        """Search, confirm, note; returns the best policy's limit, None if interrupted before there was one."""
-        tune, own = self._config.tune, list[dict[str, Any]]()
-        n_phases = {"static": 1, "guided": 2}.get(tune.scheduler, 1 + tune.tune_batch_qps + tune.tune_accel_qps)
-        with self._progress.step(f"[{len(self.found.phases) + 1}/{n_phases}] {name}:") as on_fraction:
+        """Search, confirm, note; returns the best policy's limit, None if interrupted before there
+        was one.
+        """
+        tune = self._config.tune
+        own = list[dict[str, Any]]()
+        n_phases = {"static": 1, "guided": 2}.get(
+            tune.scheduler, 1 + tune.tune_batch_qps + tune.tune_accel_qps
+        )
+        with self._progress.step(
+            f"[{len(self.found.phases) + 1}/{n_phases}] {name}:"
+        ) as on_fraction:
             while (trial := search.propose()) is not None:
                 _tell(on_fraction, search, trial, len(own), _TYPICAL_TRIALS[tune.scheduler])
                 line = self._try(name, trial)
@@ -239,8 +307,12 @@ class Tuner:
         return None if probed is None else self._log.note(phase, trial, probed)
 
     def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, and ever slower ones until the SLA is met."""
-        rate_qps, summary, rows = limit.carried_qps, None, None
+        """A run with a fresh seed at what the policy carries, and ever slower ones until the SLA is
+        met.
+        """
+        rate_qps = limit.carried_qps
+        summary = None
+        rows = None
         for tries in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
             if self._session.interrupted:
                 break
@@ -251,10 +323,16 @@ class Tuner:
         if summary is not None and not (summary.meets_sla or self._session.interrupted):
             rate_qps, summary, rows = 0.0, None, None
         return Phase(
-            name, limit, rate_qps if summary is not None else 0.0, summary, rows, len(trials),
-            sum(t["n_queries"] for t in trials), sum(t["seconds"] for t in trials),
+            name,
+            limit,
+            rate_qps if summary is not None else 0.0,
+            summary,
+            rows,
+            len(trials),
+            sum(t["n_queries"] for t in trials),
+            sum(t["seconds"] for t in trials),
             self._watts(limit.policy) if self._watts else None,
-        )  # fmt: skip
+        )
 
     def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
         self._n_confirmations += 1
@@ -262,15 +340,19 @@ class Tuner:
         n = max(self._config.n_queries, queries_to_show_overload(tune.target_latency, rate_qps))
         schedule = draw_schedule(
             self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
-        )  # fmt: skip
+        )
         with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
-            rows = self._session.run(schedule, [Stage(policy)], lambda n_done: on_fraction(n_done / n))
-        return rows, summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes)
+            rows = self._session.run(
+                schedule, [Stage(policy)], lambda n_done: on_fraction(n_done / n)
+            )
+        return rows, summarize(
+            rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes
+        )
 
 
 def _hill(
     knobs: Mapping[str, Sequence[int | None]], goal: Goal, start: Policy, known: Limit | None
-) -> HillClimb:  # fmt: skip
+) -> HillClimb:
     return HillClimb(knobs, start, goal, known)
 
 
@@ -280,8 +362,12 @@ def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
     return [*splitting, *sorted(n for n in batches if n >= largest_query)[:1]]
 
 
-def distinct_thresholds(thresholds: Sequence[int], smallest_query: int, largest_query: int) -> list[int]:
-    """One of the thresholds that offload every query of the load, and all that offload some but not all."""
+def distinct_thresholds(
+    thresholds: Sequence[int], smallest_query: int, largest_query: int
+) -> list[int]:
+    """One of the thresholds that offload every query of the load, and all that offload some but not
+    all.
+    """
     everything = sorted((n for n in thresholds if n <= smallest_query), reverse=True)[:1]
     return [*everything, *(n for n in thresholds if smallest_query < n <= largest_query)]
 
@@ -290,11 +376,16 @@ def _numbers(dashed: str) -> list[int]:
     return [int(part) for part in dashed.split("-")]
 
 
-def _tell(on_fraction: OnFraction, search: Search, trial: Trial, n_trials: int, typical: float) -> None:
+def _tell(
+    on_fraction: OnFraction, search: Search, trial: Trial, n_trials: int, typical: float
+) -> None:
     """A search ends when it ends: the fraction nears 1 with the trials that such a search takes."""
     expected = max(3.0, typical * search.n_policies)
-    offload = "" if trial.policy.offload_items is None else f", threshold {trial.policy.offload_items}"
+    offload = (
+        "" if trial.policy.offload_items is None else f", threshold {trial.policy.offload_items}"
+    )
     on_fraction(
         1 - math.exp(-2 * n_trials / expected),
-        f"trial {n_trials + 1}: batch {trial.policy.batch_items}{offload}, {trial.rate_qps:.0f} QPS",
+        f"trial {n_trials + 1}: batch {trial.policy.batch_items}{offload}, {trial.rate_qps:.0f} "
+        "QPS",
     )

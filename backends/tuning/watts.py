@@ -1,4 +1,7 @@
-"""What engines draw in watts: from counters where they can be read, else as stated. Each figure names its source."""
+"""What engines draw in watts: from counters where they can be read, else as stated.
+
+Each figure names its source.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,11 @@ class Power:
 
 
 def rapl_watts(work: Callable[[], object], root: Path = RAPL_ROOT) -> float | None:
-    """Mean power of all CPU packages while `work` runs, from RAPL's energy counters; None where none can be read.
+    """Mean power of all CPU packages while `work` runs, from RAPL's energy counters; None where
+    none can be read.
 
-    Source: Linux, Documentation/power/powercap; one folder intel-rapl:<package> each (AMD's carry the same name).
+    Source: Linux, Documentation/power/powercap; one folder intel-rapl:<package> each (AMD's carry
+    the same name).
     """
     packages = sorted(root.glob("intel-rapl:[0-9]*"))
     packages = [folder for folder in packages if folder.name.count(":") == 1]
@@ -33,7 +38,8 @@ def rapl_watts(work: Callable[[], object], root: Path = RAPL_ROOT) -> float | No
         return None
     begun = time.monotonic()
     work()
-    seconds, joules = time.monotonic() - begun, 0.0
+    seconds = time.monotonic() - begun
+    joules = 0.0
     for folder, first in zip(packages, before, strict=True):
         last = _energy_uj(folder)
         if first is None or last is None:
@@ -44,10 +50,19 @@ def rapl_watts(work: Callable[[], object], root: Path = RAPL_ROOT) -> float | No
 
 
 def nvml_watts() -> float | None:
-    """What the first NVIDIA device draws now (NVML through nvidia-smi); None where it cannot be read."""
+    """What the first NVIDIA device draws now (NVML through nvidia-smi); None where it cannot be
+    read.
+    """
     with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        command = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits", "--id=0"]
-        return float(subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout)
+        command = [
+            "nvidia-smi",
+            "--query-gpu=power.draw",
+            "--format=csv,noheader,nounits",
+            "--id=0",
+        ]
+        return float(
+            subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        )
     return None
 
 

@@ -1,5 +1,7 @@
-"""Pipelines compiled: the event loop of backends.virtual.simulated around the Dispatcher, with the same decisions, no rows of
-tasks, and some twenty times as fast. Stages share pools as they like; which items survive is none of its concern."""
+"""Pipelines compiled: the event loop of backends.virtual.simulated around the Dispatcher, with the
+same decisions, no rows of tasks, and some twenty times as fast. Stages share pools as they like;
+which items survive is none of its concern.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,10 @@ class Served:
 
 
 class _Load(NamedTuple):
-    """What is known before: `parts`, `n_items` [stage, query]; `bounds` of the pools' engines; `group` [engine] of
-    neighbours; `filters` [stage]: ns to choose, and for each item. The rest as `_tables` has it."""
+    """What is known before: `parts`, `n_items` [stage, query]; `bounds` of the pools' engines;
+    `group` [engine] of neighbours; `filters` [stage]: ns to choose, and for each item. The rest as
+    `_tables` has it.
+    """
 
     arrival_ns: Int64Array
     n_items: Int64Array
@@ -54,9 +58,11 @@ class _Load(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Tasks are numbered as their stages begin; a pool's FIFO is a list through `following`; idle engines of a pool are
-    a ring. Events, in a heap by time and order: engine e ends (e), or the best items of a query are found (n_engines +
-    query). `counts`: events in the heap, their order so far, tasks so far."""
+    """Tasks are numbered as their stages begin; a pool's FIFO is a list through `following`; idle
+    engines of a pool are a ring. Events, in a heap by time and order: engine e ends (e), or the
+    best items of a query are found (n_engines + query). `counts`: events in the heap, their order
+    so far, tasks so far.
+    """
 
     query_of: Int64Array
     stage_of: Int64Array
@@ -82,28 +88,55 @@ class _State(NamedTuple):
 
 
 def serve_pipeline(
-    schedule: Schedule, stages: Sequence[Stage], engines: Mapping[str, int], service: PipelineService
+    schedule: Schedule,
+    stages: Sequence[Stage],
+    engines: Mapping[str, int],
+    service: PipelineService,
 ) -> Served:
-    """All queries through a pipeline; raises ValueError if a stage's times end before its largest task."""
+    """All queries through a pipeline; raises ValueError if a stage's times end before its largest
+    task.
+    """
     if any(stage.policy.offload_items is not None for stage in stages):
-        raise ValueError("a pipeline's stages are served by their pools; a policy that offloads has no meaning")
+        raise ValueError(
+            "a pipeline's stages are served by their pools; a policy that offloads has no meaning"
+        )
     names = [*engines]
     pool_of = np.array([names.index(stage.pool) for stage in stages], np.int64)
     n_items = _items_by_stage(schedule, stages)
-    batch = np.array([min(stage.policy.batch_items, int(n_items.max(initial=1))) for stage in stages], np.int64)
+    batch = np.array(
+        [min(stage.policy.batch_items, int(n_items.max(initial=1))) for stage in stages], np.int64
+    )
     for i, table in enumerate(service.tables):
         largest = int(np.minimum(n_items[i], batch[i]).max(initial=0))
         if largest > table.max_items:
-            raise ValueError(f"stage {i} has tasks of {largest} items, but its times end at {table.max_items}")
+            raise ValueError(
+                f"stage {i} has tasks of {largest} items, but its times end at {table.max_items}"
+            )
     bounds = np.concatenate([[0], np.cumsum([engines[name] for name in names])]).astype(np.int64)
     group = np.repeat(
-        [len(names) if name in service.on_cores else i for i, name in enumerate(names)], np.diff(bounds)
+        [len(names) if name in service.on_cores else i for i, name in enumerate(names)],
+        np.diff(bounds),
     ).astype(np.int64)
     parts = -(-n_items // batch[:, None])
-    filters = np.array([
-        (service.filter_ns, service.filter_item_ns) if stage.keep_items is not None else (0, 0.0) for stage in stages
-    ])  # fmt: skip
-    load = _Load(schedule.arrival_ns, n_items, parts, batch, pool_of, bounds, group, filters, *_tables(service))
+    filters = np.array(
+        [
+            (service.filter_ns, service.filter_item_ns)
+            if stage.keep_items is not None
+            else (0, 0.0)
+            for stage in stages
+        ]
+    )
+    load = _Load(
+        schedule.arrival_ns,
+        n_items,
+        parts,
+        batch,
+        pool_of,
+        bounds,
+        group,
+        filters,
+        *_tables(service),
+    )
     state = _state(load)
     _serve(load, state)
     busy = {name: int(state.busy_ns[i]) for i, name in enumerate(names)}
@@ -112,22 +145,27 @@ def serve_pipeline(
 
 def _items_by_stage(schedule: Schedule, stages: Sequence[Stage]) -> Int64Array:
     """int64[stage, query]."""
-    coming, rows = schedule.n_items.astype(np.int64), []
+    coming = schedule.n_items.astype(np.int64)
+    rows = []
     for stage in stages:
         rows.append(coming)
         coming = np.minimum(coming, stage.keep_items) if stage.keep_items is not None else coming
     return np.array(rows)
 
 
-def _tables(service: PipelineService) -> tuple[Int64Array, Int64Array, FloatArray, Int64Array, Int64Array, Int64Array]:
-    """Times [stage, neighbours, items], levels [stage], factors [stage, row, k] with their number, rows [stage, items],
-    and wake, gap, stolen, seed [stage, 4]."""
+def _tables(
+    service: PipelineService,
+) -> tuple[Int64Array, Int64Array, FloatArray, Int64Array, Int64Array, Int64Array]:
+    """Times [stage, neighbours, items], levels [stage], factors [stage, row, k] with their number,
+    rows [stage, items], and wake, gap, stolen, seed [stage, 4].
+    """
     tables = service.tables
     levels = np.array([len(table.cpu_ns) for table in tables], np.int64)
     n_items = max(table.cpu_ns.shape[1] for table in tables)
     times = np.ones((len(tables), levels.max(), n_items), np.int64)
     shape = np.array([table.factors.shape for table in tables]).max(axis=0)
-    factors, n_factors = np.ones((len(tables), *shape)), np.zeros(len(tables), np.int64)
+    factors = np.ones((len(tables), *shape))
+    n_factors = np.zeros(len(tables), np.int64)
     rows = np.full((len(tables), n_items), -1, np.int64)
     fixed = np.zeros((len(tables), 4), np.int64)
     for i, table in enumerate(tables):
@@ -136,13 +174,21 @@ def _tables(service: PipelineService) -> tuple[Int64Array, Int64Array, FloatArra
         n_factors[i] = table.factors.shape[1]
         if table.cpu_row is not None:
             rows[i, : len(table.cpu_row)] = table.cpu_row
-        fixed[i] = table.cpu_overhead.wake_ns, table.cpu_overhead.gap_ns, table.stolen_ns, table.seed
+        fixed[i] = (
+            table.cpu_overhead.wake_ns,
+            table.cpu_overhead.gap_ns,
+            table.stolen_ns,
+            table.seed,
+        )
     return times, levels, factors, n_factors, rows, fixed
 
 
 def _state(load: _Load) -> _State:
     """Before the first arrival."""
-    n, n_pools, n_engines, n_tasks = len(load.arrival_ns), len(load.bounds) - 1, len(load.group), int(load.parts.sum())
+    n = len(load.arrival_ns)
+    n_pools = len(load.bounds) - 1
+    n_engines = len(load.group)
+    n_tasks = int(load.parts.sum())
 
     def none(size: int) -> Int64Array:
         return np.full(size, NONE, np.int64)
@@ -152,15 +198,35 @@ def _state(load: _Load) -> _State:
 
     events = n_engines + n + 1
     return _State(
-        none(n_tasks), none(n_tasks), none(n_tasks), zeros(n_tasks), zeros(n), zeros(n), zeros(n), none(n_pools),
-        none(n_pools), np.arange(n_engines), zeros(n_pools), np.diff(load.bounds), none(n_engines), zeros(n_engines),
-        zeros(events), zeros(events), zeros(events), zeros(3), np.full(n, LAST), zeros(n), zeros(n_pools),
-    )  # fmt: skip
+        none(n_tasks),
+        none(n_tasks),
+        none(n_tasks),
+        zeros(n_tasks),
+        zeros(n),
+        zeros(n),
+        zeros(n),
+        none(n_pools),
+        none(n_pools),
+        np.arange(n_engines),
+        zeros(n_pools),
+        np.diff(load.bounds),
+        none(n_engines),
+        zeros(n_engines),
+        zeros(events),
+        zeros(events),
+        zeros(events),
+        zeros(3),
+        np.full(n, LAST),
+        zeros(n),
+        zeros(n_pools),
+    )
 
 
 @numba.njit(cache=True)
 def _push(state: _State, ns: int, what: int) -> None:
-    times, orders, whats = state.heap_ns, state.heap_order, state.heap_what
+    times = state.heap_ns
+    orders = state.heap_order
+    whats = state.heap_what
     at = state.counts[EVENTS]
     state.counts[EVENTS] += 1
     state.counts[ORDER] += 1
@@ -174,15 +240,21 @@ def _push(state: _State, ns: int, what: int) -> None:
 @numba.njit(cache=True)
 def _pop(state: _State) -> None:
     """Take the top off; what it was is to be read before."""
-    times, orders, whats = state.heap_ns, state.heap_order, state.heap_what
+    times = state.heap_ns
+    orders = state.heap_order
+    whats = state.heap_what
     state.counts[EVENTS] -= 1
     n = state.counts[EVENTS]
-    ns, order, what, at = times[n], orders[n], whats[n], 0
+    ns = times[n]
+    order = orders[n]
+    what = whats[n]
+    at = 0
     while 2 * at + 1 < n:
         child = 2 * at + 1
         right = child + 1
         if right < n and (
-            times[right] < times[child] or (times[right] == times[child] and orders[right] < orders[child])
+            times[right] < times[child]
+            or (times[right] == times[child] and orders[right] < orders[child])
         ):
             child = right
         if ns < times[child] or (ns == times[child] and order < orders[child]):
@@ -195,7 +267,8 @@ def _pop(state: _State) -> None:
 @numba.njit(cache=True)
 def _begin(load: _Load, state: _State, now: int, task: int, at: int) -> None:
     """The task begins on engine `at`."""
-    query, stage = state.query_of[task], state.stage_of[task]
+    query = state.query_of[task]
+    stage = state.stage_of[task]
     part = task - state.first_task[query]
     items = min(load.batch[stage], load.n_items[stage, query] - part * load.batch[stage])
     wake_ns, gap_ns, stolen_ns, seed = load.fixed[stage]
@@ -223,7 +296,8 @@ def _begin(load: _Load, state: _State, now: int, task: int, at: int) -> None:
 def _enter(load: _Load, state: _State, now: int, query: int, stage: int) -> None:
     """A query's stage begins: its tasks go to idle engines or into the FIFO."""
     pool = load.pool_of[stage]
-    low, n = load.bounds[pool], load.bounds[pool + 1] - load.bounds[pool]
+    low = load.bounds[pool]
+    n = load.bounds[pool + 1] - load.bounds[pool]
     state.stage[query], state.left[query] = stage, load.parts[stage, query]
     state.first_task[query] = state.counts[TASKS]
     for _ in range(load.parts[stage, query]):
@@ -249,7 +323,8 @@ def _ended(load: _Load, state: _State, now: int, at: int) -> int:
     query = state.query_of[state.running[at]]
     stage = state.stage[query]
     pool = load.pool_of[stage]
-    low, n = load.bounds[pool], load.bounds[pool + 1] - load.bounds[pool]
+    low = load.bounds[pool]
+    n = load.bounds[pool + 1] - load.bounds[pool]
     task = state.head[pool]
     if task == NONE:
         state.idle[low + (state.idle_from[pool] + state.idle_n[pool]) % n] = at
@@ -271,13 +346,19 @@ def _ended(load: _Load, state: _State, now: int, at: int) -> int:
 @numba.njit(cache=True)
 def _serve(load: _Load, state: _State) -> None:
     """All arrivals and all events, in order; an arrival goes before an event at the same time."""
-    n, n_engines, n_stages, coming = len(load.arrival_ns), len(load.group), len(load.batch), 0
+    n = len(load.arrival_ns)
+    n_engines = len(load.group)
+    n_stages = len(load.batch)
+    coming = 0
     while coming < n or state.counts[EVENTS] > 0:
-        if state.counts[EVENTS] == 0 or (coming < n and load.arrival_ns[coming] <= state.heap_ns[0]):
+        if state.counts[EVENTS] == 0 or (
+            coming < n and load.arrival_ns[coming] <= state.heap_ns[0]
+        ):
             coming += 1
             _enter(load, state, int(load.arrival_ns[coming - 1]), coming - 1, 0)
             continue
-        now, what = int(state.heap_ns[0]), int(state.heap_what[0])
+        now = int(state.heap_ns[0])
+        what = int(state.heap_what[0])
         _pop(state)
         query = what - n_engines if what >= n_engines else _ended(load, state, now, what)
         if query == NONE:

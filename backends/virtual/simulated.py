@@ -1,4 +1,7 @@
-"""Virtual time: service times instead of engines. An event loop around the Dispatcher, or its compiled equal."""
+"""Virtual time: service times instead of engines.
+
+An event loop around the Dispatcher, or its compiled equal.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,19 @@ from loadGenerator import Schedule
 from scheduler import Dispatcher, Policy, Stage
 
 ServiceTime = Callable[[Task], int]  # ns
-_TookNs = Callable[[Task, int, int, list[int]], int]  # task, engine, start, end of each engine's latest task
+_TookNs = Callable[
+    [Task, int, int, list[int]], int
+]  # task, engine, start, end of each engine's latest task
 Commands = Sequence[Enqueue | Answer | Fail]
 PIECE = 2048  # queries served between two looks of a watch, or two reports of progress, at least
 
 
 class SimulatedSession:
-    """`engines` = {pool: number of engines}; `service` gives each task's time, from a table much faster.
+    """`engines` = {pool: number of engines}; `service` gives each task's time, from a table much
+    faster.
 
-    `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over thousands of runs does
-    not need them. Ctrl-C ends a run with the rows so far.
+    `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over
+    thousands of runs does not need them. Ctrl-C ends a run with the rows so far.
     """
 
     deaths: Sequence[dict[str, Any]] = ()  # engines of virtual time do not die
@@ -46,25 +52,40 @@ class SimulatedSession:
         *,
         keep_tasks: bool = True,
     ) -> None:
-        self._engines, self._service, self._keep_tasks = dict(engines), service, keep_tasks
+        self._engines = dict(engines)
+        self._service = service
+        self._keep_tasks = keep_tasks
         self.interrupted = False
         known = isinstance(service, ServiceTable) and service.recording is None
         if known and engines.get(ACCEL, 0) > len(service.accel_ns):  # type: ignore[union-attr]
-            raise ValueError(f"{engines[ACCEL]} accelerators, but times for {len(service.accel_ns)}")  # type: ignore[union-attr]
+            raise ValueError(
+                f"{engines[ACCEL]} accelerators, but times for {len(service.accel_ns)}"
+            )  # type: ignore[union-attr]
 
     def memory(self) -> dict[str, Any]:
         """Engines of virtual time have none."""
         return {}
 
     def run(
-        self, schedule: Schedule, stages: Sequence[Stage], on_progress: Callable[[int], None] | None = None,
+        self,
+        schedule: Schedule,
+        stages: Sequence[Stage],
+        on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
-    ) -> Rows:  # fmt: skip
+    ) -> Rows:
         """Walk the schedule in virtual time: idle engines pull from their pool's FIFO."""
-        if isinstance(self._service, ServiceTable) and len(stages) == 1 and stages[0].keep_items is None:
+        if (
+            isinstance(self._service, ServiceTable)
+            and len(stages) == 1
+            and stages[0].keep_items is None
+        ):
             return self._run_compiled(schedule, stages[0].policy, self._service, on_progress, watch)
-        if isinstance(self._service, PipelineService) and not (self._keep_tasks or on_progress or watch):
-            return _pipeline_rows(schedule, serve_pipeline(schedule, stages, self._engines, self._service))
+        if isinstance(self._service, PipelineService) and not (
+            self._keep_tasks or on_progress or watch
+        ):
+            return _pipeline_rows(
+                schedule, serve_pipeline(schedule, stages, self._engines, self._service)
+            )
         loop = _EventLoop(schedule, stages, self._engines, self._service, watch)
         try:
             with no_garbage_collection():
@@ -79,18 +100,29 @@ class SimulatedSession:
         return replace(rows, notes=(*rows.notes, *self._notes(loop.n_answered, schedule)))
 
     def _notes(self, n_answered: int, schedule: Schedule) -> tuple[str, ...]:
-        return (f"interrupted after {n_answered} of {len(schedule)} queries",) if self.interrupted else ()
+        return (
+            (f"interrupted after {n_answered} of {len(schedule)} queries",)
+            if self.interrupted
+            else ()
+        )
 
     def _run_compiled(
-        self, schedule: Schedule, policy: Policy, table: ServiceTable, on_progress: Callable[[int], None] | None,
+        self,
+        schedule: Schedule,
+        policy: Policy,
+        table: ServiceTable,
+        on_progress: Callable[[int], None] | None,
         watch: Watch | None,
-    ) -> Rows:  # fmt: skip
-        sizes, n, served = schedule.n_items.astype(np.int64), len(schedule), 0
+    ) -> Rows:
+        sizes = schedule.n_items.astype(np.int64)
+        n = len(schedule)
+        served = 0
         offload = policy.offload_items or 0
         n_parts = np.where((sizes >= offload) & (offload > 0), 1, -(-sizes // policy.batch_items))
         self._check(sizes, n_parts, table, offload)
         times = table.times()
-        first_start, done = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        first_start = np.zeros(n, np.int64)
+        done = np.zeros(n, np.int64)
         engines = Engines.idle([self._engines.get(pool, 0) for pool in (CPU, ACCEL)])
         busy = np.zeros(2, np.int64)
         pieces: list[Int64Array] = []
@@ -98,11 +130,26 @@ class SimulatedSession:
             while served < n and not self.interrupted:
                 whole = watch is None and on_progress is None
                 piece = slice(served, n if whole else min(n, served + max(PIECE, served // 4)))
-                tasks = np.empty((int(n_parts[piece].sum()) if self._keep_tasks else 0, 7), np.int64)
+                tasks = np.empty(
+                    (int(n_parts[piece].sum()) if self._keep_tasks else 0, 7), np.int64
+                )
                 serve(
-                    schedule.arrival_ns, sizes, served, piece.stop, policy.batch_items, offload, times,
-                    engines.free_ns, engines.latest, engines.index, engines.bounds, busy, first_start, done, tasks,
-                )  # fmt: skip
+                    schedule.arrival_ns,
+                    sizes,
+                    served,
+                    piece.stop,
+                    policy.batch_items,
+                    offload,
+                    times,
+                    engines.free_ns,
+                    engines.latest,
+                    engines.index,
+                    engines.bounds,
+                    busy,
+                    first_start,
+                    done,
+                    tasks,
+                )
                 pieces.append(tasks)
                 served = piece.stop
                 if on_progress is not None:
@@ -110,43 +157,63 @@ class SimulatedSession:
                 if watch is not None:
                     latency_ms = (done[piece] - schedule.arrival_ns[piece]) / NS_PER_MS
                     now_ns = int(engines.free_ns.max(initial=0))
-                    if watch.observe(latency_ms, busiest({CPU: busy[0], ACCEL: busy[1]}, self._engines, now_ns)):
+                    if watch.observe(
+                        latency_ms, busiest({CPU: busy[0], ACCEL: busy[1]}, self._engines, now_ns)
+                    ):
                         break
         except KeyboardInterrupt:
             self.interrupted = True
-        rows = _task_table(np.concatenate(pieces) if pieces else np.zeros((0, 7), np.int64), schedule)
+        rows = _task_table(
+            np.concatenate(pieces) if pieces else np.zeros((0, 7), np.int64), schedule
+        )
         queries = _query_rows(schedule, served, policy, first_start, done)
         return Rows(queries, rows, self._notes(served, schedule))
 
-    def _check(self, sizes: Int64Array, n_parts: Int64Array, table: ServiceTable, offload_items: int) -> None:
+    def _check(
+        self, sizes: Int64Array, n_parts: Int64Array, table: ServiceTable, offload_items: int
+    ) -> None:
         if offload_items and not self._engines.get(ACCEL, 0):
-            raise ValueError(f"the policy offloads from {offload_items} items on, but there is no accelerator")
+            raise ValueError(
+                f"the policy offloads from {offload_items} items on, but there is no accelerator"
+            )
         if table.recording is not None:
             if len(sizes) >= len(table.recording.first):
-                raise ValueError(f"{len(sizes)} queries, but recorded times of {len(table.recording.first) - 1}")
+                raise ValueError(
+                    f"{len(sizes)} queries, but recorded times of {len(table.recording.first) - 1}"
+                )
             if (np.diff(table.recording.first)[: len(sizes)] != n_parts).any():
-                raise ValueError("the recorded run split its queries otherwise: replay it under its own policy")
+                raise ValueError(
+                    "the recorded run split its queries otherwise: replay it under its own policy"
+                )
         elif len(sizes) and int(sizes.max()) > table.max_items:
-            raise ValueError(f"a query has {sizes.max()} items, but the service times end at {table.max_items}")
+            raise ValueError(
+                f"a query has {sizes.max()} items, but the service times end at {table.max_items}"
+            )
 
 
 class _EventLoop:
     """The schedule and a heap of the tasks' ends, around the Dispatcher."""
 
     def __init__(
-        self, schedule: Schedule, stages: Sequence[Stage], engines: Mapping[str, int],
-        service: ServiceTime | ServiceTable | PipelineService, watch: Watch | None,
-    ) -> None:  # fmt: skip
+        self,
+        schedule: Schedule,
+        stages: Sequence[Stage],
+        engines: Mapping[str, int],
+        service: ServiceTime | ServiceTable | PipelineService,
+        watch: Watch | None,
+    ) -> None:
         self._schedule = schedule
         self._took_ns, self._delay_ns = _service(service, schedule)
         self._filter = (0, 0.0)
         cores: frozenset[str] = frozenset()
         if isinstance(service, PipelineService):
-            self._filter, cores = (service.filter_ns, service.filter_item_ns), service.on_cores
+            self._filter = (service.filter_ns, service.filter_item_ns)
+            cores = service.on_cores
         ranked = [stage.keep_items is not None for stage in stages]
         self._filters = self._filter != (0, 0.0) and any(ranked)
         self._stages = tuple(stages)
-        self._dispatcher, self._recorder = Dispatcher(stages), Recorder(schedule.n_warmup)
+        self._dispatcher = Dispatcher(stages)
+        self._recorder = Recorder(schedule.n_warmup)
         self._in_order = InOrder(schedule, engines, watch) if watch is not None else None
         self._idle = {pool: deque(range(n)) for pool, n in engines.items()}
         self._end_ns, self._first = _neighbours(engines, cores)  # of each engine's latest task
@@ -178,8 +245,12 @@ class _EventLoop:
         yield self.n_answered
 
     def _until(self, limit_ns: int | None) -> bool:
-        """All ends before `limit_ns` (an arrival goes before an end at the same time); True if the watch is done."""
-        ends, recorder, dispatcher = self._ends, self._recorder, self._dispatcher
+        """All ends before `limit_ns` (an arrival goes before an end at the same time); True if the
+        watch is done.
+        """
+        ends = self._ends
+        recorder = self._recorder
+        dispatcher = self._dispatcher
         while ends and (limit_ns is None or ends[0][0] < limit_ns):
             now_ns, _, done, enqueued_ns = heappop(ends)
             if not isinstance(done, TaskDone):
@@ -204,7 +275,9 @@ class _EventLoop:
         return False
 
     def _choose(self, commands: Commands, stage: int, now_ns: int) -> bool:
-        """Put off what follows a stage that chooses until the best items are found; False if it does not choose."""
+        """Put off what follows a stage that chooses until the best items are found; False if it
+        does not choose.
+        """
         if self._stages[stage].keep_items is None:
             return False
         n_items = self._n_items(commands[0], stage)
@@ -239,17 +312,26 @@ class _EventLoop:
         return answered and self._in_order is not None and self._in_order.show(now_ns)
 
     def _begin(self, task: Task, enqueued_ns: int, engine: int, now_ns: int) -> None:
-        end_ns, at = self._end_ns[task.pool], self._first[task.pool] + engine
+        end_ns = self._end_ns[task.pool]
+        at = self._first[task.pool] + engine
         start_ns = now_ns + self._delay_ns(task, end_ns[at] > enqueued_ns)
         end_ns[at] = done_ns = start_ns + self._took_ns(task, engine, start_ns, end_ns)
         self._n_begun += 1
-        heappush(self._ends, (done_ns, self._n_begun, TaskDone(task, engine, start_ns, done_ns), enqueued_ns))
+        heappush(
+            self._ends,
+            (done_ns, self._n_begun, TaskDone(task, engine, start_ns, done_ns), enqueued_ns),
+        )
 
 
-def _neighbours(engines: Mapping[str, int], cores: frozenset[str]) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """A list of ends for each pool, one for all on the machine's cores, and where a pool's engines begin in it."""
+def _neighbours(
+    engines: Mapping[str, int], cores: frozenset[str]
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """A list of ends for each pool, one for all on the machine's cores, and where a pool's engines
+    begin in it.
+    """
     shared = list[int]()
-    lists, first = {}, {}
+    lists = {}
+    first = {}
     for pool, n in engines.items():
         own = shared if pool in cores else []
         lists[pool], first[pool] = own, len(own)
@@ -259,8 +341,9 @@ def _neighbours(engines: Mapping[str, int], cores: frozenset[str]) -> tuple[dict
 
 def _service(
     service: ServiceTime | ServiceTable | PipelineService, schedule: Schedule
-) -> tuple[_TookNs, Callable[[Task, bool], int]]:  # fmt: skip
-    """What a task takes, and what passes before it begins on an engine that was idle or (True) busy.
+) -> tuple[_TookNs, Callable[[Task, bool], int]]:
+    """What a task takes, and what passes before it begins on an engine that was idle or (True)
+    busy.
 
     From the table as Python numbers: elements of arrays cost ten times as much.
     """
@@ -278,13 +361,18 @@ def _service(
             lambda task, *_: ns[first[task.query_id] + task.part],
             lambda task, _: delays_ns[first[task.query_id] + task.part],
         )
-    cpu_ns, accel_ns, factors = service.cpu_ns.tolist(), service.accel_ns.tolist(), service.factors.tolist()
-    n_factors, last, stolen_ns = service.factors.shape[1], len(cpu_ns) - 1, service.stolen_ns
+    cpu_ns = service.cpu_ns.tolist()
+    accel_ns = service.accel_ns.tolist()
+    factors = service.factors.tolist()
+    n_factors = service.factors.shape[1]
+    last = len(cpu_ns) - 1
+    stolen_ns = service.stolen_ns
     arrivals = schedule.arrival_ns.tolist() if stolen_ns else []
     overhead = [astuple(service.overhead(pool)) for pool in (CPU, ACCEL)]
     rows = [
-        None if row is None or (row < 0).all() else row.tolist() for row in (service.cpu_row, service.accel_row)
-    ]  # fmt: skip
+        None if row is None or (row < 0).all() else row.tolist()
+        for row in (service.cpu_row, service.accel_row)
+    ]
 
     def took_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
         on_accel = task.pool == ACCEL
@@ -298,7 +386,9 @@ def _service(
             at = drawn_index(task.query_id, task.stage, task.part, service.seed, n_factors)
             took = max(1, int(took * factors[row[task.n_items]][at]))
         if stolen_ns and not on_accel:
-            took += stolen_ns * (bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns))
+            took += stolen_ns * (
+                bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns)
+            )
         return int(took)
 
     return took_ns, lambda task, was_busy: overhead[task.pool == ACCEL][was_busy]
@@ -306,21 +396,45 @@ def _service(
 
 def _pipeline_rows(schedule: Schedule, served: Served) -> Rows:
     """The queries' rows; none of tasks."""
-    columns = np.column_stack([
-        schedule.input_id, schedule.n_items, served.n_tasks, schedule.arrival_ns, schedule.arrival_ns,
-        served.first_start_ns, served.done_ns,
-    ]).astype(np.int64) if len(schedule) else np.zeros((0, 7), np.int64)  # fmt: skip
+    columns = (
+        np.column_stack(
+            [
+                schedule.input_id,
+                schedule.n_items,
+                served.n_tasks,
+                schedule.arrival_ns,
+                schedule.arrival_ns,
+                served.first_start_ns,
+                served.done_ns,
+            ]
+        ).astype(np.int64)
+        if len(schedule)
+        else np.zeros((0, 7), np.int64)
+    )
     queries = query_table(np.arange(len(schedule), dtype=np.int64), columns, schedule.n_warmup)
     return Rows(queries, _task_table(np.zeros((0, 7), np.int64), schedule))
 
 
-def _query_rows(schedule: Schedule, n: int, policy: Policy, first_start: Int64Array, done: Int64Array) -> pd.DataFrame:
+def _query_rows(
+    schedule: Schedule, n: int, policy: Policy, first_start: Int64Array, done: Int64Array
+) -> pd.DataFrame:
     sizes = schedule.n_items[:n].astype(np.int64)
     whole = sizes >= policy.offload_items if policy.offload_items is not None else np.zeros(n, bool)
-    columns = np.column_stack([
-        schedule.input_id[:n], sizes, np.where(whole, 1, -(-sizes // policy.batch_items)), schedule.arrival_ns[:n],
-        schedule.arrival_ns[:n], first_start[:n], done[:n],
-    ]) if n else np.zeros((0, 7), np.int64)  # fmt: skip
+    columns = (
+        np.column_stack(
+            [
+                schedule.input_id[:n],
+                sizes,
+                np.where(whole, 1, -(-sizes // policy.batch_items)),
+                schedule.arrival_ns[:n],
+                schedule.arrival_ns[:n],
+                first_start[:n],
+                done[:n],
+            ]
+        )
+        if n
+        else np.zeros((0, 7), np.int64)
+    )
     return query_table(np.arange(n, dtype=np.int64), columns, schedule.n_warmup)
 
 
@@ -329,5 +443,15 @@ def _task_table(tasks: Int64Array, schedule: Schedule) -> pd.DataFrame:
     tasks = tasks[np.argsort(tasks[:, 6], kind="stable")]
     query_id, part, is_accel, engine, n_items, start, end = tasks.T
     pool = np.array([CPU, ACCEL], object)[is_accel]
-    columns = [query_id, np.zeros_like(part), part, pool, engine, n_items, schedule.arrival_ns[query_id], start, end]
+    columns = [
+        query_id,
+        np.zeros_like(part),
+        part,
+        pool,
+        engine,
+        n_items,
+        schedule.arrival_ns[query_id],
+        start,
+        end,
+    ]
     return pd.DataFrame(dict(zip(TASK_COLUMNS, columns, strict=True)))

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""A fleet in virtual time: routing, what tuning does to its tail, how many machines stand for all, and how fast.
+"""A fleet in virtual time: routing, what tuning does to its tail, how many machines stand for all,
+and how fast.
 
 python experiments/cluster/run.py [--quick] [--out FOLDER]
 
-Servers of 40 cores of two generations, a part of them with an accelerator: service times of accelerator/amd_epyc_zen4
-beside a busy neighbour; the older generation takes GENERATION times as long; the GPU by its published speedup.
-Production query sizes, Poisson arrivals, a day of load pressed into the run. Writes one CSV a question.
+Servers of 40 cores of two generations, a part of them with an accelerator: service times of
+accelerator/amd_epyc_zen4 beside a busy neighbour; the older generation takes GENERATION times as
+long; the GPU by its published speedup. Production query sizes, Poisson arrivals, a day of load
+pressed into the run. Writes one CSV a question.
 """
 
 from __future__ import annotations
@@ -82,9 +84,12 @@ def kinds_of(model: str, policies: dict[str, Policy]) -> list[tuple[ServerKind, 
     config = load_config()
     kinds = []
     for name, slower, n_accel, share in (
-        ("newer", 1.0, 0, 1 - WITH_GPU - OLDER), ("older", GENERATION, 0, OLDER), ("newer, GPU", 1.0, 1, WITH_GPU)
-    ):  # fmt: skip
-        table, policy = service_table(model, Server(slower=slower)), policies[name]
+        ("newer", 1.0, 0, 1 - WITH_GPU - OLDER),
+        ("older", GENERATION, 0, OLDER),
+        ("newer, GPU", 1.0, 1, WITH_GPU),
+    ):
+        table = service_table(model, Server(slower=slower))
+        policy = policies[name]
         session = SimulatedSession({CPU: N_ENGINES, ACCEL: n_accel}, table, keep_tasks=False)
         weight = capacity_qps(session, config, policy, N_ENGINES)
         kinds.append((ServerKind(name, N_ENGINES, table, policy, n_accel, weight), share))
@@ -94,7 +99,13 @@ def kinds_of(model: str, policies: dict[str, Policy]) -> list[tuple[ServerKind, 
 def fleet_of(kinds: Sequence[tuple[ServerKind, float]], n_servers: int) -> Fleet:
     """So many servers of the kinds, by their shares."""
     counts = [round(share * n_servers) for _, share in kinds[1:]]
-    return Fleet([(kind, n) for (kind, _), n in zip(kinds, [n_servers - sum(counts), *counts], strict=True) if n])
+    return Fleet(
+        [
+            (kind, n)
+            for (kind, _), n in zip(kinds, [n_servers - sum(counts), *counts], strict=True)
+            if n
+        ]
+    )
 
 
 def static_policies() -> dict[str, Policy]:
@@ -103,14 +114,20 @@ def static_policies() -> dict[str, Policy]:
 
 
 def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
-    """What carries most under the SLA, kind by kind: DeepRecSched's hill climbing on one server in virtual time."""
-    config, tuned = load_config(), {}
+    """What carries most under the SLA, kind by kind: DeepRecSched's hill climbing on one server in
+    virtual time.
+    """
+    config = load_config()
+    tuned = {}
     sla = Sla(sla_ms, max_queries=20_000)
     for name, session, thresholds in _alone(model):
         static = static_policy(LARGEST, N_ENGINES)
         goal = Goal(0.5 * capacity_qps(session, config, static, N_ENGINES), 0.02)
         load = CommonLoad(config, sla.max_queries, 2)
-        knobs: dict[str, Sequence[int | None]] = {"batch_items": ladder(2), "offload_items": [*thresholds, None]}
+        knobs: dict[str, Sequence[int | None]] = {
+            "batch_items": ladder(2),
+            "offload_items": [*thresholds, None],
+        }
         search = HillClimb(knobs, static, goal)
         while (trial := search.propose()) is not None:
             probed = probe(session, load, sla, trial)
@@ -123,37 +140,63 @@ def tuned_policies(model: str, sla_ms: float) -> dict[str, Policy]:
 
 
 def tail_policies(model: str) -> dict[str, Policy]:
-    """What has the lowest p95 at the fleet's peak, kind by kind: the whole grid on one server in virtual time."""
-    config, best = load_config(), {}
+    """What has the lowest p95 at the fleet's peak, kind by kind: the whole grid on one server in
+    virtual time.
+    """
+    config = load_config()
+    best = {}
     for name, session, thresholds in _alone(model):
-        rate_qps = PEAK * capacity_qps(session, config, static_policy(LARGEST, N_ENGINES), N_ENGINES)
+        rate_qps = PEAK * capacity_qps(
+            session, config, static_policy(LARGEST, N_ENGINES), N_ENGINES
+        )
         schedule = CommonLoad(config, TAIL_QUERIES, 3).at(rate_qps)
         policies = [Policy(n, k) for n in ladder(2) for k in (*thresholds, None)]
-        p95 = [np.quantile(latencies_ms(session.run(schedule, [Stage(policy)])), 0.95) for policy in policies]
+        p95 = [
+            np.quantile(latencies_ms(session.run(schedule, [Stage(policy)])), 0.95)
+            for policy in policies
+        ]
         best[name] = policies[int(np.argmin(p95))]
     return best
 
 
 def _alone(model: str) -> Iterator[tuple[str, SimulatedSession, list[int]]]:
     """One server of each kind, and the thresholds that it can choose from."""
-    for name, slower, thresholds in (("newer", 1.0, []), ("older", GENERATION, []), ("newer, GPU", 1.0, ladder(2))):
+    for name, slower, thresholds in (
+        ("newer", 1.0, []),
+        ("older", GENERATION, []),
+        ("newer, GPU", 1.0, ladder(2)),
+    ):
         table = service_table(model, Server(slower=slower))
-        yield name, SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, table, keep_tasks=False), thresholds
+        yield (
+            name,
+            SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, table, keep_tasks=False),
+            thresholds,
+        )
 
 
 def fair_threshold(fleet: Fleet, schedule: Schedule) -> int:
-    """The least size from which on the GPUs carry all queries and are busy for GPU_BUSY of the time."""
+    """The least size from which on the GPUs carry all queries and are busy for GPU_BUSY of the
+    time.
+    """
     gpu = next(i for i, kind in enumerate(fleet.kinds) if kind.n_accel)
     largest_first = np.sort(schedule.n_items)[::-1]
     busy_ns = np.cumsum(fleet.kinds[gpu].table.accel_ns[0, largest_first])
-    enough = np.searchsorted(busy_ns, GPU_BUSY * int((fleet.kind == gpu).sum()) * int(schedule.arrival_ns[-1]))
+    enough = np.searchsorted(
+        busy_ns, GPU_BUSY * int((fleet.kind == gpu).sum()) * int(schedule.arrival_ns[-1])
+    )
     return int(largest_first[min(int(enough), len(largest_first) - 1)]) + 1
 
 
-def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0) -> Schedule:
-    """n queries, Poisson: at the peak rate, or over one day from the night's rate to the peak's and back."""
+def load_of(
+    config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: int = 0
+) -> Schedule:
+    """n queries, Poisson: at the peak rate, or over one day from the night's rate to the peak's and
+    back.
+    """
     rng = stream(config.inputs.numpy_rand_seed, "fleet arrivals", seed)
-    sizes = draw_sizes(config.load, LARGEST, n, stream(config.inputs.numpy_rand_seed, "fleet sizes", seed))
+    sizes = draw_sizes(
+        config.load, LARGEST, n, stream(config.inputs.numpy_rand_seed, "fleet sizes", seed)
+    )
     unit = np.cumsum(rng.exponential(1.0, n))
     if diurnal:
         day = np.linspace(0, 1, 10_001)
@@ -168,7 +211,10 @@ def load_of(config: RunConfig, n: int, peak_qps: float, *, diurnal: bool, seed: 
 def tails(run: FleetRun) -> dict[str, float]:
     """Quantiles of the fleet's latency after the warm-up."""
     own = run.latency_ms[int(WARM_UP * len(run.latency_ms)) :]
-    return {f"p{100 * p:g}_ms": float(x) for p, x in zip(QUANTILES, np.quantile(own, QUANTILES), strict=True)}
+    return {
+        f"p{100 * p:g}_ms": float(x)
+        for p, x in zip(QUANTILES, np.quantile(own, QUANTILES), strict=True)
+    }
 
 
 # -- questions ---------------------------------------------------------------------------------------------------
@@ -176,7 +222,8 @@ def tails(run: FleetRun) -> dict[str, float]:
 
 def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     """Tail by routing rule and load, a mixed fleet."""
-    config, rows = load_config(), []
+    config = load_config()
+    rows = []
     loads = (0.5, 0.7, 0.8, 0.9)
     model = "wnd" if "wnd" in effort.models else effort.models[0]
     kinds = kinds_of(model, tail_policies(model))
@@ -187,21 +234,36 @@ def routing(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
             begun = time.perf_counter()
             run = fleet.run(schedule, route, large_items=fair_threshold(fleet, schedule))
             wall_s = time.perf_counter() - begun
-            rows.append({"model": model, "load": load, "route": route, "servers": len(fleet), **tails(run),
-                         "wall_s": wall_s})  # fmt: skip
+            rows.append(
+                {
+                    "model": model,
+                    "load": load,
+                    "route": route,
+                    "servers": len(fleet),
+                    **tails(run),
+                    "wall_s": wall_s,
+                }
+            )
         tell((i + 1) / len(loads))
     return rows
 
 
 def tuning(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
-    """The fleet's tail over a day by the policies of its servers; the same queries go to the same servers."""
-    config, rows = load_config(), []
+    """The fleet's tail over a day by the policies of its servers; the same queries go to the same
+    servers.
+    """
+    config = load_config()
+    rows = []
     for i, model in enumerate(effort.models):
         chosen = {
-            "static": static_policies(), "tuned for the tail": tail_policies(model),
+            "static": static_policies(),
+            "tuned for the tail": tail_policies(model),
             "tuned for the rate": tuned_policies(model, MEDIUM_SLA_MS[model]),
-        }  # fmt: skip
-        fleets = {name: fleet_of(kinds_of(model, policies), effort.servers) for name, policies in chosen.items()}
+        }
+        fleets = {
+            name: fleet_of(kinds_of(model, policies), effort.servers)
+            for name, policies in chosen.items()
+        }
         weight = fleets["static"].weight
         schedule = load_of(config, effort.queries, PEAK * float(weight.sum()), diurnal=True)
         static: dict[str, float] = {}
@@ -209,47 +271,73 @@ def tuning(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
             fleet.weight = weight
             found = tails(fleet.run(schedule, "random"))
             static = static or found
-            rows.append({
-                "model": model, "servers": effort.servers, "policies": name, **found,
-                **{f"{k} gain": static[f"{k}_ms"] / found[f"{k}_ms"] for k in ("p50", "p95", "p99")},
-                "batch, threshold": "; ".join(
-                    f"{kind}: {p.batch_items}, {p.offload_items or 'none'}" for kind, p in chosen[name].items()
-                ),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "model": model,
+                    "servers": effort.servers,
+                    "policies": name,
+                    **found,
+                    **{
+                        f"{k} gain": static[f"{k}_ms"] / found[f"{k}_ms"]
+                        for k in ("p50", "p95", "p99")
+                    },
+                    "batch, threshold": "; ".join(
+                        f"{kind}: {p.batch_items}, {p.offload_items or 'none'}"
+                        for kind, p in chosen[name].items()
+                    ),
+                }
+            )
         tell((i + 1) / len(effort.models))
     return rows
 
 
 def sampling(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     """p95 of k machines of a fleet, drawn at random, beside the p95 of all of them."""
-    config, rows = load_config(), []
+    config = load_config()
+    rows = []
     for i, model in enumerate(effort.models):
         fleet = fleet_of(kinds_of(model, static_policies()), effort.servers)
         schedule = load_of(config, effort.queries, PEAK * float(fleet.weight.sum()), diurnal=True)
         run = fleet.run(schedule, "random")
         begin = int(WARM_UP * len(schedule))
         order = np.argsort(run.server[begin:], kind="stable")
-        by_server = np.split(run.latency_ms[begin:][order], np.cumsum(np.bincount(run.server[begin:]))[:-1])
+        by_server = np.split(
+            run.latency_ms[begin:][order], np.cumsum(np.bincount(run.server[begin:]))[:-1]
+        )
         whole = float(np.quantile(run.latency_ms[begin:], 0.95))
         rng = stream(config.inputs.numpy_rand_seed, "fleet samples")
         for k in (1, 2, 3, 5, 10, 20, 50):
             if k < len(fleet):
                 errors = [
-                    abs(np.quantile(np.concatenate([by_server[s] for s in rng.permutation(len(fleet))[:k]]), 0.95)
-                        / whole - 1) for _ in range(effort.draws)
-                ]  # fmt: skip
-                rows.append({
-                    "model": model, "servers": len(fleet), "machines": k, "fleet_p95_ms": whole,
-                    "median_error": float(np.median(errors)), "error_95": float(np.quantile(errors, 0.95)),
-                    "within_10_percent": float(np.mean(np.array(errors) <= 0.1)),
-                })  # fmt: skip
+                    abs(
+                        np.quantile(
+                            np.concatenate([by_server[s] for s in rng.permutation(len(fleet))[:k]]),
+                            0.95,
+                        )
+                        / whole
+                        - 1
+                    )
+                    for _ in range(effort.draws)
+                ]
+                rows.append(
+                    {
+                        "model": model,
+                        "servers": len(fleet),
+                        "machines": k,
+                        "fleet_p95_ms": whole,
+                        "median_error": float(np.median(errors)),
+                        "error_95": float(np.quantile(errors, 0.95)),
+                        "within_10_percent": float(np.mean(np.array(errors) <= 0.1)),
+                    }
+                )
         tell((i + 1) / len(effort.models))
     return rows
 
 
 def speed(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
     """Seconds for the largest run, by the number of servers and the rule."""
-    config, rows = load_config(), []
+    config = load_config()
+    rows = []
     model = "wnd" if "wnd" in effort.models else effort.models[0]
     kinds = kinds_of(model, static_policies())
     sizes = [n for n in (1, 10, 100, 1000) if n <= effort.most_servers]
@@ -260,8 +348,15 @@ def speed(effort: Effort, tell: Tell) -> list[dict[str, Any]]:
         for route in ("random", "round_robin", "power_of_two", "shortest_queue"):
             begun = time.perf_counter()
             run = fleet.run(schedule, route)
-            rows.append({"servers": n_servers, "queries": n, "route": route,
-                         "seconds": time.perf_counter() - begun, **tails(run)})  # fmt: skip
+            rows.append(
+                {
+                    "servers": n_servers,
+                    "queries": n,
+                    "route": route,
+                    "seconds": time.perf_counter() - begun,
+                    **tails(run),
+                }
+            )
         tell((i + 1) / len(sizes))
     return rows
 
@@ -272,7 +367,9 @@ STUDIES = {"routing": routing, "tuning": tuning, "sampling": sampling, "speed": 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="one model, small fleets: under a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="one model, small fleets: under a minute"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
     given = parser.parse_args(argv)
     effort = QUICK if given.quick else Effort()

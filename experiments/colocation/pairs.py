@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""How much does a neighbour cost? Time of each model while another core runs the same or another model.
+"""How much does a neighbour cost?
+
+Time of each model while another core runs the same or another model.
 
 python experiments/colocation/pairs.py [--models rm1,wnd] [--quick] [--out FOLDER]
 
-The model under test has its full tables; the neighbours' are a quarter (all eight stay in memory), far larger than any
-cache. Alone and beside each neighbour in turn, one thread each. pairs.csv gets a line a pair and batch, model by
-model; pairs.png is made of it. Needs two cores; some 7 minutes, --quick (one batch) some 3.
+The model under test has its full tables; the neighbours' are a quarter (all eight stay in memory),
+far larger than any cache. Alone and beside each neighbour in turn, one thread each. pairs.csv gets
+a line a pair and batch, model by model; pairs.png is made of it. Needs two cores; some 7 minutes,
+--quick (one batch) some 3.
 """
 
 from __future__ import annotations
@@ -60,7 +63,14 @@ QUICK = Effort((64,), 5, 0.08)
 
 def config_of(name: str, table_scale: float) -> ModelConfig:
     """The released configuration, a fraction of its rows kept."""
-    words = ["--config_file", str(model_configs()[name]), "--table_scale", str(table_scale), "--num_batches", "1"]
+    words = [
+        "--config_file",
+        str(model_configs()[name]),
+        "--table_scale",
+        str(table_scale),
+        "--num_batches",
+        "1",
+    ]
     return parse(words).model
 
 
@@ -86,15 +96,21 @@ class Subject:
 
 
 def slowdowns(
-    subject: Subject, keep_busy: dict[str, Callable[[int], None]], effort: Effort, on_fraction: OnFraction
+    subject: Subject,
+    keep_busy: dict[str, Callable[[int], None]],
+    effort: Effort,
+    on_fraction: OnFraction,
 ) -> list[dict[str, object]]:
-    """A row a neighbour and batch: median ratio of paired rounds with the smallest and largest, and both spreads."""
+    """A row a neighbour and batch: median ratio of paired rounds with the smallest and largest, and
+    both spreads.
+    """
     rows: list[dict[str, object]] = []
     n_cells = len(keep_busy) * len(effort.batches)
     for n_items in effort.batches:
         for name, busy in keep_busy.items():
             on_fraction(len(rows) / n_cells, f"beside {name}, batch {n_items}")
-            alone, beside = [], []
+            alone = []
+            beside = []
             for _ in range(effort.rounds):
                 busy(0)
                 alone.append(subject.times_ms(n_items, effort.round_s))
@@ -102,13 +118,21 @@ def slowdowns(
                 beside.append(subject.times_ms(n_items, effort.round_s))
             busy(0)
             ratios = [np.median(b) / np.median(a) for a, b in zip(alone, beside, strict=True)]
-            one, two = np.concatenate(alone), np.concatenate(beside)
-            rows.append({
-                "neighbour": name, "batch": n_items, "alone_ms": np.median(one), "beside_ms": np.median(two),
-                "slowdown": np.median(ratios), "least": min(ratios), "most": max(ratios),
-                "p95_over_p50_alone": np.quantile(one, 0.95) / np.median(one),
-                "p95_over_p50_beside": np.quantile(two, 0.95) / np.median(two),
-            })  # fmt: skip
+            one = np.concatenate(alone)
+            two = np.concatenate(beside)
+            rows.append(
+                {
+                    "neighbour": name,
+                    "batch": n_items,
+                    "alone_ms": np.median(one),
+                    "beside_ms": np.median(two),
+                    "slowdown": np.median(ratios),
+                    "least": min(ratios),
+                    "most": max(ratios),
+                    "p95_over_p50_alone": np.quantile(one, 0.95) / np.median(one),
+                    "p95_over_p50_beside": np.quantile(two, 0.95) / np.median(two),
+                }
+            )
     return rows
 
 
@@ -125,13 +149,17 @@ def draw(rows: pd.DataFrame) -> Figure:
         values = grid.loc[names, beside].to_numpy()
         image = axes.imshow(values, cmap="OrRd", vmin=1, vmax=max(1.5, float(np.nanmax(values))))
         for row, column in np.ndindex(values.shape):
-            axes.annotate(f"{values[row, column]:.2f}", (column, row), ha="center", va="center", fontsize=8)
+            axes.annotate(
+                f"{values[row, column]:.2f}", (column, row), ha="center", va="center", fontsize=8
+            )
         axes.set_xticks(range(len(beside)), beside)
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("neighbour on the other core")
         axes.set_ylabel("model under test")
         axes.set_title(f"batch {batch}", fontsize=10, loc="left")
-    figure.colorbar(image, ax=figure.axes, label="time beside the neighbour over time alone", shrink=0.8)
+    figure.colorbar(
+        image, ax=figure.axes, label="time beside the neighbour over time alone", shrink=0.8
+    )
     return figure
 
 
@@ -141,25 +169,37 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     for model, own in rows.groupby("model", sort=False):
         worst = own.loc[own["slowdown"].idxmax()]
         caused = rows[rows["neighbour"] == model]["slowdown"]
-        lines.append({
-            "model": model, "mean slow-down": own["slowdown"].mean(), "worst": worst["slowdown"],
-            "beside": worst["neighbour"], "at batch": int(worst["batch"]), "costs others": caused.mean(),
-            "p95/p50 alone": own["p95_over_p50_alone"].median(), "beside others": own["p95_over_p50_beside"].median(),
-        })  # fmt: skip
+        lines.append(
+            {
+                "model": model,
+                "mean slow-down": own["slowdown"].mean(),
+                "worst": worst["slowdown"],
+                "beside": worst["neighbour"],
+                "at batch": int(worst["batch"]),
+                "costs others": caused.mean(),
+                "p95/p50 alone": own["p95_over_p50_alone"].median(),
+                "beside others": own["p95_over_p50_beside"].median(),
+            }
+        )
     return pd.DataFrame(lines)
 
 
 def run(names: Sequence[str], table_scale: float, effort: Effort, file: Path) -> pd.DataFrame:
     """All pairs; the file grows model by model."""
     rows: list[dict[str, object]] = []
-    with Progress("auto") as progress, contextlib.ExitStack() as stack, progress.step("pairs") as on_fraction:
+    with (
+        Progress("auto") as progress,
+        contextlib.ExitStack() as stack,
+        progress.step("pairs") as on_fraction,
+    ):
         keep_busy = {}
         for i, name in enumerate(names):
             on_fraction(0.1 * i / len(names), f"building neighbour {name}")
             config = config_of(name, NEIGHBOUR_SCALE * table_scale)
             own: tuple[RecModel, InputPool] = (
-                build(config, SEED, device=torch.device("cpu")), InputPool(config, N_INPUTS, LARGEST, SEED + 1)
-            )  # fmt: skip
+                build(config, SEED, device=torch.device("cpu")),
+                InputPool(config, N_INPUTS, LARGEST, SEED + 1),
+            )
             keep_busy[name] = stack.enter_context(neighbours(*own, 1))
             keep_busy[name](0)
         for i, name in enumerate(names):
@@ -177,15 +217,21 @@ def run(names: Sequence[str], table_scale: float, effort: Effort, file: Path) ->
 @torch.inference_mode()
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--quick", action="store_true", help="one batch, shorter rounds")
-    parser.add_argument("--table_scale", type=float, default=1.0, help="fraction of the tables' rows")
+    parser.add_argument(
+        "--table_scale", type=float, default=1.0, help="fraction of the tables' rows"
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
     names = args.models.split(",")
     if unknown := set(names) - set(MODELS):
-        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(MODELS)}")
+        parser.error(
+            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(MODELS)}"
+        )
     if len(usable_cores()) < 2:
         parser.error("one core is usable here; a neighbour needs a second one")
     torch.set_num_threads(1)

@@ -44,7 +44,8 @@ def median_s(call: Callable[[int], object], repeats: int = _REPEATS) -> float:
 
 def gemm_flops_per_s(width: int = 1024) -> float:
     """The faster of PyTorch's product and a prepacked one, square, float32."""
-    layer, x = FC("gemm", width, width), torch.randn(width, width)
+    layer = FC("gemm", width, width)
+    x = torch.randn(width, width)
     layer.weight_OI.normal_()
     layer.bias_O.normal_()
     packed = PackedFC(layer)
@@ -52,11 +53,13 @@ def gemm_flops_per_s(width: int = 1024) -> float:
 
 
 def gather_bytes_per_s(model: RecModel, inputs: InputPool) -> float:
-    """Rows of the model's own tables, chosen by its own ids, summed in long bags; the faster of two look-ups.
+    """Rows of the model's own tables, chosen by its own ids, summed in long bags; the faster of two
+    look-ups.
 
     PyTorch's goes through the ids as they lie, ours (of the packed model) table after table.
     """
-    weight_RD, n_tables = model.tables.weight_RD, len(model.tables.table_rows)
+    weight_RD = model.tables.weight_RD
+    n_tables = len(model.tables.table_rows)
     batches = [inputs.batch(i, 0, inputs.max_items) for i in range(inputs.n_inputs)]
     n_ids = len(batches[0].ids_L)
 
@@ -65,15 +68,20 @@ def gather_bytes_per_s(model: RecModel, inputs: InputPool) -> float:
         return F.embedding_bag(batches[i % len(batches)].ids_L, weight_RD, offsets, mode="sum")
 
     times = [least_s(as_they_lie)]
-    if n_ids >= _PURE_BAG_IDS * n_tables * inputs.max_items // 4:  # bags long enough to be a gather and nothing else
+    if (
+        n_ids >= _PURE_BAG_IDS * n_tables * inputs.max_items // 4
+    ):  # bags long enough to be a gather and nothing else
         times.append(least_s(lambda i: model.tables(batches[i % len(batches)])))
     return n_ids * weight_RD.shape[1] * weight_RD.element_size() / min(times)
 
 
 def read_bytes_per_s(n_bytes: float) -> float:
-    """Weights of this size, read once by a matrix-vector product, from the cache or memory that they live in."""
+    """Weights of this size, read once by a matrix-vector product, from the cache or memory that
+    they live in.
+    """
     n_rows = max(int(n_bytes) // 4 // 512, 1)
-    weight, x = torch.randn(n_rows, 512), torch.randn(512)
+    weight = torch.randn(n_rows, 512)
+    x = torch.randn(512)
     return weight.nbytes / least_s(lambda _: torch.mv(weight, x), 31)
 
 
@@ -88,19 +96,25 @@ class Limit:
     def seconds(self, model: RecModel, n_items: int) -> float:
         """The largest of: products at the GEMM rate, rows at the gather rate, weights once."""
         cost = costs(model.config, n_items)
-        products_s, rows_s = cost.flops / self.gemm_flops_per_s, cost.gather_bytes / self.gather_bytes_per_s
+        products_s = cost.flops / self.gemm_flops_per_s
+        rows_s = cost.gather_bytes / self.gather_bytes_per_s
         return max(products_s, rows_s, self.weights_s)
 
 
 def measure_limit(model: RecModel, inputs: InputPool) -> Limit:
     """The limit of one model on this core, now."""
     weight_bytes = costs(model.config, 1).weight_bytes
-    return Limit(gemm_flops_per_s(), gather_bytes_per_s(model, inputs), weight_bytes / read_bytes_per_s(weight_bytes))
+    return Limit(
+        gemm_flops_per_s(),
+        gather_bytes_per_s(model, inputs),
+        weight_bytes / read_bytes_per_s(weight_bytes),
+    )
 
 
 def best(limits: Sequence[Limit]) -> Limit:
     """The best rate of each kind: a shared machine is slow for a while, never too fast."""
     return Limit(
-        max(one.gemm_flops_per_s for one in limits), max(one.gather_bytes_per_s for one in limits),
+        max(one.gemm_flops_per_s for one in limits),
+        max(one.gather_bytes_per_s for one in limits),
         min(one.weights_s for one in limits),
-    )  # fmt: skip
+    )

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Which parts of the method matter? As RecFlex's own ablations: where candidates are timed, and one schedule changed.
+"""Which parts of the method matter?
+
+As RecFlex's own ablations: where candidates are timed, and one schedule changed.
 
 python experiments/embedding/ablations.py [--models A,B] [--tables_frac 0.25] [--budget_s 40] [--quick] [--out FOLDER]
 
-naive: candidates are timed on an idle machine, every kind of table gets its winner, nothing is tried in the whole.
-two-stage: candidates beside a busy neighbour, then the whole. Both are then timed in turn beside a busy neighbour.
-spread.csv: how far the candidates of each kind of table lie apart. mutated.csv: the final plan with the schedule of one
-kind of table changed for another one. ablations.png shows all three. Some 4 minutes, --quick half a minute.
+naive: candidates are timed on an idle machine, every kind of table gets its winner, nothing is
+tried in the whole. two-stage: candidates beside a busy neighbour, then the whole. Both are then
+timed in turn beside a busy neighbour. spread.csv: how far the candidates of each kind of table lie
+apart. mutated.csv: the final plan with the schedule of one kind of table changed for another one.
+ablations.png shows all three. Some 4 minutes, --quick half a minute.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ from models.embedding.tuning.clusters import clusters
 from models.embedding.tuning.search import Search, paired, replaced
 
 HERE = Path(__file__).resolve().parent
-SIZES, ROUNDS, MUTATED = (8, 64, 512), 9, 8
+SIZES = (8, 64, 512)
+ROUNDS = 9
+MUTATED = 8
 ALONE = params(threads=1)
 
 
@@ -52,7 +57,9 @@ class IdleBackend(CpuBackend):
         return contextlib.nullcontext()
 
 
-def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple[list[dict[str, object]], ...]:
+def study(
+    name: str, args: argparse.Namespace, on_fraction: OnFraction
+) -> tuple[list[dict[str, object]], ...]:
     """Rows of the methods, of the spread of candidates, of the mutations."""
     tuned_on = problem_of(name, args.sizes, SEED_TUNE, args.tables_frac)
     on_fraction(0.1, f"{name}: two stages")
@@ -62,7 +69,8 @@ def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple
     share_s = args.budget_s / len(args.sizes)
     naive = {n: Search(tuned_on, IdleBackend(), share_s).winners(n, ALONE) for n in args.sizes}
     del tuned_on
-    problem, own = problem_of(name, args.sizes, SEED_MEASURE, args.tables_frac), CpuBackend()
+    problem = problem_of(name, args.sizes, SEED_MEASURE, args.tables_frac)
+    own = CpuBackend()
     methods: list[dict[str, object]] = []
     mutated: list[dict[str, object]] = []
     for n_items in args.sizes:
@@ -70,7 +78,10 @@ def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple
         groups = plan.bucket(n_items).groups
         plain = own.uniform(problem.layout.specs, (), joined=False)[0]
         others = {"naive": naive[n_items], "all tables compiled, nothing asked for ahead": plain}
-        kinds = sorted(clusters(problem.layout, problem.batches[n_items]), key=lambda c: -c.mean_ids * len(c.tables))
+        kinds = sorted(
+            clusters(problem.layout, problem.batches[n_items]),
+            key=lambda c: -c.mean_ids * len(c.tables),
+        )
         changed = {}
         for kind in kinds[:MUTATED]:
             current = next(g for g in groups if kind.tables[0] in g.tables)
@@ -82,10 +93,19 @@ def study(name: str, args: argparse.Namespace, on_fraction: OnFraction) -> tuple
                     break
         every = {"two-stage": groups, **others, **changed}
         with own.contended(ALONE):
-            times = own.seconds([planned(problem, own, g, n_items, ALONE) for g in every.values()], args.rounds)
+            times = own.seconds(
+                [planned(problem, own, g, n_items, ALONE) for g in every.values()], args.rounds
+            )
         for k, label in enumerate(every):
             ratio, low, high = paired(times, k, 0)
-            row = {"model": name, "batch": n_items, "plan": label, "over_two_stage": ratio, "low": low, "high": high}
+            row = {
+                "model": name,
+                "batch": n_items,
+                "plan": label,
+                "over_two_stage": ratio,
+                "low": low,
+                "high": high,
+            }
             (mutated if label in changed else methods).append(row)
     return methods, [{"model": name, **row} for row in search.spread], mutated
 
@@ -96,42 +116,76 @@ def draw(methods: pd.DataFrame, spread: pd.DataFrame, mutated: pd.DataFrame) -> 
     left, middle, right = figure.subplots(1, 3)
     for model, own in methods[methods["plan"] == "naive"].groupby("model", sort=False):
         errors = [own["over_two_stage"] - own["low"], own["high"] - own["over_two_stage"]]
-        left.errorbar(range(len(own)), own["over_two_stage"], errors, fmt="o-", label=str(model), capsize=3)
+        left.errorbar(
+            range(len(own)), own["over_two_stage"], errors, fmt="o-", label=str(model), capsize=3
+        )
         left.set_xticks(range(len(own)), [str(n) for n in own["batch"]])
     left.axhline(1, color="grey", linewidth=0.8)
-    style(left, "batch (items)", "time over that of the two-stage plan", "Tuned alone, not tried in the whole")
+    style(
+        left,
+        "batch (items)",
+        "time over that of the two-stage plan",
+        "Tuned alone, not tried in the whole",
+    )
     left.legend(frameon=False, fontsize=8)
     for (model, batch), own in spread.groupby(["model", "batch"], sort=False):
         values = own["worst_over_best"].sort_values(ascending=False)
-        middle.plot([100 * (k + 1) / len(values) for k in range(len(values))], values, label=f"{model}, batch {batch}")
+        middle.plot(
+            [100 * (k + 1) / len(values) for k in range(len(values))],
+            values,
+            label=f"{model}, batch {batch}",
+        )
     plain_log(middle, "y")
-    style(middle, "kinds of table (%), by spread", "worst over best candidate", "Spread of the candidates")
+    style(
+        middle,
+        "kinds of table (%), by spread",
+        "worst over best candidate",
+        "Spread of the candidates",
+    )
     middle.legend(frameon=False, fontsize=7)
     for (model, batch), own in mutated.groupby(["model", "batch"], sort=False):
-        right.plot(sorted(own["over_two_stage"]), "o", markersize=4, label=f"{model}, batch {batch}")
+        right.plot(
+            sorted(own["over_two_stage"]), "o", markersize=4, label=f"{model}, batch {batch}"
+        )
     right.axhline(1, color="grey", linewidth=0.8)
-    style(right, "changed plan, by its time", "time over that of the final plan", "One kind of table changed")
+    style(
+        right,
+        "changed plan, by its time",
+        "time over that of the final plan",
+        "One kind of table changed",
+    )
     right.legend(frameon=False, fontsize=7)
     return figure
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="A,B")
     parser.add_argument("--tables_frac", type=float, default=0.25)
     parser.add_argument("--budget_s", type=float, default=40.0)
     parser.add_argument("--quick", action="store_true", help="B with a twentieth of its tables")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
-    args.sizes, args.rounds = SIZES, ROUNDS
+    args.sizes = SIZES
+    args.rounds = ROUNDS
     if args.quick:
-        args.models, args.tables_frac, args.budget_s, args.rounds, args.sizes = "B", 0.05, 6.0, 3, (8, 64)
+        args.models = "B"
+        args.tables_frac = 0.05
+        args.budget_s = 6.0
+        args.rounds = 3
+        args.sizes = (8, 64)
     torch.set_num_threads(1)
     keep_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     found: tuple[list[dict[str, object]], ...] = ([], [], [])
-    with Progress("auto") as progress, progress.step("ablations") as on_fraction, torch.inference_mode():
+    with (
+        Progress("auto") as progress,
+        progress.step("ablations") as on_fraction,
+        torch.inference_mode(),
+    ):
         for name in args.models.split(","):
             for rows, fresh in zip(found, study(name, args, on_fraction), strict=True):
                 rows.extend(fresh)

@@ -24,25 +24,33 @@ _MOST_CUT = 100_000  # tables of batches cut in advance: objects of Python
 
 def table_of(problem: Problem, t: int) -> Tensor:
     """Rows of one table, a view."""
-    spec, first = problem.layout.specs[t], int(problem.layout.elements_T[t])
+    spec = problem.layout.specs[t]
+    first = int(problem.layout.elements_T[t])
     return problem.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
 
 
 def feature_major(problem: Problem, n_items: int) -> list[Bags]:
     """The batches table after table, ids from each table's first row: what the others read."""
-    return [_turned(problem, bags) if bags.item_major else bags for bags in problem.batches[n_items]]
+    return [
+        _turned(problem, bags) if bags.item_major else bags for bags in problem.batches[n_items]
+    ]
 
 
 def _turned(problem: Problem, bags: Bags) -> Bags:
     ids, offsets = bags.of(range(bags.n_tables))
     low_T = torch.from_numpy(problem.layout.first_ids_T).to(ids.dtype)
-    return Bags(ids - low_T.repeat_interleave(torch.diff(offsets[:: bags.n_items])), offsets, bags.n_tables)
+    return Bags(
+        ids - low_T.repeat_interleave(torch.diff(offsets[:: bags.n_items])), offsets, bags.n_tables
+    )
 
 
-def planned(problem: Problem, own: Backend, groups: Groups, n_items: int, settings: Any = ()) -> Call:
+def planned(
+    problem: Problem, own: Backend, groups: Groups, n_items: int, settings: Any = ()
+) -> Call:
     """A plan's bucket; its output is new for every call, as those of the others are."""
     run = own.build(problem.layout, problem.weight_E, Bucket(None, groups, settings), checked=False)
-    batches, width = problem.batches[n_items], int(problem.layout.columns[-1])
+    batches = problem.batches[n_items]
+    width = int(problem.layout.columns[-1])
 
     def call(i: int) -> Tensor:
         out_BC = torch.empty(n_items, width)
@@ -64,7 +72,9 @@ class PerTable(nn.Module):
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.bags = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(table_of(problem, t), mode="sum", include_last_offset=True)
+            nn.EmbeddingBag.from_pretrained(
+                table_of(problem, t), mode="sum", include_last_offset=True
+            )
             for t in range(len(problem.layout.specs))
         )
 
@@ -79,7 +89,9 @@ def by_table(bags: Bags) -> list[tuple[Tensor, Tensor]]:
 
 
 def per_table(problem: Problem, batches: Sequence[Bags], *, compiled: bool = False) -> Call:
-    """One call a table; ids are cut by table before the clock runs. Compiled: for this size if bags are fixed.
+    """One call a table; ids are cut by table before the clock runs.
+
+    Compiled: for this size if bags are fixed.
 
     `batches` of this one, of FBGEMM and of the limit are those of `feature_major`.
     """
@@ -94,7 +106,9 @@ def per_table(problem: Problem, batches: Sequence[Bags], *, compiled: bool = Fal
 
 
 def fbgemm(problem: Problem, batches: Sequence[Bags]) -> Call:
-    """FBGEMM's table-batched inference operator, float32; raises ImportError, and ValueError for widths it refuses."""
+    """FBGEMM's table-batched inference operator, float32; raises ImportError, and ValueError for
+    widths it refuses.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415
@@ -105,8 +119,10 @@ def fbgemm(problem: Problem, batches: Sequence[Bags]) -> Call:
     key = id(problem)
     if key not in _FBGEMM:
         _FBGEMM.clear()
-        specs = [(f"t{t}", spec.rows, spec.dim, SparseType.FP32, EmbeddingLocation.HOST)
-                 for t, spec in enumerate(problem.layout.specs)]  # fmt: skip
+        specs = [
+            (f"t{t}", spec.rows, spec.dim, SparseType.FP32, EmbeddingLocation.HOST)
+            for t, spec in enumerate(problem.layout.specs)
+        ]
         operator = IntNBitTableBatchedEmbeddingBagsCodegen(
             specs, device="cpu", output_dtype=SparseType.FP32, row_alignment=16
         )
@@ -122,13 +138,25 @@ _FBGEMM: dict[int, Any] = {}
 
 
 def gathers(problem: Problem, own: Backend, batches: Sequence[Bags]) -> dict[str, Call]:
-    """The limit: all rows of a table summed as one bag, in several ways: rows are read, hardly anything written."""
-    merged = [Bags(bags.ids_L, bags.offsets[:: bags.n_items].contiguous(), bags.n_tables) for bags in batches]
+    """The limit: all rows of a table summed as one bag, in several ways: rows are read, hardly
+    anything written.
+    """
+    merged = [
+        Bags(bags.ids_L, bags.offsets[:: bags.n_items].contiguous(), bags.n_tables)
+        for bags in batches
+    ]
     specs = tuple(TableSpec(spec.rows, spec.dim) for spec in problem.layout.specs)
-    layout = Layout(specs, problem.layout.elements_T, problem.layout.first_ids_T * 0, problem.layout.n_elements)
-    out_BC, every, calls = torch.empty(1, int(layout.columns[-1])), tuple(range(len(specs))), {}
-    for name, knobs in {"none": params(ahead="none", unroll=4), "table": params(ahead="table", unroll=4),
-                        "ids": params(ahead="ids", distance=64)}.items():  # fmt: skip
+    layout = Layout(
+        specs, problem.layout.elements_T, problem.layout.first_ids_T * 0, problem.layout.n_elements
+    )
+    out_BC = torch.empty(1, int(layout.columns[-1]))
+    every = tuple(range(len(specs)))
+    calls = {}
+    for name, knobs in {
+        "none": params(ahead="none", unroll=4),
+        "table": params(ahead="table", unroll=4),
+        "ids": params(ahead="ids", distance=64),
+    }.items():
         group = Group("compiled", knobs, every)
         run = own.build(layout, problem.weight_E, Bucket(None, (group,)), checked=False)
         calls[f"gather {name}"] = lambda i, run=run: run(merged[i % len(merged)], out_BC)

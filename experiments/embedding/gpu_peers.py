@@ -1,4 +1,5 @@
-"""What the GPU study measures: our kernels, PyTorch's, FBGEMM's and TorchRec's look-ups, all on the same weights.
+"""What the GPU study measures: our kernels, PyTorch's, FBGEMM's and TorchRec's look-ups, all on the
+same weights.
 
 FBGEMM's operators know no inference mode: torch.no_grad is what all are called in.
 """
@@ -35,7 +36,11 @@ class Input:
 
     @classmethod
     def of(
-        cls, ids_L: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], n_tables: int, device: torch.device
+        cls,
+        ids_L: np.ndarray[Any, Any],
+        offsets: np.ndarray[Any, Any],
+        n_tables: int,
+        device: torch.device,
     ) -> Input:
         """Page-locked on the host if the device is another one."""
         host = [torch.from_numpy(array) for array in (ids_L, offsets)]
@@ -50,7 +55,9 @@ class Input:
 
 
 class Method:
-    """One way to look a batch up; `call(i)` works on input i, `from_host(i)` begins with its ids on the host."""
+    """One way to look a batch up; `call(i)` works on input i, `from_host(i)` begins with its ids on
+    the host.
+    """
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.inputs = inputs
@@ -72,7 +79,13 @@ class Ours(Method):
     """Kernels written by Triton; `by_length`: their programs ordered anew for every batch."""
 
     def __init__(
-        self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input], bucket: Bucket, *, by_length: bool = False
+        self,
+        layout: Layout,
+        weight_E: Tensor,
+        inputs: Sequence[Input],
+        bucket: Bucket,
+        *,
+        by_length: bool = False,
     ) -> None:
         super().__init__(inputs)
         self.bags = TritonBags(layout, bucket, weight_E, by_length=by_length)
@@ -84,8 +97,11 @@ class Ours(Method):
 
     def from_host(self, i: int) -> Tensor:
         """See Method."""
-        own, device = self.input(i), self.bags.weight_E.device
-        ids_L, offsets = (t.to(device, non_blocking=True) for t in (own.host_ids_L, own.host_offsets))
+        own = self.input(i)
+        device = self.bags.weight_E.device
+        ids_L, offsets = (
+            t.to(device, non_blocking=True) for t in (own.host_ids_L, own.host_offsets)
+        )
         return self.bags(ids_L, offsets)
 
 
@@ -95,7 +111,9 @@ class PerTable(Method):
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
         super().__init__(inputs)
         self.tables = table_views(layout, weight_E)
-        self._prepared = [self._parts(own, own.ids_L, self._offsets(own).to(weight_E.device)) for own in inputs]
+        self._prepared = [
+            self._parts(own, own.ids_L, self._offsets(own).to(weight_E.device)) for own in inputs
+        ]
 
     def _offsets(self, own: Input) -> Tensor:
         """(T, B + 1), each table's from 0 on."""
@@ -103,11 +121,16 @@ class PerTable(Method):
         return whole - whole[:, :1]
 
     def _parts(self, own: Input, ids_L: Tensor, offsets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(ids_L[part], offsets[table]) for table, part in enumerate(own.by_table(len(self.tables)))]
+        return [
+            (ids_L[part], offsets[table])
+            for table, part in enumerate(own.by_table(len(self.tables)))
+        ]
 
     def _look_up(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        pooled = [F.embedding_bag(ids, table, offsets, mode="sum", include_last_offset=True)
-                  for table, (ids, offsets) in zip(self.tables, parts, strict=True)]  # fmt: skip
+        pooled = [
+            F.embedding_bag(ids, table, offsets, mode="sum", include_last_offset=True)
+            for table, (ids, offsets) in zip(self.tables, parts, strict=True)
+        ]
         return torch.cat(pooled, dim=1)
 
     def call(self, i: int) -> Tensor:
@@ -116,13 +139,18 @@ class PerTable(Method):
 
     def from_host(self, i: int) -> Tensor:
         """See Method."""
-        own, device = self.input(i), self.tables[0].device
-        ids_L, offsets = (t.to(device, non_blocking=True) for t in (own.host_ids_L, self._offsets(own)))
+        own = self.input(i)
+        device = self.tables[0].device
+        ids_L, offsets = (
+            t.to(device, non_blocking=True) for t in (own.host_ids_L, self._offsets(own))
+        )
         return self._look_up(self._parts(own, ids_L, offsets))
 
 
 class Graphed(Method):
-    """Another method's calls, captured once for each input and replayed; its inputs stay where they are."""
+    """Another method's calls, captured once for each input and replayed; its inputs stay where they
+    are.
+    """
 
     def __init__(self, method: Method) -> None:
         super().__init__(method.inputs)
@@ -143,7 +171,9 @@ class Graphed(Method):
 
 
 class Fbgemm(Method):
-    """FBGEMM's table-batched look-up, float32 on the device; raises ImportError, and ValueError for odd widths."""
+    """FBGEMM's table-batched look-up, float32 on the device; raises ImportError, and ValueError for
+    odd widths.
+    """
 
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
         super().__init__(inputs)
@@ -151,7 +181,10 @@ class Fbgemm(Method):
             raise ValueError("FBGEMM needs widths that are multiples of 4")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode  # noqa: PLC0415
+            from fbgemm_gpu.split_table_batched_embeddings_ops_common import (  # noqa: PLC0415
+                EmbeddingLocation,
+                PoolingMode,
+            )
             from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # noqa: PLC0415
                 ComputeDevice,
                 SplitTableBatchedEmbeddingBagsCodegen,
@@ -160,10 +193,13 @@ class Fbgemm(Method):
         location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
         compute = ComputeDevice.CUDA if on_gpu else ComputeDevice.CPU
         self._bags = SplitTableBatchedEmbeddingBagsCodegen(
-            [(spec.rows, spec.dim, location, compute) for spec in layout.specs], pooling_mode=PoolingMode.SUM,
+            [(spec.rows, spec.dim, location, compute) for spec in layout.specs],
+            pooling_mode=PoolingMode.SUM,
             device=weight_E.device,
-        )  # fmt: skip
-        for own, table in zip(self._bags.split_embedding_weights(), table_views(layout, weight_E), strict=True):
+        )
+        for own, table in zip(
+            self._bags.split_embedding_weights(), table_views(layout, weight_E), strict=True
+        ):
             own.copy_(table)
         self._long = [(own.ids_L.long(), own.offsets.long()) for own in inputs]
 
@@ -175,14 +211,19 @@ class Fbgemm(Method):
 
     def from_host(self, i: int) -> Tensor:
         """See Method; ids cross as int32 and become int64 on the device."""
-        own, device = self.input(i), self._long[0][0].device
-        ids_L, offsets = (t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets))
+        own = self.input(i)
+        device = self._long[0][0].device
+        ids_L, offsets = (
+            t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets)
+        )
         out: Tensor = self._bags(ids_L, offsets)
         return out
 
 
 class TorchRec(Method):
-    """TorchRec's fused collection of tables (FBGEMM's kernels below); raises ImportError, ValueError for odd widths."""
+    """TorchRec's fused collection of tables (FBGEMM's kernels below); raises ImportError,
+    ValueError for odd widths.
+    """
 
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
         super().__init__(inputs)
@@ -194,21 +235,35 @@ class TorchRec(Method):
             from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType  # noqa: PLC0415
             from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection  # noqa: PLC0415
             from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: PLC0415
-        self._keys, self._jagged = [f"f{t}" for t in range(len(layout.specs))], KeyedJaggedTensor
+        self._keys = [f"f{t}" for t in range(len(layout.specs))]
+        self._jagged = KeyedJaggedTensor
         tables = [
-            EmbeddingBagConfig(name=f"t{t}", num_embeddings=spec.rows, embedding_dim=spec.dim, feature_names=[f"f{t}"],
-                               pooling=PoolingType.SUM) for t, spec in enumerate(layout.specs)
-        ]  # fmt: skip
+            EmbeddingBagConfig(
+                name=f"t{t}",
+                num_embeddings=spec.rows,
+                embedding_dim=spec.dim,
+                feature_names=[f"f{t}"],
+                pooling=PoolingType.SUM,
+            )
+            for t, spec in enumerate(layout.specs)
+        ]
         self._bags = FusedEmbeddingBagCollection(
-            tables=tables, optimizer_type=torch.optim.SGD, optimizer_kwargs={"lr": 0.0}, device=weight_E.device,
+            tables=tables,
+            optimizer_type=torch.optim.SGD,
+            optimizer_kwargs={"lr": 0.0},
+            device=weight_E.device,
             location=EmbeddingLocation.DEVICE if weight_E.is_cuda else EmbeddingLocation.HOST,
-        )  # fmt: skip
+        )
         views = table_views(layout, weight_E)
-        self._bags.load_state_dict({f"embedding_bags.t{t}.weight": table for t, table in enumerate(views)})
+        self._bags.load_state_dict(
+            {f"embedding_bags.t{t}.weight": table for t, table in enumerate(views)}
+        )
         self._long = [(own.ids_L.long(), own.offsets.long()) for own in inputs]
 
     def _look_up(self, ids_L: Tensor, offsets: Tensor) -> Tensor:
-        out: Tensor = self._bags(self._jagged(keys=self._keys, values=ids_L, offsets=offsets)).values()
+        out: Tensor = self._bags(
+            self._jagged(keys=self._keys, values=ids_L, offsets=offsets)
+        ).values()
         return out
 
     def call(self, i: int) -> Tensor:
@@ -217,15 +272,20 @@ class TorchRec(Method):
 
     def from_host(self, i: int) -> Tensor:
         """See Method; ids cross as int32 and become int64 on the device."""
-        own, device = self.input(i), self._long[0][0].device
-        return self._look_up(*(t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets)))
+        own = self.input(i)
+        device = self._long[0][0].device
+        return self._look_up(
+            *(t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets))
+        )
 
 
 def table_views(layout: Layout, weight_E: Tensor) -> list[Tensor]:
     """(R, D) of every table."""
     firsts = layout.elements_T.tolist()
-    return [weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
-            for first, spec in zip(firsts, layout.specs, strict=True)]  # fmt: skip
+    return [
+        weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
+        for first, spec in zip(firsts, layout.specs, strict=True)
+    ]
 
 
 def built(make: Callable[[], Method]) -> Method | str:

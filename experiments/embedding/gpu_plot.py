@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""gpu.csv -> gpu.png and gpu_speedups.png: python experiments/embedding/gpu_plot.py [--folder FOLDER].
+"""gpu.csv -> gpu.png and gpu_speedups.png: python experiments/embedding/gpu_plot.py [--folder
+FOLDER].
 
 Needs pandas and matplotlib alone.
 """
@@ -17,8 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
-COLD, WARM, WALL, BOUND = "device, rows not in L2", "device, rows in L2", "wall, ids on the host", "bound"
-OURS, GRAPHED, ONCE = ("ours, fused", "ours, grouped"), "per table, graph", "every row once at the stated bandwidth"
+COLD = "device, rows not in L2"
+WARM = "device, rows in L2"
+WALL = "wall, ids on the host"
+BOUND = "bound"
+OURS = ("ours, fused", "ours, grouped")
+GRAPHED = "per table, graph"
+ONCE = "every row once at the stated bandwidth"
 COLORS = {
     "ours, fused": "#1f77b4", "ours, fused, graph": "#9ecae1", "ours, grouped": "#17507d",
     "ours, grouped, graph": "#6f8fae",
@@ -30,8 +36,11 @@ PUBLISHED = {"TorchRec": 1.95, "HugeCTR": 11.57, "RECom": 7.92}  # RecFlex, SC 2
 
 
 def draw_figure(rows: pd.DataFrame) -> Figure:
-    """A row of panels for each time, a panel a model: bars by method at each batch, quartiles, the bound as a line."""
-    times, models = [what for what in (COLD, WARM, WALL) if what in set(rows["time"])], [*dict.fromkeys(rows["model"])]
+    """A row of panels for each time, a panel a model: bars by method at each batch, quartiles, the
+    bound as a line.
+    """
+    times = [what for what in (COLD, WARM, WALL) if what in set(rows["time"])]
+    models = [*dict.fromkeys(rows["model"])]
     figure = Figure(figsize=(3.6 * len(models) + 1, 2.9 * len(times) + 0.8), layout="constrained")
     every = figure.subplots(len(times), len(models), squeeze=False, sharey="row")
     for i, what in enumerate(times):
@@ -48,16 +57,31 @@ def draw_figure(rows: pd.DataFrame) -> Figure:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, bounds: pd.DataFrame) -> None:
-    batches, methods = sorted(set(rows["batch"])), [name for name in COLORS if name in set(rows["method"])]
+    batches = sorted(set(rows["batch"]))
+    methods = [name for name in COLORS if name in set(rows["method"])]
     width = 0.8 / max(len(methods), 1)
     for k, name in enumerate(methods):
         own = rows[rows["method"] == name].set_index("batch").reindex(batches)
         at = np.arange(len(batches)) + (k - (len(methods) - 1) / 2) * width
         errors = np.vstack((own["us"] - own["low_us"], own["high_us"] - own["us"]))
-        axes.bar(at, own["us"], width * 0.92, yerr=errors, color=COLORS[name], label=name, error_kw={"lw": 0.7})
+        axes.bar(
+            at,
+            own["us"],
+            width * 0.92,
+            yerr=errors,
+            color=COLORS[name],
+            label=name,
+            error_kw={"lw": 0.7},
+        )
     once = bounds[bounds["method"] == ONCE].set_index("batch").reindex(batches)["us"]
     for k, us in enumerate(once):
-        axes.plot([k - 0.42, k + 0.42], [us, us], color="black", lw=1, label="every row once" if k == 0 else None)
+        axes.plot(
+            [k - 0.42, k + 0.42],
+            [us, us],
+            color="black",
+            lw=1,
+            label="every row once" if k == 0 else None,
+        )
     _dress(axes, batches)
 
 
@@ -70,14 +94,20 @@ def _dress(axes: Axes, batches: Sequence[int]) -> None:
 
 
 def speedups(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a model and batch, a column a rival: its time on the device, rows not in L2, over our faster one's."""
-    us = rows[rows["time"] == COLD].pivot_table(index=["model", "batch"], columns="method", values="us", sort=False)
+    """A row a model and batch, a column a rival: its time on the device, rows not in L2, over our
+    faster one's.
+    """
+    us = rows[rows["time"] == COLD].pivot_table(
+        index=["model", "batch"], columns="method", values="us", sort=False
+    )
     ours = us[[name for name in OURS if name in us]].min(axis=1)
     return us[[name for name in RIVALS if name in us]].div(ours, axis=0)
 
 
 def draw_speedups(rows: pd.DataFrame) -> Figure:
-    """A panel a model: how many times as fast as each rival we are, and RecFlex's published means, dashed."""
+    """A panel a model: how many times as fast as each rival we are, and RecFlex's published means,
+    dashed.
+    """
     table = speedups(rows)
     models = [*dict.fromkeys(table.index.get_level_values("model"))]
     figure = Figure(figsize=(3.4 * len(models) + 1.5, 4.2), layout="constrained")
@@ -90,19 +120,34 @@ def draw_speedups(rows: pd.DataFrame) -> Figure:
             axes.bar(at, own[name], width * 0.92, color=COLORS[name], label=name)
         for name, ratio in PUBLISHED.items():
             axes.axhline(ratio, color="#666666", lw=0.9, ls="--")
-            axes.annotate(f"{name} {ratio}", (1, ratio), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                          fontsize=7, color="#444444")  # fmt: skip
+            axes.annotate(
+                f"{name} {ratio}",
+                (1, ratio),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=7,
+                color="#444444",
+            )
         axes.axhline(1, color="black", lw=0.8)
         axes.set_title(model, fontsize=9, loc="left")
         axes.set_xlabel("batch (items)")
         _dress(axes, own.index.tolist())
     every[0].set_ylabel("time over that of our faster one")
     figure.suptitle(
-        "Device time, rows not in L2. Dashed: RecFlex's published means over its rivals (SC 2024 and its release).\n"
-        "What differs: their GPU is not named, their batches are mixed and tuned for together, rows may be in L2,\n"
-        "their TorchRec is 0.6, HugeCTR and RECom are not run here.", fontsize=8,
-    )  # fmt: skip
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+        "Device time, rows not in L2. Dashed: RecFlex's published means over its rivals (SC 2024 "
+        "and its release).\nWhat differs: their GPU is not named, their batches are mixed and "
+        "tuned for together, rows may be in L2,\ntheir TorchRec is 0.6, HugeCTR and RECom are not "
+        "run here.",
+        fontsize=8,
+    )
+    figure.legend(
+        *every[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 

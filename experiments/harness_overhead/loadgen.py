@@ -1,4 +1,7 @@
-"""MLPerf's LoadGen in its Server scenario, as a peer: it sends, somebody else answers. It is an optional package."""
+"""MLPerf's LoadGen in its Server scenario, as a peer: it sends, somebody else answers.
+
+It is an optional package.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ def serve(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Run `n_queries` at a rate; `issue(sample id, complete)` must not block.
 
-    Returns the times of issuing in ns, as the callback saw them, and LoadGen's own latencies in ns, which count from
-    the time that its schedule says.
+    Returns the times of issuing in ns, as the callback saw them, and LoadGen's own latencies in ns,
+    which count from the time that its schedule says.
     """
     import mlperf_loadgen as lg  # noqa: PLC0415 (optional)
 
@@ -37,19 +40,25 @@ def serve(
             issue(sample.id, complete)  # type: ignore[attr-defined]
 
     settings = lg.TestSettings()
-    settings.scenario, settings.mode = lg.TestScenario.Server, lg.TestMode.PerformanceOnly
-    settings.server_target_qps, settings.server_target_latency_ns = rate_qps, 10**12
+    settings.scenario = lg.TestScenario.Server
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.server_target_qps = rate_qps
+    settings.server_target_latency_ns = 10**12
     settings.min_query_count = settings.max_query_count = n_queries
     settings.min_duration_ms = 0
     with tempfile.TemporaryDirectory() as folder:
         output = lg.LogOutputSettings()
-        output.outdir, output.copy_summary_to_stdout = folder, False
+        output.outdir = folder
+        output.copy_summary_to_stdout = False
         log = lg.LogSettings()
-        log.log_output, log.enable_trace = output, False
+        log.log_output = output
+        log.enable_trace = False
         sut = lg.ConstructSUT(on_issue, lambda: None)
         qsl = lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)
         try:
-            runner = threading.Thread(target=lambda: lg.StartTestWithLogSettings(sut, qsl, settings, log))
+            runner = threading.Thread(
+                target=lambda: lg.StartTestWithLogSettings(sut, qsl, settings, log)
+            )
             runner.start()
             runner.join()
         finally:
@@ -60,6 +69,10 @@ def serve(
 
 
 def _percentiles(summary: str) -> npt.NDArray[np.int64]:
-    """The latency percentiles of LoadGen's summary that stand for the distribution: 50, 90, 95, 97, 99, 99.9 %."""
-    found = [line.split(":")[1] for line in summary.splitlines() if "percentile latency (ns)" in line]
+    """The latency percentiles of LoadGen's summary that stand for the distribution: 50, 90, 95, 97,
+    99, 99.9 %.
+    """
+    found = [
+        line.split(":")[1] for line in summary.splitlines() if "percentile latency (ns)" in line
+    ]
     return np.array([int(number) for number in found], np.int64)

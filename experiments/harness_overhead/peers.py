@@ -1,4 +1,6 @@
-"""The same null work through multiprocessing.Queue, and through LoadGen over the product's own sockets."""
+"""The same null work through multiprocessing.Queue, and through LoadGen over the product's own
+sockets.
+"""
 
 # a task is (id, sent_ns); a reply (id, sent_ns, start_ns)
 
@@ -31,11 +33,19 @@ def _queue_engine(tasks: Any, replies: Any) -> None:
         replies.put((*task, monotonic_ns()))
 
 
-def through_queues(n_engines: int, schedule: Schedule) -> dict[str, npt.NDArray[np.float64] | float]:
-    """Added latency (start minus intended arrival) in us, lateness in us, the driver's CPU in us a task."""
+def through_queues(
+    n_engines: int, schedule: Schedule
+) -> dict[str, npt.NDArray[np.float64] | float]:
+    """Added latency (start minus intended arrival) in us, lateness in us, the driver's CPU in us a
+    task.
+    """
     context = multiprocessing.get_context("fork")
-    tasks, replies = context.Queue(), context.Queue()
-    engines = [context.Process(target=_queue_engine, args=(tasks, replies), daemon=True) for _ in range(n_engines)]
+    tasks = context.Queue()
+    replies = context.Queue()
+    engines = [
+        context.Process(target=_queue_engine, args=(tasks, replies), daemon=True)
+        for _ in range(n_engines)
+    ]
     for engine in engines:
         engine.start()
     added = np.zeros(len(schedule))
@@ -44,7 +54,8 @@ def through_queues(n_engines: int, schedule: Schedule) -> dict[str, npt.NDArray[
     for _ in range(50):
         replies.get()
     precise_timers()
-    begin_ns, cpu_s = monotonic_ns() + 5_000_000, time.process_time()
+    begin_ns = monotonic_ns() + 5_000_000
+    cpu_s = time.process_time()
 
     def collect() -> None:
         for _ in range(len(schedule)):
@@ -71,9 +82,11 @@ def through_queues(n_engines: int, schedule: Schedule) -> dict[str, npt.NDArray[
 def null_pool(n_engines: int) -> Iterator[tuple[Pool, Any]]:
     """The product's own engine processes and sockets, without its driver: (pool, reply socket)."""
     spec = PoolSpec(CPU, n_engines, lambda _: NullEngine(), yields=True)
-    pool, slots = Pool(spec), Slots(n_engines)
+    pool = Pool(spec)
+    slots = Slots(n_engines)
     replies, reply_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    context, ends = multiprocessing.get_context("fork"), (pool.engine_end, reply_end)
+    context = multiprocessing.get_context("fork")
+    ends = (pool.engine_end, reply_end)
     shared = (spec, ends, slots, os.getpid(), (pool.driver_end, replies))
     engines = [context.Process(target=run_engine, args=(i, i, *shared)) for i in range(n_engines)]
     for engine in engines:
@@ -93,8 +106,12 @@ def null_pool(n_engines: int) -> Iterator[tuple[Pool, Any]]:
         slots.close()
 
 
-def through_loadgen(n_engines: int, rate_qps: float, n_queries: int) -> dict[str, npt.NDArray[np.float64] | float]:
-    """LoadGen's Server scenario over the same engines: sent gaps, its latency percentiles (to the reply) in us."""
+def through_loadgen(
+    n_engines: int, rate_qps: float, n_queries: int
+) -> dict[str, npt.NDArray[np.float64] | float]:
+    """LoadGen's Server scenario over the same engines: sent gaps, its latency percentiles (to the
+    reply) in us.
+    """
     with null_pool(n_engines) as (pool, replies):
         waiting: dict[int, tuple[int, loadgen.Complete]] = {}
         stop = threading.Event()

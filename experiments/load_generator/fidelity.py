@@ -31,7 +31,8 @@ from experiments.harness_overhead.run import schedule_at
 from infra.messages import CPU
 from scheduler import Policy, Stage
 
-RATES_QPS, N_ENGINES = (100, 1_000, 10_000, 20_000), 2
+RATES_QPS = (100, 1_000, 10_000, 20_000)
+N_ENGINES = 2
 Gaps = dict[tuple[str, int], npt.NDArray[np.float64]]  # (who, rate) -> gaps over their mean
 
 
@@ -46,7 +47,9 @@ def ours(rate_qps: int, seconds: float) -> tuple[npt.NDArray[np.float64], npt.ND
 
 def measure(seconds: float) -> tuple[pd.DataFrame, Gaps]:
     """Both at every rate, in turn."""
-    rows, gaps, skipped = [], {}, ""
+    rows = []
+    gaps = {}
+    skipped = ""
     for rate_qps in RATES_QPS:
         sent_ns, late_ns = ours(rate_qps, seconds)
         found = {"ours": sent_ns}
@@ -62,17 +65,26 @@ def measure(seconds: float) -> tuple[pd.DataFrame, Gaps]:
             own = np.diff(times_ns) / 1e9 * rate_qps
             gaps[who, rate_qps] = own
             late_us = np.quantile(late_ns, (0.5, 0.99)) / 1e3 if who == "ours" else (np.nan, np.nan)
-            rows.append({"who": who, "rate_qps": rate_qps, "n": len(times_ns),
-                         "ks": float(stats.kstest(own, "expon").statistic),
-                         "sent_qps": len(own) / float(times_ns[-1] - times_ns[0]) * 1e9,
-                         "late_p50_us": late_us[0], "late_p99_us": late_us[1]})  # fmt: skip
+            rows.append(
+                {
+                    "who": who,
+                    "rate_qps": rate_qps,
+                    "n": len(times_ns),
+                    "ks": float(stats.kstest(own, "expon").statistic),
+                    "sent_qps": len(own) / float(times_ns[-1] - times_ns[0]) * 1e9,
+                    "late_p50_us": late_us[0],
+                    "late_p99_us": late_us[1],
+                }
+            )
         print(f"{rate_qps} QPS done", file=sys.stderr)
     return pd.DataFrame(rows), gaps
 
 
 def draw(table: pd.DataFrame, gaps: Gaps) -> Figure:
     """Distribution of the sent gaps at each rate; the law is a straight line."""
-    figure, axes = plt.subplots(1, len(RATES_QPS), figsize=(3 * len(RATES_QPS), 3.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(RATES_QPS), figsize=(3 * len(RATES_QPS), 3.2), sharey=True, layout="constrained"
+    )
     for axis, rate_qps in zip(axes, RATES_QPS, strict=True):
         for who in table["who"].unique():
             own = np.sort(gaps[who, rate_qps])
@@ -80,7 +92,13 @@ def draw(table: pd.DataFrame, gaps: Gaps) -> Figure:
             axis.plot(own, 1 - np.arange(len(own)) / len(own), label=f"{who}, KS {ks:.3f}")
         x = np.linspace(0, 5)
         axis.plot(x, np.exp(-x), "k:", label="exponential")
-        axis.set(title=f"{rate_qps:,} QPS", xlim=(0, 5), ylim=(5e-3, 1), yscale="log", xlabel="gap over its mean")
+        axis.set(
+            title=f"{rate_qps:,} QPS",
+            xlim=(0, 5),
+            ylim=(5e-3, 1),
+            yscale="log",
+            xlabel="gap over its mean",
+        )
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("share of longer gaps")
     return figure
@@ -88,7 +106,9 @@ def draw(table: pd.DataFrame, gaps: Gaps) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=Path.cwd())
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each run")
     args = parser.parse_args(argv)

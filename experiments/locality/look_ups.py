@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""What locality does to the look-up's time and to p95: uniform ids against Zipf's law, on full tables.
+"""What locality does to the look-up's time and to p95: uniform ids against Zipf's law, on full
+tables.
 
 python experiments/locality/look_ups.py [--models rm1,rm2] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
 
-look_ups.csv: SparseLengthsSum's and the whole model's time with ids of each law, in turn, over the time with uniform
-ids. p95.csv: the real engines at the same rate and schedule with each law. Some 7 minutes, --quick (one model) some 2.
+look_ups.csv: SparseLengthsSum's and the whole model's time with ids of each law, in turn, over the
+time with uniform ids. p95.csv: the real engines at the same rate and schedule with each law. Some 7
+minutes, --quick (one model) some 2.
 """
 
 from __future__ import annotations
@@ -42,12 +44,26 @@ from scheduler import Policy, Stage
 HERE = Path(__file__).resolve().parent
 MODELS = ("rm1", "rm2", "wnd")
 ALPHAS = (0.0, 0.8, 1.05, 1.2)
-ITEMS, LARGEST, N_INPUTS, SEED = 256, 1024, 8, 4
+ITEMS = 256
+LARGEST = 1024
+N_INPUTS = 8
+SEED = 4
 BATCH, LOAD = 128, 0.6
 COMMON = [
-    "--queue", "--num_batches", str(N_INPUTS), "--max_mini_batch_size", str(LARGEST), "--inference_engines", "1",
-    "--batch_size_distribution", "production", "--batch_configs", str(BATCH), "--progress", "none",
-]  # fmt: skip
+    "--queue",
+    "--num_batches",
+    str(N_INPUTS),
+    "--max_mini_batch_size",
+    str(LARGEST),
+    "--inference_engines",
+    "1",
+    "--batch_size_distribution",
+    "production",
+    "--batch_configs",
+    str(BATCH),
+    "--progress",
+    "none",
+]
 
 
 @dataclass(frozen=True)
@@ -75,8 +91,12 @@ def law_name(alpha: float) -> str:
 
 
 @torch.inference_mode()
-def look_ups(name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction) -> list[dict[str, object]]:
-    """A row a law: medians of paired rounds, of the look-up alone and of the whole model, over uniform ids."""
+def look_ups(
+    name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction
+) -> list[dict[str, object]]:
+    """A row a law: medians of paired rounds, of the look-up alone and of the whole model, over
+    uniform ids.
+    """
     model = build(config_of(name, 0.0, flags).model, SEED, device=torch.device("cpu"))
     pools = {}
     for i, alpha in enumerate(ALPHAS):
@@ -99,52 +119,92 @@ def look_ups(name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFra
     rows: list[dict[str, object]] = []
     for (alpha, part), own in times.items():
         ratios = np.array(own) / np.array(times[0.0, part])
-        rows.append({
-            "model": name, "law": law_name(alpha), "part": part, "ms": np.median(own),
-            "over_uniform": np.median(ratios), "least": ratios.min(), "most": ratios.max(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "model": name,
+                "law": law_name(alpha),
+                "part": part,
+                "ms": np.median(own),
+                "over_uniform": np.median(ratios),
+                "least": ratios.min(),
+                "most": ratios.max(),
+            }
+        )
     return rows
 
 
-def tails(name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction) -> list[dict[str, object]]:
+def tails(
+    name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction
+) -> list[dict[str, object]]:
     """A row a law and round: quantiles on real engines at LOAD of what they carry with uniform ids."""
     rows: list[dict[str, object]] = []
     rate_qps = 0.0
     for round_id in range(effort.p95_rounds):
         for alpha in ALPHAS if round_id % 2 == 0 else ALPHAS[::-1]:
-            on_fraction(len(rows) / len(ALPHAS) / effort.p95_rounds, f"{name}: engines with {law_name(alpha)} ids")
+            on_fraction(
+                len(rows) / len(ALPHAS) / effort.p95_rounds,
+                f"{name}: engines with {law_name(alpha)} ids",
+            )
             config = config_of(name, alpha, flags)
             with Progress("none") as progress, open_session(config, progress) as opened:
-                rate_qps = rate_qps or LOAD * capacity_qps(opened.session, config, Policy(BATCH), opened.n_engines)
+                rate_qps = rate_qps or LOAD * capacity_qps(
+                    opened.session, config, Policy(BATCH), opened.n_engines
+                )
                 n = max(int(rate_qps * effort.seconds), 200)
                 schedule = draw_schedule(config, n, n // 10, rate_qps, round_id)
                 found = opened.session.run(schedule, [Stage(Policy(BATCH))])
             latency = latencies_ms(found)[schedule.n_warmup :]
             p95 = quantile(latency, 0.95)
             service_ms = (found.tasks["end_ns"] - found.tasks["start_ns"]).mean() / 1e6
-            rows.append({
-                "model": name, "law": law_name(alpha), "round": round_id, "rate_qps": rate_qps, "queries": len(latency),
-                "service_ms": service_ms, "p50_ms": float(np.median(latency)), "p95_ms": p95.value, "p95_low": p95.low,
-                "p95_high": p95.high,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "model": name,
+                    "law": law_name(alpha),
+                    "round": round_id,
+                    "rate_qps": rate_qps,
+                    "queries": len(latency),
+                    "service_ms": service_ms,
+                    "p50_ms": float(np.median(latency)),
+                    "p95_ms": p95.value,
+                    "p95_low": p95.low,
+                    "p95_high": p95.high,
+                }
+            )
             gc.collect()
     return rows
 
 
 def draw(rows: pd.DataFrame, p95: pd.DataFrame) -> Figure:
-    """Left: look-up (solid) and model (dashed) over uniform ids; right: p95 over that with uniform ids."""
+    """Left: look-up (solid) and model (dashed) over uniform ids; right: p95 over that with uniform
+    ids.
+    """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     laws = [law_name(alpha) for alpha in ALPHAS]
     for (model, part), own in rows.groupby(["model", "part"], sort=False):
         line = own.set_index("law").reindex(laws)
         solid = part == "SparseLengthsSum"
-        left.plot(range(len(laws)), line["over_uniform"], "o-" if solid else "o--", color=color(str(model)),
-                  markersize=4, label=f"{model} {part}")  # fmt: skip
-        left.fill_between(range(len(laws)), line["least"], line["most"], color=color(str(model)), alpha=0.08)
+        left.plot(
+            range(len(laws)),
+            line["over_uniform"],
+            "o-" if solid else "o--",
+            color=color(str(model)),
+            markersize=4,
+            label=f"{model} {part}",
+        )
+        left.fill_between(
+            range(len(laws)), line["least"], line["most"], color=color(str(model)), alpha=0.08
+        )
     for model, own in p95.groupby("model", sort=False):
         mean = own.groupby("law")["p95_ms"].median().reindex(laws)
-        right.plot(range(len(laws)), mean / mean.iloc[0], "o-", color=color(str(model)), markersize=4, label=str(model))
+        right.plot(
+            range(len(laws)),
+            mean / mean.iloc[0],
+            "o-",
+            color=color(str(model)),
+            markersize=4,
+            label=str(model),
+        )
     for axes, title in (
         (left, "Time of one call, 256 items"),
         (right, f"p95 at the same rate ({LOAD:.0%} load when uniform)"),
@@ -158,7 +218,9 @@ def draw(rows: pd.DataFrame, p95: pd.DataFrame) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", help=f"default: {','.join(MODELS)}")
     parser.add_argument("--quick", action="store_true", help="one model, shorter runs")
     parser.add_argument("--seconds", type=float, help="of a run on engines")
@@ -170,7 +232,10 @@ def main(argv: Sequence[str]) -> int:
     if args.seconds:
         effort = replace(effort, seconds=args.seconds)
     if unknown := set(effort.models) - set(model_configs()):
-        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(model_configs())}")
+        parser.error(
+            f"--models: {', '.join(sorted(unknown))} unknown; expected of "
+            f"{', '.join(model_configs())}"
+        )
     for name in effort.models:
         config_of(name, 0.0, flags)  # bad flags end here
     args.out.mkdir(parents=True, exist_ok=True)
@@ -189,7 +254,9 @@ def main(argv: Sequence[str]) -> int:
             gc.collect()
     draw(pd.DataFrame(rows), pd.DataFrame(p95)).savefig(args.out / "look_ups.png", dpi=110)
     out = console()
-    out.print(frame("Time of one call of 256 items over the time with uniform ids", pd.DataFrame(rows)))
+    out.print(
+        frame("Time of one call of 256 items over the time with uniform ids", pd.DataFrame(rows))
+    )
     out.print(frame("On engines, same rate", pd.DataFrame(p95)))
     return 0
 

@@ -1,7 +1,9 @@
-"""What a model is measured against: a plain PyTorch port, the same compiled, and FBGEMM's inference look-up.
+"""What a model is measured against: a plain PyTorch port, the same compiled, and FBGEMM's inference
+look-up.
 
-All hold the model's own weights (tables are shared, not copied) and get their inputs in the form they like best,
-prepared outside of the timed part. Each must give the model's own scores before it is timed.
+All hold the model's own weights (tables are shared, not copied) and get their inputs in the form
+they like best, prepared outside of the timed part. Each must give the model's own scores before it
+is timed.
 """
 
 # B items, T tables, D embedding width
@@ -26,24 +28,35 @@ from models.ncf import NCF
 from models.wide_and_deep import WideAndDeep
 
 JaggedTables = list[tuple[Tensor, Tensor]]  # a table's ids and offsets
-Net = Callable[[Tensor | None, list[Tensor]], Tensor]  # dense (B, F), pooled rows (B, D) of each table -> scores
+Net = Callable[
+    [Tensor | None, list[Tensor]], Tensor
+]  # dense (B, F), pooled rows (B, D) of each table -> scores
 
 
 def by_table(model: RecModel, batch: Batch) -> JaggedTables:
-    """A batch as nn.EmbeddingBag reads it: for each table its ids, counted from its first row, and offsets; int32."""
+    """A batch as nn.EmbeddingBag reads it: for each table its ids, counted from its first row, and
+    offsets; int32.
+    """
     n_tables = len(model.tables.table_rows)
     lengths_BT = torch.diff(batch.offsets).view(-1, n_tables)
-    table_L = torch.arange(n_tables).repeat(batch.n_items).repeat_interleave(lengths_BT.reshape(-1).long())
+    table_L = (
+        torch.arange(n_tables)
+        .repeat(batch.n_items)
+        .repeat_interleave(lengths_BT.reshape(-1).long())
+    )
     jagged = []
     for table, first_row in enumerate(model.tables.first_rows[:-1].tolist()):
-        offsets = torch.cat((torch.zeros(1, dtype=torch.int32), lengths_BT[:, table].cumsum(0, dtype=torch.int32)))
+        offsets = torch.cat(
+            (torch.zeros(1, dtype=torch.int32), lengths_BT[:, table].cumsum(0, dtype=torch.int32))
+        )
         jagged.append((batch.ids_L[table_L == table] - first_row, offsets))
     return jagged
 
 
 def as_one(jagged: JaggedTables) -> tuple[Tensor, Tensor]:
     """Ids and offsets of all tables, table after table: FBGEMM's form."""
-    ids, first = torch.cat([ids for ids, _ in jagged]), 0
+    ids = torch.cat([ids for ids, _ in jagged])
+    first = 0
     offsets = []
     for own_ids, own_offsets in jagged:
         offsets.append(own_offsets[:-1] + first)
@@ -57,7 +70,9 @@ class PlainPort(nn.Module):
     def __init__(self, model: RecModel) -> None:
         super().__init__()
         self.bags = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(model.tables.table(t), mode="sum", include_last_offset=True)
+            nn.EmbeddingBag.from_pretrained(
+                model.tables.table(t), mode="sum", include_last_offset=True
+            )
             for t in range(len(model.tables.table_rows))
         )
         self.net = plain_net(model)
@@ -70,7 +85,10 @@ class PlainPort(nn.Module):
 
 
 class FbgemmPort(nn.Module):
-    """FBGEMM's inference table-batched embedding, float32 on the CPU, and the plain MLPs. Raises ImportError."""
+    """FBGEMM's inference table-batched embedding, float32 on the CPU, and the plain MLPs.
+
+    Raises ImportError.
+    """
 
     def __init__(self, model: RecModel) -> None:
         super().__init__()
@@ -78,38 +96,52 @@ class FbgemmPort(nn.Module):
             warnings.simplefilter("ignore")
             from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415
             from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
-            from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen  # noqa: PLC0415
+            from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
+                IntNBitTableBatchedEmbeddingBagsCodegen,
+            )
 
         self.width = model.tables.weight_RD.shape[1]
         specs = [
             (f"t{t}", n_rows, self.width, SparseType.FP32, EmbeddingLocation.HOST)
             for t, n_rows in enumerate(model.tables.table_rows)
         ]
-        self.bags = IntNBitTableBatchedEmbeddingBagsCodegen(specs, device="cpu", output_dtype=SparseType.FP32)
+        self.bags = IntNBitTableBatchedEmbeddingBagsCodegen(
+            specs, device="cpu", output_dtype=SparseType.FP32
+        )
         self.bags.initialize_weights()
-        self.bags.weights_host = model.tables.weight_RD.view(-1).view(torch.uint8)  # the same layout: nothing is copied
+        self.bags.weights_host = model.tables.weight_RD.view(-1).view(
+            torch.uint8
+        )  # the same layout: nothing is copied
         self.net = plain_net(model)
 
     def forward(self, dense_BF: Tensor | None, ids_L: Tensor, offsets: Tensor) -> Tensor:
         """Scores."""
-        scores: Tensor = self.net(dense_BF, list(self.bags(ids_L, offsets).split(self.width, dim=1)))
+        scores: Tensor = self.net(
+            dense_BF, list(self.bags(ids_L, offsets).split(self.width, dim=1))
+        )
         return scores
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor) -> nn.Linear:
     """nn.Linear with these weights."""
     layer = nn.Linear(weight_OI.shape[1], weight_OI.shape[0])
-    layer.weight, layer.bias = (nn.Parameter(t.clone(), requires_grad=False) for t in (weight_OI, bias_O))
+    layer.weight, layer.bias = (
+        nn.Parameter(t.clone(), requires_grad=False) for t in (weight_OI, bias_O)
+    )
     return layer
 
 
 def stack(layers: Sequence[nn.Module]) -> nn.Sequential:
     """Our FC stack in PyTorch's own modules."""
     plain = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid}
-    return nn.Sequential(*(
-        linear(layer.weight_OI, layer.bias_O) if isinstance(layer, FC) else plain[type(layer).__name__]()
-        for layer in layers
-    ))  # fmt: skip
+    return nn.Sequential(
+        *(
+            linear(layer.weight_OI, layer.bias_O)
+            if isinstance(layer, FC)
+            else plain[type(layer).__name__]()
+            for layer in layers
+        )
+    )
 
 
 class _Joined(nn.Module):
@@ -117,7 +149,8 @@ class _Joined(nn.Module):
 
     def __init__(self, bot: nn.Module, top: nn.Module) -> None:
         super().__init__()
-        self.bot, self.top = bot, top
+        self.bot = bot
+        self.top = top
 
     def forward(self, dense_BF: Tensor, rows: list[Tensor]) -> Any:
         return self.top(torch.cat([self.bot(dense_BF), *rows], dim=1))
@@ -132,7 +165,9 @@ class _Tasks(nn.Module):
                 return linear(layer.weight_GIO[g].T, layer.bias_G1O[g, 0])
             return nn.Sigmoid() if isinstance(layer, Sigmoid) else nn.ReLU()
 
-        self.tasks = nn.ModuleList(nn.Sequential(*(one(layer, g) for layer in tasks)) for g in range(n_tasks))
+        self.tasks = nn.ModuleList(
+            nn.Sequential(*(one(layer, g) for layer in tasks)) for g in range(n_tasks)
+        )
 
     def forward(self, shared_BI: Tensor) -> Tensor:
         return torch.stack([task(shared_BI) for task in self.tasks])
@@ -141,11 +176,14 @@ class _Tasks(nn.Module):
 class _Ncf(nn.Module):
     def __init__(self, model: NCF) -> None:
         super().__init__()
-        self.tower, self.final = stack([*model.tower]), stack([*model.final])
+        self.tower = stack([*model.tower])
+        self.final = stack([*model.final])
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         mf_user, mf_item, user, item = rows
-        return self.final(torch.cat([mf_user + mf_item, self.tower(torch.cat([user, item], dim=1))], dim=1))
+        return self.final(
+            torch.cat([mf_user + mf_item, self.tower(torch.cat([user, item], dim=1))], dim=1)
+        )
 
 
 class _Din(nn.Module):
@@ -155,17 +193,21 @@ class _Din(nn.Module):
         super().__init__()
         attention = model.attention
         assert isinstance(attention, ReleasedAttention)
-        first, units = attention.first, []
+        first = attention.first
+        units = []
         n_units, width, n_hidden = first.behaviour_NDH.shape
         of_ad_NHD = first.ad_ND_H.view(n_units, n_hidden, width)
         for k in range(n_units):  # of the folded weights none is left for the sum b_k + ad
-            weight = torch.cat((first.behaviour_NDH[k].T, of_ad_NHD[k], torch.zeros(n_hidden, width)), dim=1)
+            weight = torch.cat(
+                (first.behaviour_NDH[k].T, of_ad_NHD[k], torch.zeros(n_hidden, width)), dim=1
+            )
             layers = [linear(weight, first.bias_NH[k]), nn.ReLU()]
             for layer in attention.rest:
                 assert isinstance(layer, GroupedFC)
                 layers += [linear(layer.weight_GIO[k].T, layer.bias_G1O[k, 0]), nn.ReLU()]
             units.append(nn.Sequential(*layers))
-        self.units, self.top = nn.ModuleList(units), stack([*model.top])
+        self.units = nn.ModuleList(units)
+        self.top = stack([*model.top])
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         profile, *behaviours, ad, context = rows
@@ -195,20 +237,26 @@ class _Dien(nn.Module):
         super().__init__()
         evolve = model.evolve
         assert isinstance(evolve, ReleasedEvolution)
-        self.rnn_0, self.rnn_1 = _rnn(evolve.rnn_0), _rnn(evolve.rnn_1)
-        self.blob, self.top = stack([*evolve.blob_0])[0], stack([*model.top])
+        self.rnn_0 = _rnn(evolve.rnn_0)
+        self.rnn_1 = _rnn(evolve.rnn_1)
+        self.blob = stack([*evolve.blob_0])[0]
+        self.top = stack([*model.top])
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         profile, *behaviours, ad, context = rows
         n_steps, (n_items, width) = len(behaviours), ad.shape
         states, _last = self.rnn_0(torch.cat(behaviours, dim=1).view(n_steps, n_items, width))
-        _dropped = self.blob(states) + torch.softmax(states, dim=-1)  # as released: computed, not used
+        _dropped = self.blob(states) + torch.softmax(
+            states, dim=-1
+        )  # as released: computed, not used
         last = self.rnn_1(states)[0][-1]
         return self.top(torch.cat([last, profile, ad, context], dim=1))
 
 
 def plain_net(model: RecModel) -> nn.Module:
-    """The model's layers, `caffe2` variant, in PyTorch's own modules; raises TypeError for a model that has no port."""
+    """The model's layers, `caffe2` variant, in PyTorch's own modules; raises TypeError for a model
+    that has no port.
+    """
     if isinstance(model, DLRM):
         return _Joined(stack([*model.bot]), stack([*model.top]))
     if isinstance(model, WideAndDeep):

@@ -16,10 +16,13 @@ _STYLES = {"plain": "C0o-", "compiled": "C1o-", "fbgemm": "C2o-", "released": "C
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a model and batch: ours in ms, and the time of each other over ours.
 
-    Ratios are medians of the paired rounds [smallest, largest]; bfloat16 comes with its largest error over the largest
-    score; the last columns are the released harness over ours and the share of the limit that is reached.
+    Ratios are medians of the paired rounds [smallest, largest]; bfloat16 comes with its largest
+    error over the largest score; the last columns are the released harness over ours and the share
+    of the limit that is reached.
     """
-    released = pd.read_csv(Path(__file__).parent / "released_times.csv", comment="#").set_index(["model", "batch_size"])
+    released = pd.read_csv(Path(__file__).parent / "released_times.csv", comment="#").set_index(
+        ["model", "batch_size"]
+    )
     lines = []
     for (model, batch), own in rows.groupby(["model", "batch"], sort=False):
         times = own.pivot_table(index="round", columns="contender", values="ms")
@@ -32,7 +35,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         line["look-up, plain/ours"] = _ratio(times, "plain look-up", "ours look-up")
         has_released = (model, batch) in released.index and model != "din"
         line["released/ours"] = (
-            f"{released.loc[(model, batch), 'total_ms'] / ours.median():.2f}" if has_released else "-"
+            f"{released.loc[(model, batch), 'total_ms'] / ours.median():.2f}"
+            if has_released
+            else "-"
         )
         line["limit share"] = f"{times['limit'].dropna().iloc[0] / ours.median():.0%}"
         lines.append(line)
@@ -49,8 +54,14 @@ def _ratio(times: pd.DataFrame, peer: str, ours: str) -> str:
 def draw(table: pd.DataFrame) -> Figure:
     """Speed of ours over each peer, and the share of the limit, by batch; one panel a model."""
     models = list(dict.fromkeys(table["model"]))
-    figure, axes = plt.subplots(2, -(-len(models) // 2), figsize=(3.1 * -(-len(models) // 2), 6), sharex=True,
-                                squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        2,
+        -(-len(models) // 2),
+        figsize=(3.1 * -(-len(models) // 2), 6),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
     lines = {}
     for axis, model in zip(axes.flat, models, strict=False):
         own = table[table["model"] == model]
@@ -68,7 +79,9 @@ def draw(table: pd.DataFrame) -> Figure:
         axis.set_xticks(own["batch"], [str(n) for n in own["batch"]])
     for axis in axes.flat[len(models) :]:
         axis.set_axis_off()
-    figure.legend(lines.values(), lines.keys(), frameon=False, ncols=len(lines), loc="outside upper center")
+    figure.legend(
+        lines.values(), lines.keys(), frameon=False, ncols=len(lines), loc="outside upper center"
+    )
     figure.supxlabel("batch (items)")
     figure.supylabel("time over ours (above 1: ours is faster)")
     return figure

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Time per model and batch at full table sizes, one thread, in turn with its peers and beside the limit of this core.
+"""Time per model and batch at full table sizes, one thread, in turn with its peers and beside the
+limit of this core.
 
 python experiments/model_speed/run.py [--models rm1,wnd] [--folder FOLDER] [--no_compile]
 writes model_speed.csv (one row a contender, batch and round) and model_speed.png; some 20 minutes with torch.compile
@@ -87,10 +88,12 @@ class Bench:
             "bfloat16": lambda i: self.half(self.inputs.batch(*slices[i % n], n_items)),
             "ours look-up": lambda i: self.model.tables(self.inputs.batch(*slices[i % n], n_items)),
             "plain look-up": lambda i: [
-                bag(*own) for bag, own in zip(self.plain.bags, jagged[i % n], strict=True)],
-        }  # fmt: skip
+                bag(*own) for bag, own in zip(self.plain.bags, jagged[i % n], strict=True)
+            ],
+        }
         if self.fbgemm is not None:
-            fbgemm, joined = self.fbgemm, [peers.as_one(own) for own in jagged]
+            fbgemm = self.fbgemm
+            joined = [peers.as_one(own) for own in jagged]
             calls["fbgemm"] = lambda i: fbgemm(dense[i % n], *joined[i % n])
         if compiled:
             torch._dynamo.reset()  # noqa: SLF001
@@ -98,7 +101,9 @@ class Bench:
             calls["compiled"] = lambda i: faster(dense[i % n], jagged[i % n])
         expected = self.model(batches[0])
         if not expected.abs().max() > 0:
-            raise AssertionError(f"{self.name}: all scores are 0, which compares with nothing; take another SEED")
+            raise AssertionError(
+                f"{self.name}: all scores are 0, which compares with nothing; take another SEED"
+            )
         self.errors = {
             name: ((calls[name](0) - expected).abs().max() / expected.abs().max()).item()
             for name in calls.keys() - {"ours", "ours look-up", "plain look-up"}
@@ -119,13 +124,21 @@ def measure(bench: Bench, n_items: int, *, compiled: bool) -> list[dict[str, obj
             once_s = core_limits.median_s(call, 3)
             n_calls = int(min(max(ROUND_S / once_s, 3), MAX_CALLS))
             first = turns[name]
-            seconds = core_limits.median_s(lambda i, call=call, first=first: call(first + i), n_calls)  # type: ignore[misc]
+            seconds = core_limits.median_s(
+                lambda i, call=call, first=first: call(first + i), n_calls
+            )  # type: ignore[misc]
             turns[name] += n_calls
             if round_id >= 0:
-                rows.append({
-                    "model": bench.name, "batch": n_items, "contender": name, "round": round_id, "ms": seconds * 1e3,
-                    "error": bench.errors.get(name),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "model": bench.name,
+                        "batch": n_items,
+                        "contender": name,
+                        "round": round_id,
+                        "ms": seconds * 1e3,
+                        "error": bench.errors.get(name),
+                    }
+                )
     return rows
 
 
@@ -140,31 +153,48 @@ def measure_model(name: str, file: Path, *, compiled: bool) -> list[dict[str, ob
         limits.append(core_limits.measure_limit(bench.model, bench.inputs))
         print(f"{name}, batch {n_items}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     bound = core_limits.best(limits)
-    print(f"{name}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at {bound.gather_bytes_per_s / 1e9:.1f} GB/s, "
-          f"weights in {bound.weights_s * 1e3:.2g} ms", file=sys.stderr)  # fmt: skip
+    print(
+        f"{name}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at "
+        f"{bound.gather_bytes_per_s / 1e9:.1f} GB/s, weights in {bound.weights_s * 1e3:.2g} ms",
+        file=sys.stderr,
+    )
     return rows + [
-        {"model": name, "batch": n, "contender": "limit", "round": 0, "ms": bound.seconds(bench.model, n) * 1e3}
+        {
+            "model": name,
+            "batch": n,
+            "contender": "limit",
+            "round": 0,
+            "ms": bound.seconds(bench.model, n) * 1e3,
+        }
         for n in BATCHES
     ]
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default=",".join(model_configs()))
     parser.add_argument("--folder", type=Path, default=Path.cwd())
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out (saves most of the time)")
+    parser.add_argument(
+        "--no_compile", action="store_true", help="leave torch.compile out (saves most of the time)"
+    )
     args = parser.parse_args(argv)
     files = model_configs()
     if unknown := set(args.models.split(",")) - set(files):
-        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}")
+        parser.error(
+            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}"
+        )
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
     with torch.inference_mode():
         for name in args.models.split(","):
             rows += measure_model(name, files[name], compiled=not args.no_compile)
             gc.collect()
-            pd.DataFrame(rows).to_csv(args.folder / "model_speed.csv", index=False, float_format="%.5g")
+            pd.DataFrame(rows).to_csv(
+                args.folder / "model_speed.csv", index=False, float_format="%.5g"
+            )
     table = plot.summary(pd.DataFrame(rows))
     print(table.to_string(index=False))
     plot.draw(table).savefig(args.folder / "model_speed.png")

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""breakdown.csv -> breakdown.png and agreement.csv: python experiments/operator_breakdown/plot.py [--folder FOLDER]."""
+"""breakdown.csv -> breakdown.png and agreement.csv: python experiments/operator_breakdown/plot.py
+[--folder FOLDER].
+"""
 
 from __future__ import annotations
 
@@ -25,44 +27,70 @@ MODELS = ("rm1", "rm2", "rm3", "ncf", "wnd", "mtwnd", "din", "dien")
 PUBLISHED, AS_RELEASED = "published", "as released"
 BARS = (PUBLISHED, AS_RELEASED, "ours")
 SURE = 0.6  # from this share on the published dominant operator should be ours too
-BETWEEN = "between operators"  # slicing, calls, Python: time in no operator, which the published shares leave out
+# slicing, calls, Python: time in no operator, which the published shares leave out
+BETWEEN = "between operators"
 OPERATORS = (*RELEASED, OTHER, BETWEEN)
 COLORS = dict(
-    zip(OPERATORS, ("#17507d", "#d1495b", "#edae49", "#2a9d8f", "#8c564b", "#6a4c93", "#b185db", "#808080", "#e4e4e4"),
-        strict=True)
-)  # fmt: skip
+    zip(
+        OPERATORS,
+        (
+            "#17507d",
+            "#d1495b",
+            "#edae49",
+            "#2a9d8f",
+            "#8c564b",
+            "#6a4c93",
+            "#b185db",
+            "#808080",
+            "#e4e4e4",
+        ),
+        strict=True,
+    )
+)
 
 
 def published(device: str) -> pd.DataFrame:
     """The published shares as rows like ours: model, batch, execution, operator, share."""
     rows = pd.read_csv(HERE / "published_operator_breakdown.csv", comment="#")
     rows = rows[rows["device"] == ("gpu" if device == "cuda" else "cpu")]
-    return rows.assign(batch=rows["batch_size"], execution=PUBLISHED, share=rows["percent_of_runtime"] / 100)[
-        ["model", "batch", "execution", "operator", "share"]
-    ]
+    return rows.assign(
+        batch=rows["batch_size"], execution=PUBLISHED, share=rows["percent_of_runtime"] / 100
+    )[["model", "batch", "execution", "operator", "share"]]
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each model and batch of both: the dominant operator published and ours, their shares, agreement.
+    """One row for each model and batch of both: the dominant operator published and ours, their
+    shares, agreement.
 
     Shares are of the time in operators, as the published ones are.
     """
     both = pd.concat([published(rows["device"].iloc[0]), rows[rows["execution"] != PUBLISHED]])
     lines = []
     for (model, batch), own in both.groupby(["model", "batch"], sort=False):
-        whole = {name: part.set_index("operator")["share"].drop(BETWEEN, errors="ignore")
-                 for name, part in own.groupby("execution")}  # fmt: skip
+        whole = {
+            name: part.set_index("operator")["share"].drop(BETWEEN, errors="ignore")
+            for name, part in own.groupby("execution")
+        }
         top = {name: part / part.sum() for name, part in whole.items()}
         if PUBLISHED not in top or AS_RELEASED not in top:
             continue
-        theirs, ours = top[PUBLISHED].idxmax(), top[AS_RELEASED].idxmax()
+        theirs = top[PUBLISHED].idxmax()
+        ours = top[AS_RELEASED].idxmax()
         sure = top[PUBLISHED].max() >= SURE
-        lines.append({
-            "model": model, "batch": batch, "published": theirs, "share": top[PUBLISHED].max(), "here": ours,
-            "share here": top[AS_RELEASED].max(), "of theirs here": top[AS_RELEASED][theirs],
-            "agrees": "yes" if theirs == ours else "NO" if sure else "unsure",
-            "ours": top["ours"].idxmax(), "share ours": top["ours"].max(),
-        })  # fmt: skip
+        lines.append(
+            {
+                "model": model,
+                "batch": batch,
+                "published": theirs,
+                "share": top[PUBLISHED].max(),
+                "here": ours,
+                "share here": top[AS_RELEASED].max(),
+                "of theirs here": top[AS_RELEASED][theirs],
+                "agrees": "yes" if theirs == ours else "NO" if sure else "unsure",
+                "ours": top["ours"].idxmax(),
+                "share ours": top["ours"].max(),
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -80,24 +108,38 @@ def draw(rows: pd.DataFrame) -> Figure:
         batches = sorted(set(rows["batch"]))
         for at, batch in enumerate(batches):
             for bar, name in enumerate(BARS):
-                part = own[(own["batch"] == batch) & (own["execution"] == name)].set_index("operator")["share"]
+                part = own[(own["batch"] == batch) & (own["execution"] == name)].set_index(
+                    "operator"
+                )["share"]
                 low = 0.0
                 for operator in OPERATORS:
                     share = float(part.get(operator, 0.0))
                     axes.bar(at + (bar - 1) * 0.27, share, 0.25, bottom=low, color=COLORS[operator])
                     low += share
                 if low > 0:
-                    axes.annotate("PRO"[bar], (at + (bar - 1) * 0.27, 1.01), ha="center", fontsize=6, color="#444444")
+                    axes.annotate(
+                        "PRO"[bar],
+                        (at + (bar - 1) * 0.27, 1.01),
+                        ha="center",
+                        fontsize=6,
+                        color="#444444",
+                    )
         axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-        axes.set_yticks(np.arange(0, 1.01, 0.25), [f"{tick:.0%}" for tick in np.arange(0, 1.01, 0.25)])
+        axes.set_yticks(
+            np.arange(0, 1.01, 0.25), [f"{tick:.0%}" for tick in np.arange(0, 1.01, 0.25)]
+        )
         axes.set_ylim(0, 1.07)
         style(axes, "batch (items)", "share of the run time" if i % n_columns == 0 else "", model)
     handles = [Patch(color=COLORS[name], label=name) for name in OPERATORS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+    )
     figure.suptitle(
-        f"Run time by operator, {device}: P published (Caffe2, {'GTX 1080 Ti' if device == 'cuda' else 'Skylake'}), "
-        "R as released (operator by operator), O ours", fontsize=11,
-    )  # fmt: skip
+        f"Run time by operator, {device}: P published (Caffe2, "
+        f"{'GTX 1080 Ti' if device == 'cuda' else 'Skylake'}), R as released (operator by "
+        "operator), O ours",
+        fontsize=11,
+    )
     return figure
 
 

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Which operators take the time? Shares of the eight models' run time by operator and batch, beside the published ones.
+"""Which operators take the time?
+
+Shares of the eight models' run time by operator and batch, beside the published ones.
 
 python experiments/operator_breakdown/sweep_p.py [--models rm1,wnd] [--quick] [--device cuda] [--out FOLDER]
 
-Two executions of every model on the same tables, in turn: as released (operator by operator, one look-up a table) and
-ours (packed). breakdown.csv gets a line an operator, model by model; breakdown.png and agreement.csv are made of it
-(plot.py). Full tables, one thread; some 5 minutes, --quick (three batches) some 2.
+Two executions of every model on the same tables, in turn: as released (operator by operator, one
+look-up a table) and ours (packed). breakdown.csv gets a line an operator, model by model;
+breakdown.png and agreement.csv are made of it (plot.py). Full tables, one thread; some 5 minutes,
+--quick (three batches) some 2.
 """
 
 from __future__ import annotations
@@ -42,8 +45,14 @@ from models.standalone import choose_device
 
 HERE = Path(__file__).resolve().parent
 BATCHES = (1, 4, 16, 64, 256, 1024)
-AS_RELEASED, OURS, LIBRARY = "as released", "ours", "PyTorch's profiler"  # the last: of the execution as released
-N_INPUTS, LARGEST, SEED = 4, BATCHES[-1], 4
+AS_RELEASED, OURS, LIBRARY = (
+    "as released",
+    "ours",
+    "PyTorch's profiler",
+)  # the last: of the execution as released
+N_INPUTS = 4
+LARGEST = BATCHES[-1]
+SEED = 4
 ROUNDS = 5
 
 
@@ -62,7 +71,10 @@ class Execution:
     """One model in one execution, on fresh items call after call."""
 
     def __init__(self, model: RecModel, inputs: InputPool, device: torch.device) -> None:
-        self.model, self._inputs, self._device, self._turn = model, inputs, device, 0
+        self.model = model
+        self._inputs = inputs
+        self._device = device
+        self._turn = 0
 
     def __call__(self, n_items: int) -> None:
         """Score the next items."""
@@ -102,7 +114,10 @@ def shares(operator_ms: dict[str, float], whole_ms: float) -> dict[str, float]:
     """
     named = {name: operator_ms.get(name, 0.0) for name in (*RELEASED, OTHER)}
     whole = max(whole_ms, sum(named.values()))
-    return {**{name: ms / whole for name, ms in named.items()}, BETWEEN: 1 - sum(named.values()) / whole}
+    return {
+        **{name: ms / whole for name, ms in named.items()},
+        BETWEEN: 1 - sum(named.values()) / whole,
+    }
 
 
 def measure(execution: Execution, n_items: int, round_s: float) -> tuple[dict[str, float], float]:
@@ -116,8 +131,11 @@ def measure(execution: Execution, n_items: int, round_s: float) -> tuple[dict[st
 def rows_of(
     config: RunConfig, device: torch.device, effort: Effort, on_fraction: OnFraction
 ) -> list[dict[str, object]]:
-    """Every batch and execution of one model: the mean share of ROUNDS rounds in turn, the smallest and largest."""
-    name, inputs = config.model.name, InputPool(config.model, N_INPUTS, LARGEST, SEED)
+    """Every batch and execution of one model: the mean share of ROUNDS rounds in turn, the smallest
+    and largest.
+    """
+    name = config.model.name
+    inputs = InputPool(config.model, N_INPUTS, LARGEST, SEED)
     ours = build(config.model, SEED)
     released = build(replace(config.model, fused="off"), SEED, tables_of=ours)
     if device.type == "cpu":
@@ -125,7 +143,10 @@ def rows_of(
     else:
         released.tables.weight_RD = ours.to(device).tables.weight_RD
         released.to(device)
-    executions = {AS_RELEASED: Execution(released, inputs, device), OURS: Execution(ours, inputs, device)}
+    executions = {
+        AS_RELEASED: Execution(released, inputs, device),
+        OURS: Execution(ours, inputs, device),
+    }
     rows: list[dict[str, object]] = []
     for i, n_items in enumerate(effort.batches):
         on_fraction(i / len(effort.batches), f"{name}, batch {n_items}")
@@ -142,17 +163,28 @@ def rows_of(
             ms = float(np.median([whole_ms for _, whole_ms in each]))
             for operator in plot.OPERATORS:
                 own = [share[operator] for share, _ in each]
-                rows.append({
-                    "device": device.type, "model": name, "batch": n_items, "execution": label, "operator": operator,
-                    "share": float(np.mean(own)), "least": min(own), "most": max(own), "ms": ms,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "device": device.type,
+                        "model": name,
+                        "batch": n_items,
+                        "execution": label,
+                        "operator": operator,
+                        "share": float(np.mean(own)),
+                        "least": min(own),
+                        "most": max(own),
+                        "ms": ms,
+                    }
+                )
     return rows
 
 
 @torch.inference_mode()
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default=",".join(model_configs()))
     parser.add_argument("--quick", action="store_true", help="three batches, shorter rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -161,7 +193,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     files = model_configs()
     if unknown := set(args.models.split(",")) - set(files):
-        parser.error(f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}")
+        parser.error(
+            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}"
+        )
     try:
         device = choose_device(args.device == "cuda")
     except ValueError:
@@ -172,7 +206,16 @@ def main(argv: Sequence[str]) -> int:
     names = args.models.split(",")
     with Progress("auto") as progress, progress.step("operators") as on_fraction:
         for i, name in enumerate(names):
-            config = parse(["--config_file", str(files[name]), "--table_scale", args.table_scale, "--num_batches", "1"])
+            config = parse(
+                [
+                    "--config_file",
+                    str(files[name]),
+                    "--table_scale",
+                    args.table_scale,
+                    "--num_batches",
+                    "1",
+                ]
+            )
 
             def tell(fraction: float, detail: str = "", /, i: int = i) -> None:
                 on_fraction((i + fraction) / len(names), detail)

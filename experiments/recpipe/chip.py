@@ -1,4 +1,6 @@
-"""Pipelines on sub-arrays: service times of their stages, queues in virtual time, miss rates on the ids they get."""
+"""Pipelines on sub-arrays: service times of their stages, queues in virtual time, miss rates on the
+ids they get.
+"""
 
 # Q queries, n candidates that a stage gets
 
@@ -23,7 +25,11 @@ from models.batch import first_rows
 from models.inputs.stack_distance import Locality, stack_distances
 
 LIST_ITEMS = 64  # of the answer
-CHIP_NAMES = {"small": "rm-small", "medium": "rm-med", "large": "rm-large"}  # of the trained rankers
+CHIP_NAMES = {
+    "small": "rm-small",
+    "medium": "rm-med",
+    "large": "rm-large",
+}  # of the trained rankers
 TRAINED = {chip: name for name, chip in CHIP_NAMES.items()}
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -31,9 +37,11 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Design:
-    """A pipeline on sub-arrays: per stage the ranker, items in, sub-arrays a chip, and how many are its own.
+    """A pipeline on sub-arrays: per stage the ranker, items in, sub-arrays a chip, and how many are
+    its own.
 
-    `n_sub_batches`: equal parts that a query is cut into; a stage's filter chooses among the items of a part.
+    `n_sub_batches`: equal parts that a query is cut into; a stage's filter chooses among the items
+    of a part.
     """
 
     rankers: tuple[str, ...]
@@ -50,13 +58,24 @@ class Design:
 
     def stage_ms(self, fixes: Corrections, miss: Sequence[float]) -> list[float]:
         """Service time of each stage for one sub-batch."""
-        times, n = [], self.n_sub_batches
-        for i, (name, n_items, n_arrays) in enumerate(zip(self.rankers, self.items, self.sub_arrays, strict=True)):
-            array, last = RELEASED_ARRAYS[n_arrays], i == len(self.items) - 1
+        times = []
+        n = self.n_sub_batches
+        for i, (name, n_items, n_arrays) in enumerate(
+            zip(self.rankers, self.items, self.sub_arrays, strict=True)
+        ):
+            array = RELEASED_ARRAYS[n_arrays]
+            last = i == len(self.items) - 1
             n_kept = (LIST_ITEMS if last else -(-self.items[i + 1] // n)) if fixes.top_k_unit else 0
             n_own = -(-n_items // n)
             parts = stage_parts(
-                RANKERS[name], n_own, min(n_kept, n_own), array, fixes, miss[i], first=i == 0, last=last
+                RANKERS[name],
+                n_own,
+                min(n_kept, n_own),
+                array,
+                fixes,
+                miss[i],
+                first=i == 0,
+                last=last,
             )
             times.append(stage_s(parts, array) * 1e3)
         return times
@@ -75,12 +94,17 @@ def departures_ns(arrival_ns: Int64Array, n_engines: int, service_ns: int) -> In
 
 
 def answers_ns(
-    stage_ms: Sequence[float], engines: Sequence[int], arrival_ns: Int64Array, n_sub_batches: int = 1
+    stage_ms: Sequence[float],
+    engines: Sequence[int],
+    arrival_ns: Int64Array,
+    n_sub_batches: int = 1,
 ) -> Int64Array:
-    """When each query leaves a tandem of stages; its sub-batches are tasks of their own, the last one answers.
+    """When each query leaves a tandem of stages; its sub-batches are tasks of their own, the last
+    one answers.
 
-    `stage_ms`: service time of a sub-batch. Any idle engine of a stage takes the next sub-batch, so that those of one
-    query run side by side, and a stage begins with what the one before it has let through.
+    `stage_ms`: service time of a sub-batch. Any idle engine of a stage takes the next sub-batch, so
+    that those of one query run side by side, and a stage begins with what the one before it has let
+    through.
     """
     at = np.repeat(arrival_ns, n_sub_batches)
     for ms, n_engines in zip(stage_ms, engines, strict=True):
@@ -88,7 +112,12 @@ def answers_ns(
     return at[n_sub_batches - 1 :: n_sub_batches]
 
 
-def p95_ms(stage_ms: Sequence[float], engines: Sequence[int], arrival_ns: Int64Array, n_sub_batches: int = 1) -> float:
+def p95_ms(
+    stage_ms: Sequence[float],
+    engines: Sequence[int],
+    arrival_ns: Int64Array,
+    n_sub_batches: int = 1,
+) -> float:
     """Of the queries' latencies in such a tandem."""
     latency = answers_ns(stage_ms, engines, arrival_ns, n_sub_batches) - arrival_ns
     return float(np.quantile(latency, 0.95)) / NS_PER_MS
@@ -102,18 +131,26 @@ def arrivals_ns(process: str, rate_qps: float, n: int) -> Int64Array:
 
 @dataclass(frozen=True, eq=False)
 class Misses:
-    """Miss rates of an embedding cache on the ids that a stage really gets, for pools of several sizes.
+    """Miss rates of an embedding cache on the ids that a stage really gets, for pools of several
+    sizes.
 
-    A stage's stream is the rows of the items that the filters before it let through, query after query, each item's
-    tables in turn, keys different from table to table; the cache is LRU and warm: the first half of the stream fills
-    it, the second half is counted. Queries are exchangeable, so the engines of a stage see such streams, too.
+    A stage's stream is the rows of the items that the filters before it let through, query after
+    query, each item's tables in turn, keys different from table to table; the cache is LRU and
+    warm: the first half of the stream fills it, the second half is counted. Queries are
+    exchangeable, so the engines of a stage see such streams, too.
     """
 
     pools: tuple[Scored, ...]
-    _known: dict[tuple[tuple[str, ...], tuple[int, ...], int], Locality] = field(default_factory=dict)
+    _known: dict[tuple[tuple[str, ...], tuple[int, ...], int], Locality] = field(
+        default_factory=dict
+    )
 
-    def rate(self, rankers: Sequence[str], items: Sequence[int], cache_rows: int, n_parts: int = 1) -> float:
-        """Of the stage that gets items[-1] items after `rankers` (chips' names) have filtered the others, in parts."""
+    def rate(
+        self, rankers: Sequence[str], items: Sequence[int], cache_rows: int, n_parts: int = 1
+    ) -> float:
+        """Of the stage that gets items[-1] items after `rankers` (chips' names) have filtered the
+        others, in parts.
+        """
         key = (tuple(rankers), tuple(items), n_parts if rankers else 1)
         if key not in self._known:
             self._known[key] = warm_locality(self.ids(rankers, items, n_parts))
@@ -145,7 +182,11 @@ class Misses:
             array = RELEASED_ARRAYS[n_arrays]
             own = shared(array) if fixes.partitioned_sram else array
             rows = own.cache_bytes / (rpaccel.FLOAT_BYTES * RANKERS[name].width)
-            rates.append(self.rate(design.rankers[:i], design.items[: i + 1], int(rows), design.n_sub_batches))
+            rates.append(
+                self.rate(
+                    design.rankers[:i], design.items[: i + 1], int(rows), design.n_sub_batches
+                )
+            )
         return rates
 
 
@@ -158,4 +199,6 @@ def warm_locality(ids: Int64Array) -> Locality:
 
 def total_ms(design: Design, fixes: Corrections, misses: Misses) -> float:
     """Time of one query through an idle pipeline, an engine a stage."""
-    return rpaccel.pipelined_s(design.stage_ms(fixes, misses.of(design, fixes)), design.n_sub_batches)
+    return rpaccel.pipelined_s(
+        design.stage_ms(fixes, misses.of(design, fixes)), design.n_sub_batches
+    )

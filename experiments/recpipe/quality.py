@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""How much quality does a pipeline of rankers keep, for how much computing? Trained rankers, MovieLens and clicks.
+"""How much quality does a pipeline of rankers keep, for how much computing?
+
+Trained rankers, MovieLens and clicks.
 
 python experiments/recpipe/quality.py [--data clicks|movielens|criteo] [--cache FOLDER] [--quick] [--out FOLDER]
 
-Every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked_<data>.csv: quality of each
-ranker by the number of items ranked (RecPipe's figure 3, its points beside ours); chain_quality_<data>.csv: quality and
-FLOPs of one, two and three stages, each paired with the large ranker alone; quality_<data>.png. Some 2 to 3 minutes a
-data set the first time, then seconds.
+Every ranker is trained once with a fixed seed (checkpoints in the cache folder). ranked_<data>.csv:
+quality of each ranker by the number of items ranked (RecPipe's figure 3, its points beside ours);
+chain_quality_<data>.csv: quality and FLOPs of one, two and three stages, each paired with the large
+ranker alone; quality_<data>.png. Some 2 to 3 minutes a data set the first time, then seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ from matplotlib.ticker import LogLocator
 
 from experiments.recpipe.datasets import rankers
 from experiments.recpipe.datasets.ranked import RankedData, chain, scores
-from infra.ranking import hit_rate_at_k, mean_with_interval, ndcg_at_k, ndcg_released, paired, reciprocal_rank
+from infra.ranking import (
+    hit_rate_at_k,
+    mean_with_interval,
+    ndcg_at_k,
+    ndcg_released,
+    paired,
+    reciprocal_rank,
+)
 from infra.results.figures import plain_log, style
 from infra.results.report import console, frame
 from infra.rng import stream
@@ -60,13 +69,17 @@ class Chain:
     @property
     def label(self) -> str:
         """For instance small 100 > large."""
-        middle = [f"{name} {keep}" for name, keep in zip(self.rankers[:-1], self.keeps, strict=False)]
+        middle = [
+            f"{name} {keep}" for name, keep in zip(self.rankers[:-1], self.keeps, strict=False)
+        ]
         return " > ".join([*middle, self.rankers[-1]])
 
     def flops(self, n_items: float, of_item: dict[str, float]) -> float:
         """Of a query of so many candidates."""
         ranked = (n_items, *self.keeps[:-1])
-        return sum(of_item[name] * min(n, n_items) for name, n in zip(self.rankers, ranked, strict=True))
+        return sum(
+            of_item[name] * min(n, n_items) for name, n in zip(self.rankers, ranked, strict=True)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +92,10 @@ class Scored:
     @classmethod
     def of(cls, data: RankedData) -> Scored:
         """Scores every candidate with every ranker."""
-        return cls(data, {name: scores(ranker.model(), data.queries) for name, ranker in data.rankers.items()})
+        return cls(
+            data,
+            {name: scores(ranker.model(), data.queries) for name, ranker in data.rankers.items()},
+        )
 
     @property
     def n_items(self) -> float:
@@ -111,15 +127,25 @@ def chains(kept: Sequence[int], k: int) -> Iterator[Chain]:
                 yield Chain(("small", "medium", "large"), (first, second, k))
 
 
-def quality(own: Chain, scored: Scored, pools: Sequence[Int64Array], n_parts: int = 1) -> dict[str, FloatArray]:
-    """Each measure for every query; the ideal list is the best of all its candidates, whether the pool had them or
-    not. `ndcg_released` is a discounted precision (infra.ranking); `n_parts`: in which the filters work."""
+def quality(
+    own: Chain, scored: Scored, pools: Sequence[Int64Array], n_parts: int = 1
+) -> dict[str, FloatArray]:
+    """Each measure for every query; the ideal list is the best of all its candidates, whether the
+    pool had them or not. `ndcg_released` is a discounted precision (infra.ranking); `n_parts`: in
+    which the filters work.
+    """
     by_stage = [scored.scores[name] for name in own.rankers]
-    k, queries = own.keeps[-1], scored.data.queries
+    k = own.keeps[-1]
+    queries = scored.data.queries
     every = [queries.labels(query) for query in range(len(queries))]
-    lists = [labels[chain(by_stage, query, pools[query], own.keeps, n_parts)] for query, labels in enumerate(every)]
+    lists = [
+        labels[chain(by_stage, query, pools[query], own.keeps, n_parts)]
+        for query, labels in enumerate(every)
+    ]
     return {
-        "ndcg": np.array([ndcg_at_k(hits, labels, k) for hits, labels in zip(lists, every, strict=True)]),
+        "ndcg": np.array(
+            [ndcg_at_k(hits, labels, k) for hits, labels in zip(lists, every, strict=True)]
+        ),
         "ndcg_released": np.array([ndcg_released(hits, k) for hits in lists]),
         "hit_rate": np.array([hit_rate_at_k(hits, k) for hits in lists]),
         "mrr": np.array([reciprocal_rank(hits) for hits in lists]),
@@ -148,15 +174,21 @@ def by_items_ranked(scored: Scored) -> pd.DataFrame:
         pools = scored.parts(share)
         n_items = float(np.mean([len(pool) for pool in pools]))
         lines += [
-            {"data": scored.data.name, "ranker": name, "items_ranked": n_items,
-             **means(quality(Chain((name,), (scored.data.k,)), scored, pools))}
+            {
+                "data": scored.data.name,
+                "ranker": name,
+                "items_ranked": n_items,
+                **means(quality(Chain((name,), (scored.data.k,)), scored, pools)),
+            }
             for name in scored.scores
-        ]  # fmt: skip
+        ]
     return pd.DataFrame(lines)
 
 
 def by_chain(scored: Scored) -> pd.DataFrame:
-    """Quality, FLOPs and the paired difference to the large ranker alone for every chain on all candidates."""
+    """Quality, FLOPs and the paired difference to the large ranker alone for every chain on all
+    candidates.
+    """
     data = scored.data
     of_item = {name: ranker.item_flops for name, ranker in data.rankers.items()}
     reference = quality_of(Chain(("large",), (data.k,)), scored)
@@ -164,13 +196,24 @@ def by_chain(scored: Scored) -> pd.DataFrame:
     for own in chains(KEPT[data.name], data.k):
         by_query = quality_of(own, scored)
         against = paired(by_query["ndcg"], reference["ndcg"])
-        lines.append({
-            "data": data.name, "chain": own.label, "stages": len(own.rankers), "rankers": "+".join(own.rankers),
-            "keeps": "+".join(map(str, own.keeps)), "n_items": scored.n_items, "n_queries": len(data.queries),
-            "k": data.k, "mflops": own.flops(scored.n_items, of_item) / 1e6, **means(by_query),
-            "less_than_large": against.difference.value, "less_low": against.difference.low,
-            "less_high": against.difference.high, "p_value": against.p_value,
-        })  # fmt: skip
+        lines.append(
+            {
+                "data": data.name,
+                "chain": own.label,
+                "stages": len(own.rankers),
+                "rankers": "+".join(own.rankers),
+                "keeps": "+".join(map(str, own.keeps)),
+                "n_items": scored.n_items,
+                "n_queries": len(data.queries),
+                "k": data.k,
+                "mflops": own.flops(scored.n_items, of_item) / 1e6,
+                **means(by_query),
+                "less_than_large": against.difference.value,
+                "less_low": against.difference.low,
+                "less_high": against.difference.high,
+                "p_value": against.p_value,
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -201,8 +244,12 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     measure = f"NDCG@{rows['k'].iloc[0]}, mean over queries"
     for name, own in ranked.groupby("ranker", sort=False):
         shade = SHADES.get(str(name), "#888888")
-        left.plot(own["items_ranked"], own["ndcg"], "o-", color=shade, markersize=4, label=str(name))
-        left.fill_between(own["items_ranked"], own["ndcg_low"], own["ndcg_high"], color=shade, alpha=0.12)
+        left.plot(
+            own["items_ranked"], own["ndcg"], "o-", color=shade, markersize=4, label=str(name)
+        )
+        left.fill_between(
+            own["items_ranked"], own["ndcg_low"], own["ndcg_high"], color=shade, alpha=0.12
+        )
     title = "One ranker, a random part of the candidates"
     if (rows["k"] == 64).all():
         _published(left)
@@ -214,14 +261,24 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     style(left, "items ranked per query", measure, title)
     left.legend(frameon=False, fontsize=8)
     for n_stages, own in rows.groupby("stages"):
-        right.errorbar(own["mflops"], own["ndcg"], [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
-                       fmt="o^s"[int(n_stages) - 1], markersize=5, elinewidth=0.5,
-                       label=f"{n_stages} stage{'s' * (n_stages > 1)}")  # fmt: skip
+        right.errorbar(
+            own["mflops"],
+            own["ndcg"],
+            [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
+            fmt="o^s"[int(n_stages) - 1],
+            markersize=5,
+            elinewidth=0.5,
+            label=f"{n_stages} stage{'s' * (n_stages > 1)}",
+        )
     front = pareto(rows)
     right.plot(front["mflops"], front["ndcg"], "k--", linewidth=0.8, label="not beaten")
     for _, line in rows[rows["stages"] == 1].iterrows():
         right.annotate(
-            line["chain"], (line["mflops"], line["ndcg"]), xytext=(4, 5), textcoords="offset points", fontsize=8
+            line["chain"],
+            (line["mflops"], line["ndcg"]),
+            xytext=(4, 5),
+            textcoords="offset points",
+            fontsize=8,
         )
     plain_log(right, "x")
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -232,7 +289,9 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     rankers.add_flags(parser)
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
@@ -241,7 +300,8 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    ranked, rows = by_items_ranked(scored), by_chain(scored)
+    ranked = by_items_ranked(scored)
+    rows = by_chain(scored)
     if known := Scored.known(scored.data):
         ranked = pd.concat((ranked, by_items_ranked(known)))
     ranked.to_csv(args.out / f"ranked_{args.data}.csv", index=False, float_format="%.5g")

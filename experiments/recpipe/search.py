@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Co-design of pipelines: rankers x items kept x mapping x engines x sub-arrays, in virtual time, under an SLA and a
-quality floor.
+"""Co-design of pipelines: rankers x items kept x mapping x engines x sub-arrays, in virtual time,
+under an SLA and a quality floor.
 
 python experiments/recpipe/search.py [--data clicks|movielens] [--sla_ms 25] [--rate_qps 200] [--floor 0.99] [--quick]
 
-Every design's quality (NDCG, the lists of its own filters), p95 at the rate, highest rate under the SLA and power.
-search_<data>.parquet: all designs; pareto_<data>.csv: those that no other beats in all four; search_<data>.png. What is
-done is kept in search_<data>.jsonl: started again with the same settings, the search goes on. At the end the best
-pipeline on CPU cores is foretold for the engines of this machine and run on them; confirmed_<data>.csv.
+Every design's quality (NDCG, the lists of its own filters), p95 at the rate, highest rate under the
+SLA and power. search_<data>.parquet: all designs; pareto_<data>.csv: those that no other beats in
+all four; search_<data>.png. What is done is kept in search_<data>.jsonl: started again with the
+same settings, the search goes on. At the end the best pipeline on CPU cores is foretold for the
+engines of this machine and run on them; confirmed_<data>.csv.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ from infra.results.report import console, frame
 
 HERE = Path(__file__).resolve().parent
 ORDER = ("small", "medium", "large")
-KEPT = {"movielens": (20, 50, 100, 200, 400, 800), "clicks": (128, 192, 256, 384, 512, 768, 1024, 2048)}
+KEPT = {
+    "movielens": (20, 50, 100, 200, 400, 800),
+    "clicks": (128, 192, 256, 384, 512, 768, 1024, 2048),
+}
 KEPT["criteo"] = KEPT["clicks"]
 QUICK = {name: kept[1::3] for name, kept in KEPT.items()}
 BATCHES = (64, 256, 1024)
@@ -59,7 +63,9 @@ def chains(kept: Sequence[int], k: int) -> Iterator[Chain]:
 
 
 def designs(kept: Sequence[int], k: int, n_cores: int) -> Iterator[Design]:
-    """Every chain on every mapping: shared cores, cores of a stage's own, a GPU in front, behind or alone, RPAccel."""
+    """Every chain on every mapping: shared cores, cores of a stage's own, a GPU in front, behind or
+    alone, RPAccel.
+    """
     for chain in chains(kept, k):
         n = len(chain.rankers)
         for batch in BATCHES:
@@ -78,21 +84,34 @@ def _core_splits(n_stages: int, n_cores: int) -> list[tuple[int, ...]]:
     """Quarters of the cores to each stage."""
     if n_stages == 1:
         return []
-    quarters = [split for split in itertools.product(range(1, 4), repeat=n_stages) if sum(split) == 4]
+    quarters = [
+        split for split in itertools.product(range(1, 4), repeat=n_stages) if sum(split) == 4
+    ]
     return [tuple(q * n_cores // 4 for q in split) for split in quarters]
 
 
 def evaluate(world: World, design: Design, sla_ms: float, rate_qps: float) -> dict[str, Any]:
     """A row of the result."""
-    quality, shown = world.quality(design.chain), world.run(design, rate_qps)
-    max_qps, watts = world.max_qps(design, sla_ms), world.watts(design)
+    quality = world.quality(design.chain)
+    shown = world.run(design, rate_qps)
+    max_qps = world.max_qps(design, sla_ms)
+    watts = world.watts(design)
     return {
-        "key": design.key(), "chain": design.chain.label, "stages": len(design.devices), "mapping": design.mapping,
-        "kind": design.kind, "batch_items": design.batch_items if CPU in design.devices else 0,
-        "ndcg": quality.value, "ndcg_low": quality.low, "ndcg_high": quality.high,
-        "p95_ms": shown.p95_ms, "carried": shown.carried, "max_qps": max_qps, "watts": watts,
+        "key": design.key(),
+        "chain": design.chain.label,
+        "stages": len(design.devices),
+        "mapping": design.mapping,
+        "kind": design.kind,
+        "batch_items": design.batch_items if CPU in design.devices else 0,
+        "ndcg": quality.value,
+        "ndcg_low": quality.low,
+        "ndcg_high": quality.high,
+        "p95_ms": shown.p95_ms,
+        "carried": shown.carried,
+        "max_qps": max_qps,
+        "watts": watts,
         "qps_per_watt": max_qps / watts,
-    }  # fmt: skip
+    }
 
 
 def search(
@@ -100,11 +119,15 @@ def search(
 ) -> pd.DataFrame:
     """Rows of all designs; what the file has of the same settings is not computed again."""
     data = world.scored.data
-    settings = {"data": args.data,
-                "rankers": {name: _digest(own.weights.values()) for name, own in data.rankers.items()},
-                "queries": _digest([data.queries.ids_QNT, data.queries.dense_QNF, data.queries.labels_QN]),
-                 "sla_ms": args.sla_ms, "rate_qps": args.rate_qps, "cores": world.n_cores,
-                "profiles": {name: dict(p.provenance) for name, p in world.cpu.items()}}  # fmt: skip
+    settings = {
+        "data": args.data,
+        "rankers": {name: _digest(own.weights.values()) for name, own in data.rankers.items()},
+        "queries": _digest([data.queries.ids_QNT, data.queries.dense_QNF, data.queries.labels_QN]),
+        "sla_ms": args.sla_ms,
+        "rate_qps": args.rate_qps,
+        "cores": world.n_cores,
+        "profiles": {name: dict(p.provenance) for name, p in world.cpu.items()},
+    }
     known = _done_before(file, settings)
     whole = file.with_suffix(".new")  # a kill while it is written loses nothing
     whole.write_text("".join(json.dumps(line) + "\n" for line in (settings, *known.values())))
@@ -127,7 +150,9 @@ def _digest(arrays: Iterable[npt.NDArray[Any]]) -> str:
 
 
 def _done_before(file: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{design: row} that a search under the same settings left; the line at which it was killed does not count."""
+    """{design: row} that a search under the same settings left; the line at which it was killed
+    does not count.
+    """
     lines: list[dict[str, Any]] = []
     for text in file.read_text().splitlines() if file.is_file() else []:
         with contextlib.suppress(json.JSONDecodeError):
@@ -138,14 +163,22 @@ def _done_before(file: Path, settings: dict[str, Any]) -> dict[str, dict[str, An
 def front(rows: pd.DataFrame) -> pd.DataFrame:
     """Designs that carry the rate and that no other beats in quality, p95, highest rate and power."""
     own = rows[rows["carried"] & (rows["max_qps"] > 0)]
-    kept = pareto(list(zip(own["ndcg"], -own["p95_ms"], own["max_qps"], -own["watts"], strict=True)))
+    kept = pareto(
+        list(zip(own["ndcg"], -own["p95_ms"], own["max_qps"], -own["watts"], strict=True))
+    )
     return own.iloc[kept].sort_values(["kind", "ndcg"])
 
 
 def best_by_kind(rows: pd.DataFrame, floor: float) -> pd.DataFrame:
-    """Of each kind and number of stages the design of the highest rate among those of enough quality."""
+    """Of each kind and number of stages the design of the highest rate among those of enough
+    quality.
+    """
     enough = rows[rows["ndcg"] >= floor]
-    best = enough.sort_values("max_qps", ascending=False).groupby(["kind", "stages"], as_index=False).first()
+    best = (
+        enough.sort_values("max_qps", ascending=False)
+        .groupby(["kind", "stages"], as_index=False)
+        .first()
+    )
     columns = [
         "kind",
         "stages",
@@ -162,7 +195,10 @@ def best_by_kind(rows: pd.DataFrame, floor: float) -> pd.DataFrame:
 
 
 def draw(rows: pd.DataFrame, floor: float, sla_ms: float, rate_qps: float) -> Figure:
-    """Left: quality against p95 at the rate; right: quality against the highest rate. Fronts by kind, the floor."""
+    """Left: quality against p95 at the rate; right: quality against the highest rate.
+
+    Fronts by kind, the floor.
+    """
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     tails, rates = figure.subplots(1, 2, sharey=True)
     for kind, own in rows.groupby("kind", sort=False):
@@ -172,26 +208,54 @@ def draw(rows: pd.DataFrame, floor: float, sla_ms: float, rate_qps: float) -> Fi
             axes.plot(shown[column], shown["ndcg"], ".", color=shade, alpha=0.25, markersize=3)
             if not len(shown):
                 continue
-            kept = shown.iloc[pareto(list(zip(shown["ndcg"], sign * shown[column], strict=True)))].sort_values(column)
-            axes.plot(kept[column], kept["ndcg"], "o-", color=shade, markersize=4, linewidth=1, label=str(kind))
+            kept = shown.iloc[
+                pareto(list(zip(shown["ndcg"], sign * shown[column], strict=True)))
+            ].sort_values(column)
+            axes.plot(
+                kept[column],
+                kept["ndcg"],
+                "o-",
+                color=shade,
+                markersize=4,
+                linewidth=1,
+                label=str(kind),
+            )
     for axes in (tails, rates):
         axes.axhline(floor, color="#c1121f", linestyle="--", linewidth=1)
         plain_log(axes, "x")
-    style(tails, f"p95 at {rate_qps:g} QPS (ms)", "NDCG", "Quality against tail latency; lines: not beaten")
-    style(rates, f"highest rate with p95 <= {sla_ms:g} ms (QPS)", "", "Quality against rate; dashed: the floor")
+    style(
+        tails,
+        f"p95 at {rate_qps:g} QPS (ms)",
+        "NDCG",
+        "Quality against tail latency; lines: not beaten",
+    )
+    style(
+        rates,
+        f"highest rate with p95 <= {sla_ms:g} ms (QPS)",
+        "",
+        "Quality against rate; dashed: the floor",
+    )
     rates.legend(frameon=False, fontsize=8)
     return figure
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     rankers.add_flags(parser)
     parser.add_argument("--sla_ms", type=float, default=25.0)
     parser.add_argument("--rate_qps", type=float, default=200.0, help="at which p95 is compared")
-    parser.add_argument("--floor", type=float, default=0.99, help="share of the large ranker's NDCG that is enough")
-    parser.add_argument("--cores", type=int, default=32, help="of the server in virtual time; RecPipe's has 32")
-    parser.add_argument("--confirm", type=int, default=2, help="engines on this machine to confirm with; 0: none")
+    parser.add_argument(
+        "--floor", type=float, default=0.99, help="share of the large ranker's NDCG that is enough"
+    )
+    parser.add_argument(
+        "--cores", type=int, default=32, help="of the server in virtual time; RecPipe's has 32"
+    )
+    parser.add_argument(
+        "--confirm", type=int, default=2, help="engines on this machine to confirm with; 0: none"
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
     rankers.check_positive(parser, args, "sla_ms", "rate_qps", "floor")
@@ -210,21 +274,44 @@ def main(argv: Sequence[str]) -> int:
             rows = search(world, todo, args, args.out / f"search_{args.data}.jsonl", progress)
             floor = args.floor * world.quality(Chain(("large",), (scored.data.k,))).value
             best = best_by_kind(rows, floor)
-            rows.drop(columns="key").to_parquet(args.out / f"search_{args.data}.parquet", index=False)
+            rows.drop(columns="key").to_parquet(
+                args.out / f"search_{args.data}.parquet", index=False
+            )
             front(rows).drop(columns="key").to_csv(
                 args.out / f"pareto_{args.data}.csv", index=False, float_format="%.5g"
             )
-            draw(rows, floor, args.sla_ms, args.rate_qps).savefig(args.out / f"search_{args.data}.png", dpi=110)
-            out.print(frame(f"Highest rate under p95 <= {args.sla_ms:g} ms with NDCG >= {floor:.4f}", best))
+            draw(rows, floor, args.sla_ms, args.rate_qps).savefig(
+                args.out / f"search_{args.data}.png", dpi=110
+            )
+            out.print(
+                frame(
+                    f"Highest rate under p95 <= {args.sla_ms:g} ms with NDCG >= {floor:.4f}", best
+                )
+            )
             if args.confirm:
-                chosen = rows[(rows["kind"] == "CPU") & (rows["ndcg"] >= floor) & ~rows["mapping"].str.contains(r"\d")]
+                chosen = rows[
+                    (rows["kind"] == "CPU")
+                    & (rows["ndcg"] >= floor)
+                    & ~rows["mapping"].str.contains(r"\d")
+                ]
                 if not chosen["max_qps"].gt(0).any():
-                    raise ValueError(f"no pipeline on cores has p95 <= {args.sla_ms:g} ms and NDCG >= {floor:.4f}")
+                    raise ValueError(
+                        f"no pipeline on cores has p95 <= {args.sla_ms:g} ms and NDCG >= "
+                        f"{floor:.4f}"
+                    )
                 winner = chosen.loc[chosen["max_qps"].idxmax()]
                 design = next(own for own in todo if own.key() == winner["key"])
                 table = confirm(world, design, args.confirm, args.sla_ms, progress)
-                table.to_csv(args.out / f"confirmed_{args.data}.csv", index=False, float_format="%.5g")
-                out.print(frame(f"The best on shared cores, foretold and run on {args.confirm} engines here", table))
+                table.to_csv(
+                    args.out / f"confirmed_{args.data}.csv", index=False, float_format="%.5g"
+                )
+                out.print(
+                    frame(
+                        f"The best on shared cores, foretold and run on {args.confirm} engines "
+                        "here",
+                        table,
+                    )
+                )
     except ValueError as error:
         parser.error(str(error))
     return 0

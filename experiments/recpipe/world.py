@@ -1,4 +1,6 @@
-"""Designs of a pipeline in virtual time: which rankers, how many items, on which engines; what that gives and costs."""
+"""Designs of a pipeline in virtual time: which rankers, how many items, on which engines; what that
+gives and costs.
+"""
 
 # Q queries, N candidates
 
@@ -39,8 +41,12 @@ GPU_DEVICE = "nvidia_t4"  # RecPipe's
 CORE_WATTS = 6.25  # a core of the paper's Skylake server, as accelerator/intel_skylake states it
 SIZES = (1, 16, 64, 256, 1024, 4096)
 KIND_SHADES = {
-    "CPU": "#17507d", "GPU": "#2a9d8f", "GPU in front": "#edae49", "GPU behind": "#6a4c93", "RPAccel": "#d1495b",
-}  # fmt: skip
+    "CPU": "#17507d",
+    "GPU": "#2a9d8f",
+    "GPU in front": "#edae49",
+    "GPU behind": "#6a4c93",
+    "RPAccel": "#d1495b",
+}
 WARM_UP = 0.1
 RATE_WIDTH = 0.03
 GROWTH = 0.05  # of the queries still in the system at the last arrival: the rate is not carried
@@ -52,8 +58,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Design:
-    """A chain and where its stages run. `devices` by stage: cpu (all share the cores), gpu (one, whole queries), or
-    rpaccel with `sub_arrays` a chip, of which a stage has 1 / stages. `cores`: engines of a stage's own, () = shared.
+    """A chain and where its stages run.
+
+    `devices` by stage: cpu (all share the cores), gpu (one, whole queries), or rpaccel with
+    `sub_arrays` a chip, of which a stage has 1 / stages. `cores`: engines of a stage's own,
+    () = shared.
     """
 
     chain: Chain
@@ -61,7 +70,9 @@ class Design:
     batch_items: int = 256
     cores: tuple[int, ...] = ()
     sub_arrays: tuple[int, ...] = ()
-    share: float = 1.0  # of a query's candidates, drawn at random, that the first stage ranks at all
+    share: float = (
+        1.0  # of a query's candidates, drawn at random, that the first stage ranks at all
+    )
 
     @property
     def mapping(self) -> str:
@@ -83,7 +94,9 @@ class Design:
 
     def key(self) -> str:
         """A name that no other design has."""
-        return json.dumps([self.chain.label, self.chain.keeps[-1], self.mapping, self.batch_items, self.share])
+        return json.dumps(
+            [self.chain.label, self.chain.keeps[-1], self.mapping, self.batch_items, self.share]
+        )
 
 
 @dataclass(frozen=True)
@@ -96,16 +109,23 @@ class Shown:
 
 @dataclass(eq=False)
 class World:
-    """Everything that designs of one data set share: quality, service times, arrivals. Common random numbers."""
+    """Everything that designs of one data set share: quality, service times, arrivals.
+
+    Common random numbers.
+    """
 
     scored: Scored
     cpu: dict[str, Profile]
     n_cores: int = 32
     n_queries: int = 2000
-    fixes: Corrections = field(default_factory=lambda: replace(Corrections.all(), sub_batches=False))
+    fixes: Corrections = field(
+        default_factory=lambda: replace(Corrections.all(), sub_batches=False)
+    )
     filter_ns: int = FILTER_NS
     filter_item_ns: float = FILTER_NS_PER_ITEM
-    misses: Misses | None = None  # of RPAccel's embedding cache on the ids that stages get; None: half, as released
+    misses: Misses | None = (
+        None  # of RPAccel's embedding cache on the ids that stages get; None: half, as released
+    )
     _quality: dict[tuple[Chain, float], Estimate] = field(default_factory=dict)
     _tables: dict[tuple[object, ...], ServiceTable] = field(default_factory=dict)
 
@@ -127,11 +147,16 @@ class World:
         return Schedule(arrival_ns, self.sizes[:n], np.zeros(n, np.int32), round(WARM_UP * n))
 
     def quality(self, chain: Chain, share: float = 1.0) -> Estimate:
-        """NDCG of what the chain answers, the very lists of its filters; mean and interval over the queries."""
+        """NDCG of what the chain answers, the very lists of its filters; mean and interval over the
+        queries.
+        """
         key = (chain, share)
         if key not in self._quality:
-            by_query = quality_of(chain, self.scored) if share == 1 else (
-                quality(chain, self.scored, self.scored.parts(share)))  # fmt: skip
+            by_query = (
+                quality_of(chain, self.scored)
+                if share == 1
+                else (quality(chain, self.scored, self.scored.parts(share)))
+            )
             self._quality[key] = mean_with_interval(by_query["ndcg"])
         return self._quality[key]
 
@@ -141,23 +166,32 @@ class World:
         schedule = self.schedule(rate_qps, lasts_s)
         ranked = np.maximum(np.rint(schedule.n_items * design.share), 1).astype(np.int32)
         schedule = replace(schedule, n_items=ranked)
-        served, arrival = serve_pipeline(schedule, stages, engines, service), schedule.arrival_ns
+        served = serve_pipeline(schedule, stages, engines, service)
+        arrival = schedule.arrival_ns
         counted = slice(schedule.n_warmup, None)
         left = int((served.done_ns > arrival[-1]).sum())
-        load = max(ns / engines[pool] for pool, ns in served.busy_ns.items()) / max(int(arrival[-1]), 1)
+        load = max(ns / engines[pool] for pool, ns in served.busy_ns.items()) / max(
+            int(arrival[-1]), 1
+        )
         p95 = float(np.quantile((served.done_ns - arrival)[counted], 0.95)) / NS_PER_MS
-        return Shown(p95, load < 1 and left <= max(GROWTH * len(arrival), 2 * sum(engines.values())))
+        return Shown(
+            p95, load < 1 and left <= max(GROWTH * len(arrival), 2 * sum(engines.values()))
+        )
 
     def max_qps(self, design: Design, sla_ms: float, start_qps: float = 100.0) -> float:
-        """The highest rate at which p95 meets the SLA, to RATE_WIDTH; 0 where even an idle pipeline does not."""
+        """The highest rate at which p95 meets the SLA, to RATE_WIDTH; 0 where even an idle pipeline
+        does not.
+        """
 
         def meets(rate_qps: float) -> bool:
             shown = self.run(design, rate_qps, TRIAL_SLAS * sla_ms / 1e3)
             return shown.carried and shown.p95_ms <= sla_ms
 
-        low, high = 0.0, start_qps
+        low = 0.0
+        high = start_qps
         while meets(high) and high < MOST_QPS:
-            low, high = high, 2 * high
+            low = high
+            high = 2 * high
         while low == 0.0 and high > 1e-2:
             if meets(high / 4):
                 low = high / 4
@@ -169,24 +203,35 @@ class World:
         return low
 
     def watts(self, design: Design) -> float:
-        """Of all engines that the design uses: cores, the GPU's TDP, the accelerator's chip as synthesised."""
+        """Of all engines that the design uses: cores, the GPU's TDP, the accelerator's chip as
+        synthesised.
+        """
         cores = self.n_cores * CORE_WATTS if CPU in design.devices else 0.0
         gpu = (load_device(ROOT, GPU_DEVICE).tdp_w or 0.0) if GPU in design.devices else 0.0
-        chip = sum(rpaccel.power_mw(rpaccel.RPACCEL_CHIP).values()) / 1e3 if ARRAYS in design.devices else 0.0
+        chip = (
+            sum(rpaccel.power_mw(rpaccel.RPACCEL_CHIP).values()) / 1e3
+            if ARRAYS in design.devices
+            else 0.0
+        )
         return cores + gpu + chip
 
     def built(self, design: Design) -> tuple[list[Stage], dict[str, int], PipelineService]:
         """Stages, engines by pool and service times."""
         n_stages = len(design.devices)
-        stages, engines, tables = [], dict[str, int](), []
+        stages = []
+        engines = dict[str, int]()
+        tables = []
         for i, (name, device) in enumerate(zip(design.chain.rankers, design.devices, strict=True)):
-            pool, n_engines, batch = device, 1, int(self.sizes.max())
+            pool = device
+            n_engines = 1
+            batch = int(self.sizes.max())
             if device == CPU:
                 batch = design.batch_items
                 pool = f"{CPU}{i}" if design.cores else CPU
                 n_engines = design.cores[i] if design.cores else self.n_cores
             elif device == ARRAYS:
-                pool, n_engines = f"{ARRAYS}{i}", max(design.sub_arrays[i] // n_stages, 1)
+                pool = f"{ARRAYS}{i}"
+                n_engines = max(design.sub_arrays[i] // n_stages, 1)
             engines[pool] = n_engines
             keep = design.chain.keeps[i]
             stages.append(Stage(Policy(batch), keep, pool))
@@ -197,9 +242,12 @@ class World:
         return stages, engines, PipelineService(tuple(tables), cores, *filters)
 
     def _table(self, name: str, design: Design, stage: int) -> ServiceTable:
-        device, keeps = design.devices[stage], design.chain.keeps
+        device = design.devices[stage]
+        keeps = design.chain.keeps
         key: tuple[object, ...] = (name, device)
-        if device == ARRAYS:  # what came before decides which ids come, and a chain's ends cross the link
+        if (
+            device == ARRAYS
+        ):  # what came before decides which ids come, and a chain's ends cross the link
             before = design.chain.rankers[:stage], keeps[: stage + 1]
             key = (name, device, design.sub_arrays[stage], *before, stage == len(keeps) - 1)
         if key not in self._tables:
@@ -207,7 +255,8 @@ class World:
         return self._tables[key]
 
     def _new_table(self, name: str, design: Design, stage: int) -> ServiceTable:
-        most, config = int(self.sizes.max()), self.scored.data.rankers[name].config
+        most = int(self.sizes.max())
+        config = self.scored.data.rankers[name].config
         if design.devices[stage] == CPU:
             return table_of_profiles(self.cpu[name], [], most, seed=SEED)
         if design.devices[stage] == GPU:
@@ -215,12 +264,17 @@ class World:
                 load_device(ROOT, GPU_DEVICE), replace(config, model_name=f"recpipe-{name}"), most
             )
             return table_of_profiles(profile, [], most, seed=SEED)
-        array, ranker = RELEASED_ARRAYS[design.sub_arrays[stage]], accelerated(self.scored, name)
-        first, last, kept = stage == 0, stage == len(design.devices) - 1, design.chain.keeps[stage]
+        array = RELEASED_ARRAYS[design.sub_arrays[stage]]
+        ranker = accelerated(self.scored, name)
+        first = stage == 0
+        last = stage == len(design.devices) - 1
+        kept = design.chain.keeps[stage]
         miss = self._miss_rate(design.chain, stage, array, ranker.width)
         ns = [1]
         for n in range(1, most + 1):
-            parts = stage_parts(ranker, n, min(kept, n), array, self.fixes, miss, first=first, last=last)
+            parts = stage_parts(
+                ranker, n, min(kept, n), array, self.fixes, miss, first=first, last=last
+            )
             ns.append(max(1, round(stage_s(parts, array) * NS_PER_S)))
         return ServiceTable(np.array([ns], np.int64))
 
@@ -236,26 +290,37 @@ class World:
 def accelerated(scored: Scored, name: str) -> rpaccel.Ranker:
     """A trained ranker as the accelerator's model takes it."""
     config = scored.data.rankers[name].config
-    width, n_tables = config.arch_sparse_feature_size, len(config.table_rows)
+    width = config.arch_sparse_feature_size
+    n_tables = len(config.table_rows)
     if config.model_type == "ncf":
         *tower, out = config.top_widths
-        return rpaccel.Ranker(name, width, (2 * width, *tower), (width + tower[-1], out), n_tables, width)
+        return rpaccel.Ranker(
+            name, width, (2 * width, *tower), (width + tower[-1], out), n_tables, width
+        )
     return rpaccel.Ranker(name, width, config.bot_widths, config.top_widths, n_tables)
 
 
-def cpu_profiles(scored: Scored, folder: Path, progress: Progress, n_neighbours: int = 1) -> dict[str, Profile]:
-    """Every ranker's times on a core of this machine by items, alone and beside a neighbour; measured once.
+def cpu_profiles(
+    scored: Scored, folder: Path, progress: Progress, n_neighbours: int = 1
+) -> dict[str, Profile]:
+    """Every ranker's times on a core of this machine by items, alone and beside a neighbour;
+    measured once.
 
     A profile of another net, processor or PyTorch in the folder is refused: raises ValueError.
     """
     profiles = {}
     for name, ranker in scored.data.rankers.items():
         file = folder / f"{scored.data.name}_{name}.csv"
-        key = f"{costs(ranker.config, 1).flops:g} FLOPs an item, {ranker.config.table_bytes} bytes of tables"
+        key = (
+            f"{costs(ranker.config, 1).flops:g} FLOPs an item, {ranker.config.table_bytes} "
+            "bytes of tables"
+        )
         if file.is_file():
             known = read_profile(file)
             if known.provenance.get("net") != key:
-                raise ValueError(f"{file}: of another net ({known.provenance.get('net')}, not {key}); remove it")
+                raise ValueError(
+                    f"{file}: of another net ({known.provenance.get('net')}, not {key}); remove it"
+                )
             profiles[name] = known
             continue
         queries = scored.data.queries
@@ -269,7 +334,8 @@ def cpu_profiles(scored: Scored, folder: Path, progress: Progress, n_neighbours:
 
 
 def pareto(rows: Sequence[tuple[float, ...]]) -> list[int]:
-    """Indices of the rows that no other row equals or beats in every number (larger is better) and beats in one.
+    """Indices of the rows that no other row equals or beats in every number (larger is better) and
+    beats in one.
 
     Nothing is rounded; of equal rows the first stays.
     """

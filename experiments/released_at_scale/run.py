@@ -31,12 +31,31 @@ N_EPOCHS = 12
 
 def compare(setting: pd.Series, progress: Progress) -> dict[str, float]:
     """One line of released.csv on our engines."""
-    config = parse([
-        "--queue", "--config_file", str(ROOT / f"models/configs/{setting['config']}.json"), "--num_batches", "32",
-        "--nepochs", str(N_EPOCHS), "--max_mini_batch_size", "1024", "--batch_size_distribution", "normal",
-        "--avg_mini_batch_size", "165", "--var_mini_batch_size", "16", "--arrival_qps", str(setting["nominal_qps"]),
-        "--sub_task_batch_size", str(setting["batch"]), "--inference_engines", str(setting["engines"]),
-    ])  # fmt: skip
+    config = parse(
+        [
+            "--queue",
+            "--config_file",
+            str(ROOT / f"models/configs/{setting['config']}.json"),
+            "--num_batches",
+            "32",
+            "--nepochs",
+            str(N_EPOCHS),
+            "--max_mini_batch_size",
+            "1024",
+            "--batch_size_distribution",
+            "normal",
+            "--avg_mini_batch_size",
+            "165",
+            "--var_mini_batch_size",
+            "16",
+            "--arrival_qps",
+            str(setting["nominal_qps"]),
+            "--sub_task_batch_size",
+            str(setting["batch"]),
+            "--inference_engines",
+            str(setting["engines"]),
+        ]
+    )
     ours: dict[str, float] = {}
     with open_session(config, progress) as opened:
         ours["capacity"] = capacity_qps(opened.session, config, fixed_policy(config))

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Every scheduler in virtual time: eight models, three SLAs, CPU and CPU + accelerator; regret and cost.
+"""Every scheduler in virtual time: eight models, three SLAs, CPU and CPU + accelerator; regret and
+cost.
 
 python experiments/scheduling/virtual.py [--quick] [--models wnd,ncf] [--slas medium] [--inference_engines 40]
     [--device NAME] [--slower 1.0] [--out FOLDER]
 
-A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a busy neighbour
-(times --slower, for another CPU), one accelerator: the GTX 1080 Ti by its published speedup over that core, or another
-device folder by its profile or roofline. Rows go to virtual.csv, virtual_curves.csv and virtual_map.csv (QPS by batch
-and threshold) case by case; a case that is there is not run again.
+A server of 40 cores as the paper's, service times of one core of accelerator/amd_epyc_zen4 beside a
+busy neighbour (times --slower, for another CPU), one accelerator: the GTX 1080 Ti by its published
+speedup over that core, or another device folder by its profile or roofline. Rows go to virtual.csv,
+virtual_curves.csv and virtual_map.csv (QPS by batch and threshold) case by case; a case that is
+there is not run again.
 """
 
 from __future__ import annotations
@@ -39,13 +41,35 @@ from infra.search.rate_search import log_grid_qps
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError, RunConfig
 from loadGenerator import CommonLoad
-from scheduler import Exhaustive, Goal, HillClimb, Limit, Policy, ReleasedClimb, Search, static_policy, with_offload
+from scheduler import (
+    Exhaustive,
+    Goal,
+    HillClimb,
+    Limit,
+    Policy,
+    ReleasedClimb,
+    Search,
+    static_policy,
+    with_offload,
+)
 
 HERE = Path(__file__).resolve().parent
-MEDIUM_SLA_MS = {"rm1": 100, "rm2": 400, "rm3": 100, "ncf": 5, "wnd": 25, "mtwnd": 25, "din": 100, "dien": 35}
+MEDIUM_SLA_MS = {
+    "rm1": 100,
+    "rm2": 400,
+    "rm3": 100,
+    "ncf": 5,
+    "wnd": 25,
+    "mtwnd": 25,
+    "din": 100,
+    "dien": 35,
+}
 SLA_SHARES = {"low": 0.5, "medium": 1.0, "high": 1.5}  # of the medium one (ISCA 2020)
 N_ENGINES, LARGEST = 40, 1000
-CPU_WATTS, GPU_WATTS = 250.0, 250.0  # two sockets of 125 W (Xeon Gold 6138); GTX 1080 Ti: as NVIDIA states
+CPU_WATTS, GPU_WATTS = (
+    250.0,
+    250.0,
+)  # two sockets of 125 W (Xeon Gold 6138); GTX 1080 Ti: as NVIDIA states
 RELEASED_BATCHES = (1024, 512, 256, 128, 64, 32)
 RELEASED_THRESHOLDS = (96, 128, 192, 256, 384, 512)
 REL_WIDTH = 0.02
@@ -74,7 +98,9 @@ def ladder(steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Server:
-    """What is simulated: so many cores, `slower` times as slow as the measured one, and one accelerator."""
+    """What is simulated: so many cores, `slower` times as slow as the measured one, and one
+    accelerator.
+    """
 
     n_engines: int = N_ENGINES
     device: str = "nvidia_gtx_1080_ti"
@@ -90,28 +116,46 @@ def service_table(model: str, server: Server = Server()) -> ServiceTable:
     measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), config)
     beside = Profile(measured.busy_ms[1], measured.provenance, spread=measured.spread)
     device = load_device(ROOT, server.device)
-    card = derived_profile(device, model, beside) if device.kind == "speedup" else latency_profile(device, config)
+    card = (
+        derived_profile(device, model, beside)
+        if device.kind == "speedup"
+        else latency_profile(device, config)
+    )
     table = table_of_profiles(beside, [card], LARGEST, seed=11)
     return replace(table, cpu_ns=np.rint(table.cpu_ns * server.slower).astype(np.int64))
 
 
 def load_config() -> RunConfig:
     """Production query sizes up to the paper's 1,000 items, Poisson arrivals."""
-    return parse([
-        "--queue", "--num_batches", "32", "--max_mini_batch_size", str(LARGEST), "--arrival_qps", "1",
-        "--batch_size_distribution", "production",
-    ])  # fmt: skip
+    return parse(
+        [
+            "--queue",
+            "--num_batches",
+            "32",
+            "--max_mini_batch_size",
+            str(LARGEST),
+            "--arrival_qps",
+            "1",
+            "--batch_size_distribution",
+            "production",
+        ]
+    )
 
 
 class Case:
     """One model under one SLA."""
 
     def __init__(self, model: str, sla_name: str, effort: Effort, server: Server) -> None:
-        self.model, self.sla_name, self.effort, self.config = model, sla_name, effort, load_config()
+        self.model = model
+        self.sla_name = sla_name
+        self.effort = effort
+        self.config = load_config()
         engines = {CPU: server.n_engines, ACCEL: 1}
         self.session = SimulatedSession(engines, service_table(model, server), keep_tasks=False)
         self.static = static_policy(LARGEST, server.n_engines)
-        self.goal = Goal(0.5 * capacity_qps(self.session, self.config, self.static, server.n_engines), REL_WIDTH)
+        self.goal = Goal(
+            0.5 * capacity_qps(self.session, self.config, self.static, server.n_engines), REL_WIDTH
+        )
         sla_ms = MEDIUM_SLA_MS[model] * SLA_SHARES[sla_name]
         enough = round(MIN_SLAS * sla_ms / 1e3 * 4 * self.goal.start_qps)
         self.sla = Sla(sla_ms, max_queries=max(effort.max_queries, enough))
@@ -123,34 +167,50 @@ class Case:
 
     def run(self) -> tuple[list[dict[str, Any]], ...]:
         """Rows of the searches, of the curves over one knob, and of the map over both."""
-        e, goal = self.effort, self.goal
+        e = self.effort
+        goal = self.goal
         static = self._search("static", Exhaustive([self.static], goal))
-        batches, thresholds = ladder(e.batch_steps), ladder(e.threshold_steps)
+        batches = ladder(e.batch_steps)
+        thresholds = ladder(e.threshold_steps)
         everywhere = Exhaustive([Policy(n) for n in ladder(e.cpu_steps)], goal)
         self._search("exhaustive, CPU", everywhere)
         self._curve("batch_items", everywhere.limits)
-        hill = self._search("hill, CPU", HillClimb({"batch_items": ladder(e.cpu_steps)}, self.static, goal, static))
+        hill = self._search(
+            "hill, CPU", HillClimb({"batch_items": ladder(e.cpu_steps)}, self.static, goal, static)
+        )
         self._search("released, CPU", self._released([Policy(n) for n in RELEASED_BATCHES], goal))
-        knobs: dict[str, Sequence[int | None]] = {"offload_items": [*thresholds, None], "batch_items": batches}
+        knobs: dict[str, Sequence[int | None]] = {
+            "offload_items": [*thresholds, None],
+            "batch_items": batches,
+        }
         grid = [Policy(n, k) for n in batches for k in (*thresholds, None)]
         both = Exhaustive(grid, goal)
         best = self._search("exhaustive, CPU + accelerator", both)
-        self._curve("offload_items", [x for x in both.limits if x.policy.batch_items == best.policy.batch_items])
+        self._curve(
+            "offload_items",
+            [x for x in both.limits if x.policy.batch_items == best.policy.batch_items],
+        )
         self._search("hill, CPU + accelerator", HillClimb(knobs, hill.policy, goal, hill))
         self._search(
-            "released, CPU + accelerator", self._released(with_offload(hill.policy, RELEASED_THRESHOLDS), goal)
+            "released, CPU + accelerator",
+            self._released(with_offload(hill.policy, RELEASED_THRESHOLDS), goal),
         )
         per_watt = Goal(goal.start_qps, REL_WIDTH, watts)
         self._search("hill, QPS per watt", HillClimb(knobs, hill.policy, per_watt, hill))
         return self.rows, self.curves, self._map(both.limits)
 
     def _released(self, policies: Sequence[Policy], goal: Goal) -> Search:
-        grid = log_grid_qps(0.01, 100.0, 271)  # the release's step of 3.5 %, over the rates of 40 cores
+        grid = log_grid_qps(
+            0.01, 100.0, 271
+        )  # the release's step of 3.5 %, over the rates of 40 cores
         start = int(np.searchsorted(grid, goal.start_qps / 5))
         return ReleasedClimb(policies, grid, self.sla.latency_ms, 0.1, 128, 64, start)
 
     def _search(self, name: str, search: Search) -> Limit:
-        n_trials, n_queries, seconds, begun = 0, 0, 0.0, time.monotonic()
+        n_trials = 0
+        n_queries = 0
+        seconds = 0.0
+        begun = time.monotonic()
         while (trial := search.propose()) is not None:
             n_trials += 1
             load = self.load
@@ -158,38 +218,66 @@ class Case:
                 load = CommonLoad(self.config, 2 * trial.n_queries, 1000 + n_trials)
             probed = probe(self.session, load, self.sla, trial)
             assert probed is not None, "virtual time is not interrupted"
-            n_queries, seconds = n_queries + probed.outcome.n_queries, seconds + probed.seconds
+            n_queries = n_queries + probed.outcome.n_queries
+            seconds = seconds + probed.seconds
             search.observe(probed.outcome)
         best = search.best
         assert best is not None, "every search ends with a policy"
-        self.rows.append({
-            "model": self.model, "sla": self.sla_name, "sla_ms": self.sla.latency_ms, "search": name,
-            "batch_items": best.policy.batch_items, "offload_items": best.policy.offload_items,
-            "found_qps": best.qps.value, "low_qps": best.qps.low, "high_qps": best.qps.high,
-            "true_qps": self._true_qps(best), "watts": watts(best.policy), "trials": n_trials, "queries": n_queries,
-            "seconds": seconds, "wall_s": time.monotonic() - begun,
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "model": self.model,
+                "sla": self.sla_name,
+                "sla_ms": self.sla.latency_ms,
+                "search": name,
+                "batch_items": best.policy.batch_items,
+                "offload_items": best.policy.offload_items,
+                "found_qps": best.qps.value,
+                "low_qps": best.qps.low,
+                "high_qps": best.qps.high,
+                "true_qps": self._true_qps(best),
+                "watts": watts(best.policy),
+                "trials": n_trials,
+                "queries": n_queries,
+                "seconds": seconds,
+                "wall_s": time.monotonic() - begun,
+            }
+        )
         return best
 
     def _true_qps(self, best: Limit) -> float:
         """What the policy carries on a long load that no search has seen, to 1 %."""
         start_qps = min(best.qps.value, 4 * self.goal.start_qps) or self.goal.start_qps
-        return max_rate_qps(self.session, self.fresh, best.policy, self.check, start_qps, 0.01).value
+        return max_rate_qps(
+            self.session, self.fresh, best.policy, self.check, start_qps, 0.01
+        ).value
 
     def _map(self, limits: Sequence[Limit]) -> list[dict[str, Any]]:
         return [
-            {"model": self.model, "sla": self.sla_name, "batch_items": limit.policy.batch_items,
-             "offload_items": limit.policy.offload_items, "qps": limit.qps.value}
+            {
+                "model": self.model,
+                "sla": self.sla_name,
+                "batch_items": limit.policy.batch_items,
+                "offload_items": limit.policy.offload_items,
+                "qps": limit.qps.value,
+            }
             for limit in limits
-        ]  # fmt: skip
+        ]
 
     def _curve(self, knob: str, limits: Sequence[Limit]) -> None:
         for limit in limits:
             value = getattr(limit.policy, knob)
-            self.curves.append({
-                "model": self.model, "sla": self.sla_name, "knob": knob, "value": value, "qps": limit.qps.value,
-                "low_qps": limit.qps.low, "high_qps": limit.qps.high, "batch_items": limit.policy.batch_items,
-            })  # fmt: skip
+            self.curves.append(
+                {
+                    "model": self.model,
+                    "sla": self.sla_name,
+                    "knob": knob,
+                    "value": value,
+                    "qps": limit.qps.value,
+                    "low_qps": limit.qps.low,
+                    "high_qps": limit.qps.high,
+                    "batch_items": limit.policy.batch_items,
+                }
+            )
 
 
 def watts(policy: Policy) -> float:
@@ -197,7 +285,9 @@ def watts(policy: Policy) -> float:
     return CPU_WATTS + (GPU_WATTS if policy.offload_items is not None else 0.0)
 
 
-def run_case(model: str, sla_name: str, effort: Effort, server: Server) -> tuple[list[dict[str, Any]], ...]:
+def run_case(
+    model: str, sla_name: str, effort: Effort, server: Server
+) -> tuple[list[dict[str, Any]], ...]:
     """For a worker process."""
     return Case(model, sla_name, effort, server).run()
 
@@ -205,13 +295,19 @@ def run_case(model: str, sla_name: str, effort: Effort, server: Server) -> tuple
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="two models, one SLA, coarse grids: under a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="two models, one SLA, coarse grids: under a minute"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
     parser.add_argument("--models", help="comma-separated (default: all; quick: wnd,ncf)")
     parser.add_argument("--slas", help="of low, medium, high (default: all; quick: medium)")
-    parser.add_argument("--inference_engines", type=int, default=N_ENGINES, help="cores of the server")
+    parser.add_argument(
+        "--inference_engines", type=int, default=N_ENGINES, help="cores of the server"
+    )
     parser.add_argument("--device", default=Server.device, help="folder under accelerator/")
-    parser.add_argument("--slower", type=float, default=1.0, help="service times of the CPU over the measured ones")
+    parser.add_argument(
+        "--slower", type=float, default=1.0, help="service times of the CPU over the measured ones"
+    )
     given = parser.parse_args(argv)
     effort = QUICK if given.quick else Effort()
     if given.models:
@@ -219,7 +315,10 @@ def main(argv: Sequence[str]) -> int:
     if given.slas:
         effort = replace(effort, slas=tuple(given.slas.split(",")))
     if unknown := set(effort.models) - set(MEDIUM_SLA_MS) or set(effort.slas) - set(SLA_SHARES):
-        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEDIUM_SLA_MS)} and {', '.join(SLA_SHARES)}")
+        parser.error(
+            f"{', '.join(sorted(unknown))}: expected {', '.join(MEDIUM_SLA_MS)} and "
+            f"{', '.join(SLA_SHARES)}"
+        )
     server = Server(given.inference_engines, given.device, given.slower)
     if server.n_engines < 1 or not server.slower > 0:
         parser.error("--inference_engines: expected at least 1; --slower: expected more than 0")
@@ -234,13 +333,23 @@ def main(argv: Sequence[str]) -> int:
     if files[0].is_file():
         known = pd.read_csv(files[0])
         done = set(zip(known["model"], known["sla"], strict=True))
-    cases = [(model, sla) for model in effort.models for sla in effort.slas if (model, sla) not in done]
+    cases = [
+        (model, sla) for model in effort.models for sla in effort.slas if (model, sla) not in done
+    ]
     title = f"{len(cases)} of {len(effort.models) * len(effort.slas)} cases"
-    with Progress("auto") as progress, progress.step(title) as on_fraction, ProcessPoolExecutor(os.cpu_count()) as pool:
-        jobs = {pool.submit(run_case, model, sla, effort, server): (model, sla) for model, sla in cases}
+    with (
+        Progress("auto") as progress,
+        progress.step(title) as on_fraction,
+        ProcessPoolExecutor(os.cpu_count()) as pool,
+    ):
+        jobs = {
+            pool.submit(run_case, model, sla, effort, server): (model, sla) for model, sla in cases
+        }
         for n, job in enumerate(as_completed(jobs), start=1):
             for file, rows in zip(files, job.result(), strict=True):
-                pd.DataFrame(rows).to_csv(file, mode="a", header=not file.is_file(), index=False, float_format="%.5g")
+                pd.DataFrame(rows).to_csv(
+                    file, mode="a", header=not file.is_file(), index=False, float_format="%.5g"
+                )
             on_fraction(n / len(cases), ", ".join(jobs[job]))
     print("\n".join(map(str, files)))
     return 0

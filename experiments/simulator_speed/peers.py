@@ -27,7 +27,9 @@ def simpy_mmc(arrival_ms: FloatArray, service_ms: FloatArray, n_servers: int) ->
         in_system[i] = env.now - arrived
 
     def source() -> Generator[Any, Any, None]:
-        for i, (at, service) in enumerate(zip(arrival_ms.tolist(), service_ms.tolist(), strict=True)):
+        for i, (at, service) in enumerate(
+            zip(arrival_ms.tolist(), service_ms.tolist(), strict=True)
+        ):
             yield env.timeout(at - env.now)
             env.process(customer(i, service))
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Tasks per second of both simulators beside SimPy and Ciw, on the same M/M/c with the same arrivals and services.
+"""Tasks per second of both simulators beside SimPy and Ciw, on the same M/M/c with the same
+arrivals and services.
 
 python experiments/simulator_speed/run.py [--quick] [--out FOLDER]
 
-The event loop also runs split queries, the kernel also with and without the tasks' rows, at growing numbers of tasks.
-A peer that is not installed (build/bench_requirements.txt) is left out. Every mean is checked against Erlang's formula.
+The event loop also runs split queries, the kernel also with and without the tasks' rows, at growing
+numbers of tasks. A peer that is not installed (build/bench_requirements.txt) is left out. Every
+mean is checked against Erlang's formula.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from scheduler import Policy, Stage
 
 HERE = Path(__file__).resolve().parent
 FloatArray = npt.NDArray[np.float64]
-ENGINES, LOAD, PARTS = (2, 40), 0.8, 6
+ENGINES = (2, 40)
+LOAD = 0.8
+PARTS = 6
 ROUNDS = 5
 
 
@@ -46,14 +50,16 @@ class World:
 
     def __init__(self, n: int, n_engines: int, seed: int, parts: int = 1) -> None:
         rng = np.random.default_rng(seed)
-        self.n, self.n_engines, self.parts = n, n_engines, parts
+        self.n = n
+        self.n_engines = n_engines
+        self.parts = parts
         arrivals = np.cumsum(rng.exponential(parts / n_engines / LOAD, n // parts))
         services = rng.exponential(1.0, n)
         self.arrival_ns = np.rint(arrivals * NS_PER_MS).astype(np.int64)
         self.service_ns = np.maximum(np.rint(services * NS_PER_MS), 1).astype(np.int64)
         self.schedule = Schedule(
             self.arrival_ns, np.full(n // parts, parts, np.int32), np.zeros(n // parts, np.int32)
-        )  # fmt: skip
+        )
         first = np.arange(0, n + 1, parts)
         self.recording = Recording(first, self.service_ns, np.zeros(n, np.int64))
 
@@ -62,8 +68,11 @@ class World:
         if compiled:
             table = ServiceTable(np.ones((1, 2), np.int64), recording=self.recording)
             return SimulatedSession({CPU: self.n_engines}, table, keep_tasks=keep_tasks)
-        ns, first = self.service_ns.tolist(), self.recording.first.tolist()
-        return SimulatedSession({CPU: self.n_engines}, lambda task: ns[first[task.query_id] + task.part])
+        ns = self.service_ns.tolist()
+        first = self.recording.first.tolist()
+        return SimulatedSession(
+            {CPU: self.n_engines}, lambda task: ns[first[task.query_id] + task.part]
+        )
 
     def run(self, session: Session) -> FloatArray:
         """Times in the system, ms."""
@@ -88,15 +97,29 @@ def kernel_only(n: int, n_engines: int, law: str, *, keep_tasks: bool, parts: in
     sizes = world.schedule.n_items.astype(np.int64)
     begun = time.perf_counter()
     serve(
-        world.arrival_ns, sizes, 0, len(sizes), 1, 0, times, engines.free_ns, engines.latest, engines.index,
-        engines.bounds, np.zeros(2, np.int64), first_start, done, tasks,
-    )  # fmt: skip
+        world.arrival_ns,
+        sizes,
+        0,
+        len(sizes),
+        1,
+        0,
+        times,
+        engines.free_ns,
+        engines.latest,
+        engines.index,
+        engines.bounds,
+        np.zeros(2, np.int64),
+        first_start,
+        done,
+        tasks,
+    )
     return time.perf_counter() - begun
 
 
 def erlang_ms(n_engines: int) -> float:
     """Mean time in an M/M/c at LOAD, service 1 ms (Erlang C)."""
-    inverse_b, offered = 1.0, LOAD * n_engines
+    inverse_b = 1.0
+    offered = LOAD * n_engines
     for k in range(1, n_engines + 1):
         inverse_b = 1 + inverse_b * k / offered
     b = 1 / inverse_b
@@ -125,31 +148,52 @@ def contest(n: int, n_engines: int) -> Iterator[dict[str, Any]]:
             seconds = time.perf_counter() - begun
             reference = in_system if reference is None else reference
             yield {
-                "engines": n_engines, "tasks": n, "simulator": name, "round": seed, "tasks_per_s": n / seconds,
-                "mean_ms": in_system.mean(), "erlang_ms": erlang_ms(n_engines),
+                "engines": n_engines,
+                "tasks": n,
+                "simulator": name,
+                "round": seed,
+                "tasks_per_s": n / seconds,
+                "mean_ms": in_system.mean(),
+                "erlang_ms": erlang_ms(n_engines),
                 "largest_difference_ms": float(np.abs(in_system - reference).max()),
-            }  # fmt: skip
+            }
 
 
 def ours(n: int) -> Iterator[dict[str, Any]]:
-    """The kernel alone by engines, law and rows; its growth with the number of tasks; the loop with split queries."""
+    """The kernel alone by engines, law and rows; its growth with the number of tasks; the loop with
+    split queries.
+    """
     for n_engines in ENGINES:
         for law in ("deterministic", "exponential"):
             for keep_tasks in (False, True):
                 for tasks in (n // 4, n, 4 * n):
                     for k in range(ROUNDS):
                         seconds = kernel_only(tasks, n_engines, law, keep_tasks=keep_tasks)
-                        yield {"what": "kernel alone", "engines": n_engines, "law": law, "task_rows": keep_tasks,
-                               "tasks": tasks, "round": k, "tasks_per_s": tasks / seconds}  # fmt: skip
+                        yield {
+                            "what": "kernel alone",
+                            "engines": n_engines,
+                            "law": law,
+                            "task_rows": keep_tasks,
+                            "tasks": tasks,
+                            "round": k,
+                            "tasks_per_s": tasks / seconds,
+                        }
         for parts in (1, PARTS):
             for tasks in (n // 80, n // 20):
                 for k in range(ROUNDS):
                     world = World(tasks // parts * parts, n_engines, k, parts)
-                    session, begun = world.session(compiled=False), time.perf_counter()
+                    session = world.session(compiled=False)
+                    begun = time.perf_counter()
                     world.run(session)
-                    yield {"what": f"event loop, {parts} tasks a query", "engines": n_engines, "law": "exponential",
-                           "task_rows": True, "tasks": tasks, "round": k,
-                           "tasks_per_s": tasks / (time.perf_counter() - begun)}  # fmt: skip
+                    yield {
+                        "what": f"event loop, {parts} tasks a query",
+                        "engines": n_engines,
+                        "law": "exponential",
+                        "task_rows": True,
+                        "tasks": tasks,
+                        "round": k,
+                        "tasks_per_s": tasks / (time.perf_counter() - begun),
+                    }
 
 
 def main(argv: Sequence[str]) -> int:
@@ -172,8 +216,17 @@ def main(argv: Sequence[str]) -> int:
     for name, table in (("peers", rows), ("ours", more)):
         frame = pd.DataFrame(table)
         frame.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
-        keys = [c for c in frame.columns if c in ("what", "simulator", "engines", "law", "task_rows", "tasks")]
-        shown = frame.groupby(keys, sort=False)["tasks_per_s"].agg(["median", "min", "max"]).round(-3).astype(int)
+        keys = [
+            c
+            for c in frame.columns
+            if c in ("what", "simulator", "engines", "law", "task_rows", "tasks")
+        ]
+        shown = (
+            frame.groupby(keys, sort=False)["tasks_per_s"]
+            .agg(["median", "min", "max"])
+            .round(-3)
+            .astype(int)
+        )
         print(shown.to_string())
     return 0
 

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""How wrong is virtual time? Real runs beside simulations of the same schedule, model by model and load by load.
+"""How wrong is virtual time?
+
+Real runs beside simulations of the same schedule, model by model and load by load.
 
 python experiments/simulator_validation/run.py [--models rm1,wnd] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
 
-For every model, on the CPU alone and with a modelled accelerator, at 30, 50, 70 and 90 % of the capacity: (1) replay,
-the very service times of the real run's tasks, (2) the latency model, service times measured on the same engines just
-before. Then the highest rate under an SLA, real and simulated. Rows go to validation.csv and rates.csv model by
-model; a model that is there is not run again. About 4 minutes a model.
+For every model, on the CPU alone and with a modelled accelerator, at 30, 50, 70 and 90 % of the
+capacity: (1) replay, the very service times of the real run's tasks, (2) the latency model, service
+times measured on the same engines just before. Then the highest rate under an SLA, real and
+simulated. Rows go to validation.csv and rates.csv model by model; a model that is there is not run
+again. About 4 minutes a model.
 """
 
 from __future__ import annotations
@@ -68,7 +71,9 @@ class Case:
     """One model on one session: real and simulated runs in turn."""
 
     def __init__(self, config: RunConfig, opened: OpenSession, effort: Effort) -> None:
-        self.config, self.opened, self.effort = config, opened, effort
+        self.config = config
+        self.opened = opened
+        self.effort = effort
         self.engines = {CPU: opened.n_engines, ACCEL: 1}
         self.n_runs = 0
 
@@ -78,7 +83,8 @@ class Case:
         for mode, policy in POLICIES.items():
             table = self.table([before])
             capacity = capacity_qps(SimulatedSession(self.engines, table), self.config, policy, 64)
-            sla_ms, facts = 0.0, {"model": self.config.model.name, "mode": mode}
+            sla_ms = 0.0
+            facts = {"model": self.config.model.name, "mode": mode}
             for load in LOADS:
                 schedule, real = self.real_run(policy, load * capacity)
                 after = self.sample()
@@ -97,7 +103,9 @@ class Case:
     def table(self, samples: Sequence[Sample]) -> ServiceTable:
         """For virtual time."""
         inputs = self.config.inputs
-        return calibration_of(samples, self.opened.n_engines).table(inputs.max_mini_batch_size, inputs.numpy_rand_seed)
+        return calibration_of(samples, self.opened.n_engines).table(
+            inputs.max_mini_batch_size, inputs.numpy_rand_seed
+        )
 
     def real_run(self, policy: Policy, rate_qps: float) -> tuple[Schedule, Rows]:
         """On the engines."""
@@ -106,32 +114,47 @@ class Case:
         schedule = draw_schedule(self.config, n, n // 10, rate_qps, self.n_runs)
         return schedule, self.opened.session.run(schedule, [Stage(policy)])
 
-    def compare(self, policy: Policy, schedule: Schedule, real: Rows, table: ServiceTable) -> list[dict[str, Any]]:
-        """The real run beside its replay, its model, and the model with the run's mean service time."""
+    def compare(
+        self, policy: Policy, schedule: Schedule, real: Rows, table: ServiceTable
+    ) -> list[dict[str, Any]]:
+        """The real run beside its replay, its model, and the model with the run's mean service
+        time.
+        """
         replay = ServiceTable(np.ones((1, 2), np.int64), recording=recording_of(real))
         modelled = self.simulate(table, schedule, policy)
         ratio = _busy_ns(real) / _busy_ns(modelled)
         scaled = replace(table, cpu_ns=np.rint(table.cpu_ns * ratio).astype(np.int64))
         overhead = overheads_of(real)[CPU]
         simulated = {
-            "replay": self.simulate(replay, schedule, policy), "model": modelled,
+            "replay": self.simulate(replay, schedule, policy),
+            "model": modelled,
             "model, drift removed": self.simulate(scaled, schedule, policy),
-        }  # fmt: skip
+        }
         facts = {
-            "rate_qps": schedule.rate_qps, "queries": len(schedule) - schedule.n_warmup, "service_ratio": ratio,
-            "wake_us": overhead.wake_ns / 1e3, "gap_us": overhead.gap_ns / 1e3,
-            "model_wake_us": table.cpu_overhead.wake_ns / 1e3, "model_gap_us": table.cpu_overhead.gap_ns / 1e3,
-        }  # fmt: skip
+            "rate_qps": schedule.rate_qps,
+            "queries": len(schedule) - schedule.n_warmup,
+            "service_ratio": ratio,
+            "wake_us": overhead.wake_ns / 1e3,
+            "gap_us": overhead.gap_ns / 1e3,
+            "model_wake_us": table.cpu_overhead.wake_ns / 1e3,
+            "model_gap_us": table.cpu_overhead.gap_ns / 1e3,
+        }
         return [
-            {"kind": kind, **facts, **row} for kind, rows in simulated.items() for row in errors(real, rows, schedule)
+            {"kind": kind, **facts, **row}
+            for kind, rows in simulated.items()
+            for row in errors(real, rows, schedule)
         ]
 
     def simulate(self, table: ServiceTable, schedule: Schedule, policy: Policy) -> Rows:
         """In virtual time."""
         return SimulatedSession(self.engines, table).run(schedule, [Stage(policy)])
 
-    def rates(self, policy: Policy, before: Sample, sla_ms: float, capacity: float) -> dict[str, Any]:
-        """The highest rate under the SLA on the same load, found on the engines and by samples before and after."""
+    def rates(
+        self, policy: Policy, before: Sample, sla_ms: float, capacity: float
+    ) -> dict[str, Any]:
+        """The highest rate under the SLA on the same load, found on the engines and by samples
+        before and after.
+        """
         load = CommonLoad(self.config, self.effort.rate_queries, 1000)
         sla = Sla(sla_ms, max_queries=self.effort.rate_queries)
 
@@ -143,25 +166,38 @@ class Case:
         found = max_rate_qps(self.opened.session, load, policy, sla, foretold or capacity / 2, 0.03)
         both = in_virtual_time([before, self.sample()])
         return {
-            "sla_ms": sla_ms, "foretold_qps": foretold, "with_after_qps": both, "found_qps": found.value,
-            "found_low": found.low, "found_high": found.high,
+            "sla_ms": sla_ms,
+            "foretold_qps": foretold,
+            "with_after_qps": both,
+            "found_qps": found.value,
+            "found_low": found.low,
+            "found_high": found.high,
             "error": both / found.value - 1 if found.value else np.nan,
-        }  # fmt: skip
+        }
 
 
 def errors(real: Rows, simulated: Rows, schedule: Schedule) -> Iterator[dict[str, float]]:
-    """Relative error of each quantile, with a 95 % interval from blocks of neighbouring queries (paired bootstrap)."""
+    """Relative error of each quantile, with a 95 % interval from blocks of neighbouring queries
+    (paired bootstrap).
+    """
     measured, said = (latencies_ms(rows)[schedule.n_warmup :] for rows in (real, simulated))
     rng = np.random.default_rng(7)
     blocks = np.array_split(np.arange(len(measured)), BLOCKS)
-    drawn = [np.concatenate([blocks[i] for i in rng.integers(0, BLOCKS, BLOCKS)]) for _ in range(RESAMPLES)]
+    drawn = [
+        np.concatenate([blocks[i] for i in rng.integers(0, BLOCKS, BLOCKS)])
+        for _ in range(RESAMPLES)
+    ]
     for p in QUANTILES:
         spread = [_error(measured[own], said[own], p) for own in drawn]
         low, high = np.quantile(spread, [0.025, 0.975])
         yield {
-            "quantile": p, "real_ms": float(np.quantile(measured, p)), "simulated_ms": float(np.quantile(said, p)),
-            "error": _error(measured, said, p), "low": float(low), "high": float(high),
-        }  # fmt: skip
+            "quantile": p,
+            "real_ms": float(np.quantile(measured, p)),
+            "simulated_ms": float(np.quantile(said, p)),
+            "error": _error(measured, said, p),
+            "low": float(low),
+            "high": float(high),
+        }
 
 
 def _error(measured: npt.NDArray[np.float64], said: npt.NDArray[np.float64], p: float) -> float:
@@ -200,7 +236,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
     given, flags = parser.parse_known_args(argv)
     if unknown := set(given.models.split(",")) - set(known):
-        sys.stderr.write(f"run.py: --models: {', '.join(sorted(unknown))}: not among {', '.join(known)}\n")
+        sys.stderr.write(
+            f"run.py: --models: {', '.join(sorted(unknown))}: not among {', '.join(known)}\n"
+        )
         return 2
     files = [given.out / "validation.csv", given.out / "rates.csv"]
     given.out.mkdir(parents=True, exist_ok=True)
@@ -210,8 +248,12 @@ def main(argv: Sequence[str]) -> int:
             if model in done:
                 continue
             config = parse(["--config_file", str(known[model]), *COMMON, *flags])
-            for file, rows in zip(files, study(config, QUICK if given.quick else Effort()), strict=True):
-                pd.DataFrame(rows).to_csv(file, mode="a", header=not file.is_file(), index=False, float_format="%.5g")
+            for file, rows in zip(
+                files, study(config, QUICK if given.quick else Effort()), strict=True
+            ):
+                pd.DataFrame(rows).to_csv(
+                    file, mode="a", header=not file.is_file(), index=False, float_format="%.5g"
+                )
     except ConfigError as error:
         sys.stderr.write(f"run.py: --{error}\n")
         return 2

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""From which batch on is an accelerator faster than a CPU core? Speedup by model and batch, beside the published one.
+"""From which batch on is an accelerator faster than a CPU core?
+
+Speedup by model and batch, beside the published one.
 
 python experiments/speedup/sweep_rt.py [--devices nvidia_t4,nvidia_h200] [--baseline amd_epyc_zen4] [--out FOLDER]
 
-Takes whatever the device folders know: measured profiles, rooflines, published speedups; a second or two.
-speedup.csv gets a line a device, model and batch; crossover.csv the batch from which on the device is faster.
-accelerator/profiler.py measures a device of this machine (--baseline cpu_core reads what it wrote for the CPU core).
+Takes whatever the device folders know: measured profiles, rooflines, published speedups; a second
+or two. speedup.csv gets a line a device, model and batch; crossover.csv the batch from which on the
+device is faster. accelerator/profiler.py measures a device of this machine (--baseline cpu_core
+reads what it wrote for the CPU core).
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ SHADES = ("#17507d", "#1f77b4", "#2a9d8f", "#edae49", "#d1495b", "#6a4c93", "#8c
 
 
 def speedups(device: Device, model: ModelConfig, baseline: Profile) -> dict[int, float]:
-    """{batch: baseline's time over the device's}; as published for a device that is known by its speedup."""
+    """{batch: baseline's time over the device's}; as published for a device that is known by its
+    speedup.
+    """
     if device.kind == "speedup":
         return published_speedups(device, model.name)
     profile = latency_profile(device, model)
@@ -52,7 +57,9 @@ def speedups(device: Device, model: ModelConfig, baseline: Profile) -> dict[int,
 
 
 def crossover(batches: Sequence[float], speedup: Sequence[float]) -> float:
-    """The smallest batch from which on the speedup stays at 1 or more, between two by logarithms; inf: never."""
+    """The smallest batch from which on the speedup stays at 1 or more, between two by logarithms;
+    inf: never.
+    """
     below = np.flatnonzero(np.asarray(speedup) < 1)
     if not len(below):
         return float(batches[0])
@@ -65,9 +72,12 @@ def crossover(batches: Sequence[float], speedup: Sequence[float]) -> float:
 
 def sweep(names: Sequence[str], root: Path, baseline_name: str) -> pd.DataFrame:
     """device, kind, model, batch, speedup; raises ConfigError for a device without times."""
-    baseline_device, rows = load_device(root, baseline_name), []
+    baseline_device = load_device(root, baseline_name)
+    rows = []
     for model_name in MODELS:
-        model = parse(["--config_file", str(model_configs()[model_name]), "--num_batches", "1"]).model
+        model = parse(
+            ["--config_file", str(model_configs()[model_name]), "--num_batches", "1"]
+        ).model
         baseline = latency_profile(baseline_device, model)
         for name in names:
             device = load_device(root, name)
@@ -107,29 +117,52 @@ def draw(rows: pd.DataFrame, baseline: str) -> Figure:
         for k, device in enumerate(devices):
             own = rows[(rows["model"] == model) & (rows["device"] == device)]
             published = own["kind"].iloc[0] == "speedup"
-            (line,) = axes.plot(own["batch"], own["speedup"], "s--" if published else "o-", markersize=3,
-                                color="black" if published else SHADES[k % len(SHADES)])  # fmt: skip
-            lines[own["name"].iloc[0] + (" (published)" if published else f" ({own['kind'].iloc[0]})")] = line
+            (line,) = axes.plot(
+                own["batch"],
+                own["speedup"],
+                "s--" if published else "o-",
+                markersize=3,
+                color="black" if published else SHADES[k % len(SHADES)],
+            )
+            lines[
+                own["name"].iloc[0] + (" (published)" if published else f" ({own['kind'].iloc[0]})")
+            ] = line
         axes.axhline(1, color="grey", linewidth=0.8)
         plain_log(axes, "x")
         plain_log(axes, "y")
         axes.set_xticks(BATCHES[::2], [str(n) for n in BATCHES[::2]])
-        style(axes, "batch (items)" if i >= 4 else "", "speedup over one CPU core" if i % 4 == 0 else "", model)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.suptitle(f"Time of one core ({baseline}) over the device's; above 1 the device is faster", fontsize=11)
+        style(
+            axes,
+            "batch (items)" if i >= 4 else "",
+            "speedup over one CPU core" if i % 4 == 0 else "",
+            model,
+        )
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    figure.suptitle(
+        f"Time of one core ({baseline}) over the device's; above 1 the device is faster",
+        fontsize=11,
+    )
     return figure
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", help="folders of accelerator/, with commas (default: every GPU)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--devices", help="folders of accelerator/, with commas (default: every GPU)"
+    )
     parser.add_argument("--baseline", default="amd_epyc_zen4", help="folder of the CPU core")
     parser.add_argument("--accel_root_dir", default="accelerator/")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(argv)
     root = accelerator_root(args.accel_root_dir)
-    names = args.devices.split(",") if args.devices else sorted(f.name for f in root.glob("nvidia_*"))
+    names = (
+        args.devices.split(",") if args.devices else sorted(f.name for f in root.glob("nvidia_*"))
+    )
     try:
         rows = sweep(names, root, args.baseline)
     except ConfigError as error:

@@ -1,4 +1,7 @@
-"""Arrival processes: laws of the gaps, and Poisson arrivals whose rate changes with time. No files, no clock."""
+"""Arrival processes: laws of the gaps, and Poisson arrivals whose rate changes with time.
+
+No files, no clock.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,12 @@ _STATES_A_DRAW = 256
 
 @dataclass(frozen=True)
 class RateCurve:
-    """A rate over time: `time_s` from 0, not descending; `rate` at least 0 there, linear between. It repeats itself.
+    """A rate over time: `time_s` from 0, not descending; `rate` at least 0 there, linear between.
 
-    Two points at one time are a jump. Raises ValueError if that is not so or the rate is 0 throughout.
+    It repeats itself.
+
+    Two points at one time are a jump. Raises ValueError if that is not so or the rate is 0
+    throughout.
     """
 
     time_s: FloatArray
@@ -29,8 +35,14 @@ class RateCurve:
     def __post_init__(self) -> None:
         if len(self.time_s) < 2 or len(self.time_s) != len(self.rate):
             raise ValueError("a rate curve needs two points or more, each a time and a rate")
-        if not (np.isfinite(self.time_s).all() and np.isfinite(self.rate).all() and (self.rate >= 0).all()):
-            raise ValueError("a rate curve's times and rates must be finite numbers, its rates at least 0")
+        if not (
+            np.isfinite(self.time_s).all()
+            and np.isfinite(self.rate).all()
+            and (self.rate >= 0).all()
+        ):
+            raise ValueError(
+                "a rate curve's times and rates must be finite numbers, its rates at least 0"
+            )
         if self.time_s[0] != 0 or (np.diff(self.time_s) < 0).any():
             raise ValueError("a rate curve's times must begin at 0 and must not descend")
         if not self.expected[-1] > 0:
@@ -52,12 +64,16 @@ class RateCurve:
         return RateCurve(self.time_s, self.rate * (rate / self.mean_rate))
 
     def times_s(self, expected: FloatArray) -> FloatArray:
-        """When so many arrivals are expected: the inverse of the rate's integral, so that unit Poisson arrivals become
-        Poisson arrivals of this rate (Cinlar, Introduction to Stochastic Processes, 1975, sec. 4.7)."""
+        """When so many arrivals are expected: the inverse of the rate's integral, so that unit
+        Poisson arrivals become Poisson arrivals of this rate (Cinlar, Introduction to Stochastic
+        Processes, 1975, sec. 4.7).
+        """
         until = self.expected
         periods, rest = np.divmod(expected, until[-1])
         part = np.clip(np.searchsorted(until, rest, side="right") - 1, 0, len(until) - 2)
-        width, begin, end = np.diff(self.time_s)[part], self.rate[part], self.rate[part + 1]
+        width = np.diff(self.time_s)[part]
+        begin = self.rate[part]
+        end = self.rate[part + 1]
         missing = rest - until[part]
         slope = np.divide(end - begin, width, out=np.zeros_like(width), where=width > 0)
         root = begin + np.sqrt(np.maximum(begin * begin + 2 * slope * missing, 0.0))
@@ -67,7 +83,9 @@ class RateCurve:
 
 
 def draw_gaps_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n gaps between arrivals in ns, mean 1 / rate_qps, for the laws of STEADY; ValueError for others."""
+    """n gaps between arrivals in ns, mean 1 / rate_qps, for the laws of STEADY; ValueError for
+    others.
+    """
     mean_ns = NS_PER_S / rate_qps
     gaps: FloatArray
     match load.arrival_process:
@@ -77,24 +95,31 @@ def draw_gaps_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Gener
             gaps = rng.gamma(load.arrival_gamma_shape, mean_ns / load.arrival_gamma_shape, n)
         case "constant":
             gaps = np.full(n, mean_ns, dtype=np.float64)
-        case "legacy":  # the release draws the GAP from a Poisson law in whole ms: far too regular (README)
+        case (
+            "legacy"
+        ):  # the release draws the GAP from a Poisson law in whole ms: far too regular (README)
             gaps = rng.poisson(mean_ns / NS_PER_MS, n).astype(np.float64) * NS_PER_MS
         case other:
             raise ValueError(f"no gaps are drawn for arrival_process {other!r}")
     return np.rint(gaps).astype(np.int64)
 
 
-def draw_modulated_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n arrivals of a Markov-modulated Poisson process of two states, calm and burst; mean rate `rate_qps`.
+def draw_modulated_ns(
+    load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator
+) -> Int64Array:
+    """n arrivals of a Markov-modulated Poisson process of two states, calm and burst; mean rate
+    `rate_qps`.
 
-    Stays in a state are exponential; the first state is drawn as likely as its share of time (stationary). Whoever
-    draws more arrivals or another rate with an equal stream gets the same uniform numbers.
+    Stays in a state are exponential; the first state is drawn as likely as its share of time
+    (stationary). Whoever draws more arrivals or another rate with an equal stream gets the same
+    uniform numbers.
     """
     if n == 0:
         return np.empty(0, np.int64)
     of_states, of_arrivals = rng.spawn(2)
     unit = np.cumsum(of_arrivals.exponential(1.0, n))
-    share, factor = load.arrival_burst_share, load.arrival_burst_factor
+    share = load.arrival_burst_share
+    factor = load.arrival_burst_factor
     calm_qps = rate_qps / (1 + share * (factor - 1))
     stay_s = np.array([load.arrival_burst_s * (1 - share) / share, load.arrival_burst_s])
     state = int(of_states.random() < share)
@@ -105,14 +130,20 @@ def draw_modulated_ns(load: LoadConfig, rate_qps: float, n: int, rng: np.random.
         states = (state + np.arange(_STATES_A_DRAW)) % 2
         stays.append(of_states.exponential(1.0, _STATES_A_DRAW) * stay_s[states])
         rates.append(calm_qps * np.where(states == 1, factor, 1.0))
-        expected += float((stays[-1] * rates[-1]).sum())  # an even number of states: `state` stays as it is
+        expected += float(
+            (stays[-1] * rates[-1]).sum()
+        )  # an even number of states: `state` stays as it is
     ends = np.cumsum(np.concatenate(stays))
     time_s = np.concatenate(([0.0], np.repeat(ends[:-1], 2), [ends[-1]]))
     curve = RateCurve(time_s, np.repeat(np.concatenate(rates), 2))
     return np.rint(curve.times_s(unit) * NS_PER_S).astype(np.int64)
 
 
-def draw_diurnal_ns(curve: RateCurve, rate_qps: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n Poisson arrivals whose rate follows the curve's shape, round after round, with mean `rate_qps`."""
+def draw_diurnal_ns(
+    curve: RateCurve, rate_qps: float, n: int, rng: np.random.Generator
+) -> Int64Array:
+    """n Poisson arrivals whose rate follows the curve's shape, round after round, with mean
+    `rate_qps`.
+    """
     times_s = curve.with_mean(rate_qps).times_s(np.cumsum(rng.exponential(1.0, n)))
     return np.rint(times_s * NS_PER_S).astype(np.int64)

@@ -53,12 +53,21 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
     done = queries[~queries["is_warmup"] & queries["done_ns"].notna()]
     latency_ms = np.sort((done["done_ns"] - done["arrival_ns"]).to_numpy(np.int64) / NS_PER_MS)
     shares = np.arange(1, len(latency_ms) + 1) / max(len(latency_ms), 1)
-    axes.step(latency_ms, shares, where="post", color=color(model), label=f"{model}, {len(latency_ms)} queries")
+    axes.step(
+        latency_ms,
+        shares,
+        where="post",
+        color=color(model),
+        label=f"{model}, {len(latency_ms)} queries",
+    )
     for p, estimate in ((0.50, summary.p50_ms), (0.95, summary.p95_ms), (0.99, summary.p99_ms)):
         if len(latency_ms):
             _percentile(axes, p, estimate, latency_ms[-1])
     axes.axvline(
-        summary.sla_ms, color=_SLA, linestyle="--", label=f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms"
+        summary.sla_ms,
+        color=_SLA,
+        linestyle="--",
+        label=f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms",
     )
     if len(latency_ms) and max(latency_ms[-1], summary.sla_ms) > 20 * latency_ms[0]:
         plain_log(axes, "x")
@@ -97,13 +106,19 @@ def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figur
     """A search: rate and tail latency by trial, one band per policy, the marker tells the verdict."""
     figure = Figure(figsize=(9.0, 5.2), layout="constrained")
     rate_axes, tail_axes = figure.subplots(2, 1, sharex=True)
-    trials = trials.assign(trial=range(1, len(trials) + 1), offload_items=trials["offload_items"].fillna(0))
+    trials = trials.assign(
+        trial=range(1, len(trials) + 1), offload_items=trials["offload_items"].fillna(0)
+    )
     phases = list(dict.fromkeys(trials["phase"]))
-    shades = {phase: ("#d1495b", "#1f77b4", "#2a9d8f", "#6a4c93")[i % 4] for i, phase in enumerate(phases)}
+    shades = {
+        phase: ("#d1495b", "#1f77b4", "#2a9d8f", "#6a4c93")[i % 4] for i, phase in enumerate(phases)
+    }
     policy = trials[["phase", "batch_items", "offload_items"]]
     groups = (policy != policy.shift()).any(axis=1).cumsum()
     for number, part in trials.groupby(groups):
-        _band(rate_axes, tail_axes, part, shades[part["phase"].iloc[0]], shaded=bool(number % 2 == 0))
+        _band(
+            rate_axes, tail_axes, part, shades[part["phase"].iloc[0]], shaded=bool(number % 2 == 0)
+        )
     for phase, shade in shades.items():
         rate_axes.plot([], [], color=shade, label=phase)
     for verdict, marker in _VERDICTS.items():
@@ -120,8 +135,11 @@ def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figur
     return figure
 
 
-def _band(rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, shaded: bool) -> None:
-    first, last = part["trial"].iloc[0] - 0.5, part["trial"].iloc[-1] + 0.5
+def _band(
+    rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, shaded: bool
+) -> None:
+    first = part["trial"].iloc[0] - 0.5
+    last = part["trial"].iloc[-1] + 0.5
     for axes, column in ((rate_axes, "rate_qps"), (tail_axes, "p_sla_ms")):
         axes.plot(part["trial"], part[column].astype(float), color=shade, linewidth=1)
         for verdict, marker in _VERDICTS.items():
@@ -132,13 +150,19 @@ def _band(rate_axes: Axes, tail_axes: Axes, part: pd.DataFrame, shade: str, *, s
     offload = part["offload_items"].iloc[0]
     name = f"{part['batch_items'].iloc[0]}" + (f", >={int(offload)}" if offload > 0 else "")
     rate_axes.annotate(
-        name, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"), fontsize=6.5, ha="center", va="bottom",
+        name,
+        ((first + last) / 2, 1.0),
+        xycoords=("data", "axes fraction"),
+        fontsize=6.5,
+        ha="center",
+        va="bottom",
         rotation=90,
-    )  # fmt: skip
+    )
 
 
 def stage_bars(parts: pd.DataFrame, labels: Sequence[str], title: str) -> Figure:
-    """Where a pipeline's queries spend their time: mean waiting, computing and choosing of each stage, in a row.
+    """Where a pipeline's queries spend their time: mean waiting, computing and choosing of each
+    stage, in a row.
 
     `parts` as `infra.results.stages.stage_parts` gives it.
     """
@@ -148,14 +172,28 @@ def stage_bars(parts: pd.DataFrame, labels: Sequence[str], title: str) -> Figure
     if not len(parts):
         style(axes, "", "", f"{title}: no query was answered")
         return figure
-    names = [f"{row.stage}: {labels[row.stage]}, {row.items:,.0f} items" for row in parts.itertuples()]
+    names = [
+        f"{row.stage}: {labels[row.stage]}, {row.items:,.0f} items" for row in parts.itertuples()
+    ]
     begin = 0.0
     for name, row in zip(names, parts.itertuples(), strict=True):
         for part, shade in shades.items():
             width = float(getattr(row, f"{part}_ms"))
-            axes.barh(name, width, left=begin, color=shade, height=0.6, label=part if row.Index == 0 else None)
+            axes.barh(
+                name,
+                width,
+                left=begin,
+                color=shade,
+                height=0.6,
+                label=part if row.Index == 0 else None,
+            )
             begin += width
     axes.invert_yaxis()
-    style(axes, "mean time since the intended arrival (ms)", "", f"{title}: {begin:,.1f} ms in the mean")
+    style(
+        axes,
+        "mean time since the intended arrival (ms)",
+        "",
+        f"{title}: {begin:,.1f} ms in the mean",
+    )
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure

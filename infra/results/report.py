@@ -60,20 +60,34 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
     table.add_column("95 % interval, or meaning")
     table.add_row("queries measured", f"{summary.n_queries:,}", "after the warm-up")
     table.add_row("offered rate", f"{number(summary.offered_qps)} QPS", "arrivals of the schedule")
-    table.add_row("achieved rate", f"{number(summary.achieved_qps)} QPS", "answers, first arrival to last answer")
-    for name, estimate in (("p50", summary.p50_ms), ("p95", summary.p95_ms), ("p99", summary.p99_ms)):
+    table.add_row(
+        "achieved rate",
+        f"{number(summary.achieved_qps)} QPS",
+        "answers, first arrival to last answer",
+    )
+    for name, estimate in (
+        ("p50", summary.p50_ms),
+        ("p95", summary.p95_ms),
+        ("p99", summary.p99_ms),
+    ):
         table.add_row(f"latency {name}", f"{number(estimate.value)} ms", interval(estimate))
     table.add_row(
         "mean latency",
         f"{number(summary.mean_latency_ms)} ms",
-        f"= {number(summary.mean_queue_ms)} to the first start + {number(summary.mean_compute_ms)} to the answer",
+        f"= {number(summary.mean_queue_ms)} to the first start + "
+        f"{number(summary.mean_compute_ms)} to the answer",
     )
     met = "met" if summary.meets_sla else "MISSED"
     table.add_row(
-        "SLA", met, f"p{summary.sla_percentile:g} {number(summary.p_sla_ms.value)} ms, target {summary.sla_ms:g} ms"
+        "SLA",
+        met,
+        f"p{summary.sla_percentile:g} {number(summary.p_sla_ms.value)} ms, target "
+        f"{summary.sla_ms:g} ms",
     )
     table.add_row(
-        "offloaded", f"{summary.accel_query_share:.1%}", f"of the queries; {summary.accel_item_share:.1%} of the items"
+        "offloaded",
+        f"{summary.accel_query_share:.1%}",
+        f"of the queries; {summary.accel_item_share:.1%} of the items",
     )
     table.add_row(
         "generator lateness",
@@ -85,10 +99,13 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
         table.add_row(
             "memory",
             f"{memory.get('driver_rss_mib', 0):,.0f} MiB",
-            f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB at most",
+            f"driver with tables and inputs; each engine adds {max(private, default=0):,.0f} MiB "
+            "at most",
         )
     table.add_row(
-        "verdict", "VALID" if summary.valid else "INVALID", "; ".join(summary.invalid_reasons) or "can be trusted"
+        "verdict",
+        "VALID" if summary.valid else "INVALID",
+        "; ".join(summary.invalid_reasons) or "can be trusted",
     )
     return table
 
@@ -111,36 +128,57 @@ def search(title: str, lines: Sequence[dict[str, Any]], percentile: float = 95.0
             cells += ["none", *["-"] * per_watt, "-", "-", "-"]
         else:
             cells += [
-                number(line["rate_qps"], 1), *([number(line["qps_per_watt"], 3)] if per_watt else []),
-                f"{number(summary.p_sla_ms.value)} {interval(summary.p_sla_ms)}", f"{summary.accel_query_share:.0%}",
+                number(line["rate_qps"], 1),
+                *([number(line["qps_per_watt"], 3)] if per_watt else []),
+                f"{number(summary.p_sla_ms.value)} {interval(summary.p_sla_ms)}",
+                f"{summary.accel_query_share:.0%}",
                 f"{line['gain']:.2f}x" if line["gain"] else "-",
-            ]  # fmt: skip
-        verdict = "no rate meets the SLA" if summary is None else "VALID" if summary.valid else "INVALID"
+            ]
+        verdict = (
+            "no rate meets the SLA" if summary is None else "VALID" if summary.valid else "INVALID"
+        )
         table.add_row(line["name"], *cells, verdict)
     return table
 
 
 def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str]:
-    """What the table has no room for: how sure each limit is, how far from the best possible, why a run is INVALID."""
+    """What the table has no room for: how sure each limit is, how far from the best possible, why a
+    run is INVALID.
+    """
     notes = []
     for line in lines:
         limit = line["limit_qps"]
         low, high = (number(limit[k], 1) if limit[k] else "?" for k in ("low", "high"))
         known = low != "?" or high != "?"
-        sure = f": shown to hold at {low} and to fail at {high} QPS (confidence {confidence:.0%} each)" if known else ""
+        sure = (
+            f": shown to hold at {low} and to fail at {high} QPS (confidence {confidence:.0%} each)"
+            if known
+            else ""
+        )
         share = line["of_exhaustive"]
         regret = f"; {share:.1%} of the exhaustive search's rate" if share else ""
-        cost = f"{line['n_trials']} trials, {line['n_queries']:,} queries, {number(line['seconds'], 0)} s"
-        notes.append(f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}; {cost}")
+        cost = (
+            f"{line['n_trials']} trials, {line['n_queries']:,} queries, "
+            f"{number(line['seconds'], 0)} s"
+        )
+        notes.append(
+            f"{line['name']}: limit about {number(limit['value'], 1)} QPS{sure}{regret}; {cost}"
+        )
         summary: Summary | None = line["summary"]
         if summary is not None and not summary.valid:
             notes.append(f"{line['name']}: {verdict(summary)}")
     return notes
 
 
-def tuned_lines(summary: Summary, batch_items: int, offload_items: int | None, rate_qps: float) -> list[str]:
+def tuned_lines(
+    summary: Summary, batch_items: int, offload_items: int | None, rate_qps: float
+) -> list[str]:
     """The release's last lines of a tuning run, and ours."""
-    accel = [] if offload_items is None else [f"Scheduler's Optimal accel_size configuration:  {offload_items}"]
+    accel = (
+        []
+        if offload_items is None
+        else [f"Scheduler's Optimal accel_size configuration:  {offload_items}"]
+    )
     threshold = "none" if offload_items is None else offload_items
     tail = f"p{summary.sla_percentile:g} {summary.p_sla_ms.value:.2f} ms"
     best = f"Best: batch {batch_items}, threshold {threshold}, {rate_qps:.1f} QPS, {tail}"

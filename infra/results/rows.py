@@ -1,4 +1,7 @@
-"""The rows that a run leaves: one per query, one per task. Every number and figure is computed from them."""
+"""The rows that a run leaves: one per query, one per task.
+
+Every number and figure is computed from them.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,38 @@ import pandas as pd
 
 from infra.messages import ACCEL, CPU, Answer, Fail, Query, TaskDone
 
-TASK_COLUMNS = ["query_id", "stage", "part", "pool", "engine", "n_items", "enqueued_ns", "start_ns", "end_ns"]
-QUERY_COLUMNS = ["input_id", "n_items", "n_tasks", "arrival_ns", "sent_ns", "first_start_ns", "done_ns"]
+TASK_COLUMNS = [
+    "query_id",
+    "stage",
+    "part",
+    "pool",
+    "engine",
+    "n_items",
+    "enqueued_ns",
+    "start_ns",
+    "end_ns",
+]
+QUERY_COLUMNS = [
+    "input_id",
+    "n_items",
+    "n_tasks",
+    "arrival_ns",
+    "sent_ns",
+    "first_start_ns",
+    "done_ns",
+]
 UNKNOWN = -1
 
 
 @dataclass(frozen=True)
 class Rows:
-    """`queries`: query_id, input_id, n_items, n_tasks, arrival_ns, sent_ns, first_start_ns, done_ns, is_warmup.
+    """`queries`: query_id, input_id, n_items, n_tasks, arrival_ns, sent_ns, first_start_ns,
+    done_ns, is_warmup.
 
-    `tasks`: TASK_COLUMNS. Times are ns since the run's start; sent_ns, first_start_ns and done_ns are null for a
-    query that was not sent, not started or not answered. `notes` are reasons why the run is INVALID. `answers`:
-    {query id: items of its input, best first (int32, packed)} of the queries that were ranked.
+    `tasks`: TASK_COLUMNS. Times are ns since the run's start; sent_ns, first_start_ns and done_ns
+    are null for a query that was not sent, not started or not answered. `notes` are reasons why the
+    run is INVALID. `answers`: {query id: items of its input, best first (int32, packed)} of the
+    queries that were ranked.
     """
 
     queries: pd.DataFrame
@@ -45,17 +68,32 @@ class Recorder:
     def sent(self, query: Query, now_ns: int) -> None:
         """A query entered the system."""
         self._queries[query.query_id] = [
-            query.input_id, query.n_items, 0, query.arrival_ns, now_ns, UNKNOWN, UNKNOWN
-        ]  # fmt: skip
+            query.input_id,
+            query.n_items,
+            0,
+            query.arrival_ns,
+            now_ns,
+            UNKNOWN,
+            UNKNOWN,
+        ]
 
     def done(self, event: TaskDone, enqueued_ns: int) -> None:
         """A task ended."""
         task = event.task
         pool = self._pools.setdefault(task.pool, len(self._pools))
-        self._tasks.append((
-            task.query_id, task.stage, task.part, pool, event.engine, task.n_items, enqueued_ns, event.start_ns,
-            event.end_ns,
-        ))  # fmt: skip
+        self._tasks.append(
+            (
+                task.query_id,
+                task.stage,
+                task.part,
+                pool,
+                event.engine,
+                task.n_items,
+                enqueued_ns,
+                event.start_ns,
+                event.end_ns,
+            )
+        )
         row = self._queries[task.query_id]
         row[2] += 1
         row[5] = event.start_ns if row[5] == UNKNOWN else min(row[5], event.start_ns)
@@ -77,7 +115,9 @@ class Recorder:
     def rows(self) -> Rows:
         """What was recorded so far."""
         ids = sorted(self._queries)
-        table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(len(ids), len(QUERY_COLUMNS))
+        table = np.array([self._queries[i] for i in ids], dtype=np.int64).reshape(
+            len(ids), len(QUERY_COLUMNS)
+        )
         queries = query_table(np.array(ids, dtype=np.int64), table, self.n_warmup)
         done = np.array(self._tasks, dtype=np.int64).reshape(len(self._tasks), len(TASK_COLUMNS))
         tasks = pd.DataFrame(done, columns=TASK_COLUMNS)
@@ -85,8 +125,12 @@ class Recorder:
         return Rows(queries, tasks, tuple(self._notes), self._answers)
 
 
-def query_table(ids: npt.NDArray[np.int64], table: npt.NDArray[np.int64], n_warmup: int) -> pd.DataFrame:
-    """The rows of the queries `ids` from an array [query, QUERY_COLUMNS] in which UNKNOWN stands for null."""
+def query_table(
+    ids: npt.NDArray[np.int64], table: npt.NDArray[np.int64], n_warmup: int
+) -> pd.DataFrame:
+    """The rows of the queries `ids` from an array [query, QUERY_COLUMNS] in which UNKNOWN stands
+    for null.
+    """
     queries = pd.DataFrame(table, columns=QUERY_COLUMNS)
     queries.insert(0, "query_id", ids)
     for name in ("sent_ns", "first_start_ns", "done_ns"):

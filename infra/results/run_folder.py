@@ -1,4 +1,7 @@
-"""A run's folder: run.json, queries.parquet, tasks.parquet and figures. Written once, found and read again."""
+"""A run's folder: run.json, queries.parquet, tasks.parquet and figures.
+
+Written once, found and read again.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ class SavedRun:
 
     def rows(self) -> Rows:
         """The rows as they were written."""
-        queries, tasks = (pd.read_parquet(self.folder / f"{name}.parquet") for name in ("queries", "tasks"))
+        queries, tasks = (
+            pd.read_parquet(self.folder / f"{name}.parquet") for name in ("queries", "tasks")
+        )
         return Rows(queries, tasks, tuple(self.document["notes"]))
 
 
@@ -37,7 +42,9 @@ def new_folder(config: RunConfig) -> Path:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError("results_dir", f"{folder}: cannot be created: {error.strerror}") from error
+        raise ConfigError(
+            "results_dir", f"{folder}: cannot be created: {error.strerror}"
+        ) from error
     return folder
 
 
@@ -73,13 +80,16 @@ def resumed(results_dir: str, run_id: str) -> SavedRun:
     if not (folder / "run.json").is_file() or not (folder / "search.jsonl").is_file():
         known = sorted(f.parent.name for f in Path(results_dir).glob("*/search.jsonl"))
         raise ConfigError(
-            "resume", f"is {run_id!r}; expected a run with a search in {results_dir}: {', '.join(known) or 'none'}"
+            "resume",
+            f"is {run_id!r}; expected a run with a search in {results_dir}: "
+            f"{', '.join(known) or 'none'}",
         )
     return read(folder)
 
 
 def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[str, float]:
-    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings; {} if none.
+    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings;
+    {} if none.
 
     `fingerprint` of the pipeline: its file may have changed.
     """
@@ -88,7 +98,9 @@ def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[
     rates: dict[str, float] = {}
     for run in find(Path(config.output.results_dir)):
         saved = run.document["config"]
-        if saved.get("scheduler") != "exhaustive" or any(saved.get(name) != mine[name] for name in mine):
+        if saved.get("scheduler") != "exhaustive" or any(
+            saved.get(name) != mine[name] for name in mine
+        ):
             continue
         if (run.document.get("pipeline") or {}).get("fingerprint") != fingerprint:
             continue
@@ -110,9 +122,16 @@ def open_log(path: str) -> Path | None:
 
 
 def write_log(file: Path, tasks: pd.DataFrame) -> None:
-    """One line per task: query, stage, part, pool, engine, items, then enqueued, start and end in ms."""
+    """One line per task: query, stage, part, pool, engine, items, then enqueued, start and end in
+    ms.
+    """
     with file.open("w") as out:
         out.write("query stage part pool engine items enqueued_ms start_ms end_ms\n")
         for row in tasks.itertuples(index=False):
-            times = " ".join(f"{t / NS_PER_MS:.4f}" for t in (row.enqueued_ns, row.start_ns, row.end_ns))
-            out.write(f"{row.query_id} {row.stage} {row.part} {row.pool} {row.engine} {row.n_items} {times}\n")
+            times = " ".join(
+                f"{t / NS_PER_MS:.4f}" for t in (row.enqueued_ns, row.start_ns, row.end_ns)
+            )
+            out.write(
+                f"{row.query_id} {row.stage} {row.part} {row.pool} {row.engine} {row.n_items} "
+                f"{times}\n"
+            )

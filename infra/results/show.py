@@ -1,4 +1,6 @@
-"""Tables of a command line that also runs where rich is not installed, as on a borrowed GPU machine."""
+"""Tables of a command line that also runs where rich is not installed, as on a borrowed GPU
+machine.
+"""
 
 from __future__ import annotations
 

@@ -12,17 +12,25 @@ PARTS = ("queue_ms", "compute_ms", "filter_ms")
 
 
 def stage_table(rows: Rows) -> pd.DataFrame:
-    """A row per query and stage: query_id, stage, pool, n_items, n_tasks, enqueued_ns, first_start_ns, end_ns, next_ns.
+    """A row per query and stage: query_id, stage, pool, n_items, n_tasks, enqueued_ns,
+    first_start_ns, end_ns, next_ns.
 
-    A stage waits from `enqueued_ns` (the first stage: the query's arrival) to `first_start_ns`, computes to `end_ns`
-    (its last part's) and chooses to `next_ns` (the next stage's tasks are enqueued, or the query is answered; null if
-    neither came). These parts add up to the query's latency.
+    A stage waits from `enqueued_ns` (the first stage: the query's arrival) to `first_start_ns`,
+    computes to `end_ns` (its last part's) and chooses to `next_ns` (the next stage's tasks are
+    enqueued, or the query is answered; null if neither came). These parts add up to the query's
+    latency.
     """
-    own = rows.tasks.sort_values(["query_id", "stage"]).groupby(["query_id", "stage"], as_index=False)
+    own = rows.tasks.sort_values(["query_id", "stage"]).groupby(
+        ["query_id", "stage"], as_index=False
+    )
     table = own.agg(
-        pool=("pool", "first"), n_items=("n_items", "sum"), n_tasks=("part", "nunique"),
-        enqueued_ns=("enqueued_ns", "min"), first_start_ns=("start_ns", "min"), end_ns=("end_ns", "max"),
-    )  # fmt: skip
+        pool=("pool", "first"),
+        n_items=("n_items", "sum"),
+        n_tasks=("part", "nunique"),
+        enqueued_ns=("enqueued_ns", "min"),
+        first_start_ns=("start_ns", "min"),
+        end_ns=("end_ns", "max"),
+    )
     queries = rows.queries.set_index("query_id")
     first = table["stage"] == 0
     table.loc[first, "enqueued_ns"] = table.loc[first, "query_id"].map(queries["arrival_ns"])
@@ -37,10 +45,15 @@ def stage_parts(rows: Rows) -> pd.DataFrame:
     counted = rows.queries[~rows.queries["is_warmup"] & rows.queries["done_ns"].notna()]
     table = stage_table(rows)
     table = table[table["query_id"].isin(counted["query_id"])]
-    bounds = [table[name].astype(float) for name in ("enqueued_ns", "first_start_ns", "end_ns", "next_ns")]
-    parts = pd.DataFrame({
-        name: (end - begin) / NS_PER_MS for name, begin, end in zip(PARTS, bounds, bounds[1:], strict=False)
-    })  # fmt: skip
+    bounds = [
+        table[name].astype(float) for name in ("enqueued_ns", "first_start_ns", "end_ns", "next_ns")
+    ]
+    parts = pd.DataFrame(
+        {
+            name: (end - begin) / NS_PER_MS
+            for name, begin, end in zip(PARTS, bounds, bounds[1:], strict=False)
+        }
+    )
     grouped = parts.assign(stage=table["stage"], n_items=table["n_items"]).groupby("stage")
     columns: dict[str, pd.Series] = {"items": grouped["n_items"].mean()}
     for name in PARTS:
@@ -53,14 +66,20 @@ def answer_table(rows: Rows) -> pd.DataFrame:
     """A row per place of each answered list: query_id, place (from 1), item (of the query's input)."""
     lists = {query: np.frombuffer(items, np.int32) for query, items in sorted(rows.answers.items())}
     lengths = [len(own) for own in lists.values()]
-    return pd.DataFrame({
-        "query_id": np.repeat(np.array([*lists], np.int64), lengths),
-        "place": np.concatenate([np.arange(1, n + 1) for n in lengths]) if lengths else np.zeros(0, np.int64),
-        "item": np.concatenate([*lists.values()]) if lengths else np.zeros(0, np.int32),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "query_id": np.repeat(np.array([*lists], np.int64), lengths),
+            "place": np.concatenate([np.arange(1, n + 1) for n in lengths])
+            if lengths
+            else np.zeros(0, np.int64),
+            "item": np.concatenate([*lists.values()]) if lengths else np.zeros(0, np.int32),
+        }
+    )
 
 
 def answers_by_input(rows: Rows) -> dict[int, np.ndarray]:
     """{input: its list, best first}: a pipeline answers an input alike whenever it comes."""
     inputs = rows.queries.set_index("query_id")["input_id"]
-    return {int(inputs[query]): np.frombuffer(items, np.int32) for query, items in rows.answers.items()}
+    return {
+        int(inputs[query]): np.frombuffer(items, np.int32) for query, items in rows.answers.items()
+    }

@@ -1,4 +1,6 @@
-"""From rows to numbers one can defend: quantiles with intervals, the warm-up cut, VALID or INVALID with reasons."""
+"""From rows to numbers one can defend: quantiles with intervals, the warm-up cut, VALID or INVALID
+with reasons.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ FloatArray = npt.NDArray[np.float64]
 
 LATE_MS = 1.0  # the generator is late if p99 lateness exceeds this and LATE_SLA_FRACTION of the SLA
 LATE_SLA_FRACTION = 0.05
-GROWTH_FRACTION = 0.05  # the queue grows if more than this share of the queries piled up during the run
+GROWTH_FRACTION = (
+    0.05  # the queue grows if more than this share of the queries piled up during the run
+)
 GROWTH_QUERIES = 20
 
 
@@ -32,7 +36,10 @@ class Estimate:
 
     def as_json(self) -> dict[str, float | None]:
         """{value, low, high}; infinite becomes null (JSON has no infinity)."""
-        return {name: number if math.isfinite(number) else None for name, number in dataclasses.asdict(self).items()}
+        return {
+            name: number if math.isfinite(number) else None
+            for name, number in dataclasses.asdict(self).items()
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,10 @@ class Summary:
         """What run.json holds under `summary`."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: v.as_json() if isinstance(v, Estimate) else v for k, v in fields.items()}
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in plain.items()
+        }
         return {
             **plain,
             "invalid_reasons": list(self.invalid_reasons),
@@ -91,16 +101,17 @@ def _binomial_quantile(share: float, n: int, p: float) -> int:
 def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimate:
     """The p-quantile (nearest rank) with a distribution-free interval from order statistics.
 
-    The ranks are binomial quantiles: the interval covers the true quantile of independent samples with at least
-    `confidence`. Source: David and Nagaraja, Order Statistics (2003), sec. 7.1. Latencies of a queue are
-    correlated, so at high load the true coverage is lower.
+    The ranks are binomial quantiles: the interval covers the true quantile of independent samples
+    with at least `confidence`. Source: David and Nagaraja, Order Statistics (2003), sec. 7.1.
+    Latencies of a queue are correlated, so at high load the true coverage is lower.
     """
     n = len(samples)
     if n == 0:
         return Estimate(math.nan, -math.inf, math.inf)
     ordered = np.sort(samples)
     tail = (1 - confidence) / 2
-    low, high = _binomial_quantile(tail, n, p), _binomial_quantile(1 - tail, n, p) + 1
+    low = _binomial_quantile(tail, n, p)
+    high = _binomial_quantile(1 - tail, n, p) + 1
     return Estimate(
         value=float(ordered[max(math.ceil(p * n), 1) - 1]),
         low=float(ordered[low - 1]) if low >= 1 else -math.inf,
@@ -117,7 +128,9 @@ def queries_needed(p: float, confidence: float = 0.95) -> int:
 
 
 def queue_growth(arrival_ns: npt.NDArray[np.int64], done_ns: npt.NDArray[np.int64]) -> int:
-    """Queries, itself left out, that the last arrival finds in the system (the first finds none); arrays in ns."""
+    """Queries, itself left out, that the last arrival finds in the system (the first finds none);
+    arrays in ns.
+    """
     if len(arrival_ns) == 0:
         return 0
     ends = np.sort(done_ns)
@@ -125,9 +138,15 @@ def queue_growth(arrival_ns: npt.NDArray[np.int64], done_ns: npt.NDArray[np.int6
 
 
 def summarize(
-    queries: pd.DataFrame, tasks: pd.DataFrame, sla_ms: float, sla_percentile: float = 95.0, extra: tuple[str, ...] = ()
+    queries: pd.DataFrame,
+    tasks: pd.DataFrame,
+    sla_ms: float,
+    sla_percentile: float = 95.0,
+    extra: tuple[str, ...] = (),
 ) -> Summary:
-    """Summary of a run's rows (columns: see infra.results.rows); `extra` are reasons for INVALID known to the caller."""
+    """Summary of a run's rows (columns: see infra.results.rows); `extra` are reasons for INVALID
+    known to the caller.
+    """
     measured = queries[~queries["is_warmup"]]
     sent = measured[measured["sent_ns"].notna()]
     answered = sent[sent["done_ns"].notna()]
@@ -135,8 +154,12 @@ def summarize(
     done = answered["done_ns"].to_numpy(np.int64)
     first_start = answered["first_start_ns"].to_numpy(np.int64)
     latency_ms = (done - arrival) / NS_PER_MS
-    late_ms = (sent["sent_ns"].to_numpy(np.int64) - sent["arrival_ns"].to_numpy(np.int64)) / NS_PER_MS
-    late_p50, late_p99 = (float(np.quantile(late_ms, p)) if len(late_ms) else math.nan for p in (0.5, 0.99))
+    late_ms = (
+        sent["sent_ns"].to_numpy(np.int64) - sent["arrival_ns"].to_numpy(np.int64)
+    ) / NS_PER_MS
+    late_p50, late_p99 = (
+        float(np.quantile(late_ms, p)) if len(late_ms) else math.nan for p in (0.5, 0.99)
+    )
     accel_queries, accel_items = _accel_share(answered, tasks)
     p_sla = quantile(latency_ms, sla_percentile / 100)
     span_s = (done.max() - arrival.min()) / NS_PER_S if len(done) else math.nan
@@ -153,7 +176,9 @@ def summarize(
         )
     grown = queue_growth(arrival, done)
     if grown > max(GROWTH_FRACTION * len(answered), GROWTH_QUERIES):
-        reasons.append(f"the queue was still growing: {grown} queries were waiting when the last one came")
+        reasons.append(
+            f"the queue was still growing: {grown} queries were waiting when the last one came"
+        )
     return Summary(
         n_queries=len(answered),
         offered_qps=_offered_qps(sent["arrival_ns"].to_numpy(np.int64)),
@@ -191,4 +216,6 @@ def _accel_share(answered: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, fl
     mine = tasks[tasks["query_id"].isin(answered["query_id"])]
     offloaded = mine[mine["pool"] == "accel"]
     n_items = mine["n_items"].sum()
-    return offloaded["query_id"].nunique() / len(answered), float(offloaded["n_items"].sum() / n_items)
+    return offloaded["query_id"].nunique() / len(answered), float(
+        offloaded["n_items"].sum() / n_items
+    )

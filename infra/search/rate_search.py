@@ -1,4 +1,7 @@
-"""The highest rate that meets an SLA, rate by rate: bisection, and the release's walk. Sans I/O: propose, observe."""
+"""The highest rate that meets an SLA, rate by rate: bisection, and the release's walk.
+
+Sans I/O: propose, observe.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,42 @@ from collections.abc import Sequence
 from infra.results.stats import Estimate
 from infra.search.sla_test import Verdict
 
-FIRST_STEP = 1.25  # away from the starting rate; every further step is the square of the one before, up to
+FIRST_STEP = (
+    1.25  # away from the starting rate; every further step is the square of the one before, up to
+)
 LARGEST_STEP = 16.0
 
 
 class RateBisection:
-    """Brackets the limit from `start_qps`, then halves the bracket in the logarithm down to `rel_width`.
+    """Brackets the limit from `start_qps`, then halves the bracket in the logarithm down to
+    `rel_width`.
 
-    An undecided rate moves the bracket by the side that its late share leans to, but not the interval: `estimate` is
-    the limit to `rel_width` on the load that was drawn, between the highest rate that was shown to meet the SLA and
-    the lowest that was shown to miss it. No rate below `floor_qps` is tried.
+    An undecided rate moves the bracket by the side that its late share leans to, but not the
+    interval: `estimate` is the limit to `rel_width` on the load that was drawn, between the highest
+    rate that was shown to meet the SLA and the lowest that was shown to miss it. No rate below
+    `floor_qps` is tried.
     """
 
     def __init__(
-        self, start_qps: float, rel_width: float, floor_qps: float = 0.0, first_step: float = FIRST_STEP
+        self,
+        start_qps: float,
+        rel_width: float,
+        floor_qps: float = 0.0,
+        first_step: float = FIRST_STEP,
     ) -> None:
         if not (start_qps > 0 and rel_width > 0 and math.isfinite(start_qps)):
-            raise ValueError(f"start_qps {start_qps:g}, rel_width {rel_width:g}: expected finite numbers above 0")
-        self._start_qps, self._rel_width = start_qps, rel_width
+            raise ValueError(
+                f"start_qps {start_qps:g}, rel_width {rel_width:g}: expected finite numbers above 0"
+            )
+        self._start_qps = start_qps
+        self._rel_width = rel_width
         self._floor_qps = floor_qps or start_qps / 64
         self._factor = first_step
-        self._met_qps, self._missed_qps = 0.0, math.inf  # the bracket, by leaning where undecided
-        self._sure_met_qps, self._sure_missed_qps = 0.0, math.inf
+        # the bracket, by leaning where undecided
+        self._met_qps = 0.0
+        self._missed_qps = math.inf
+        self._sure_met_qps = 0.0
+        self._sure_missed_qps = math.inf
         self._next_qps: float | None = start_qps
 
     def propose(self) -> float | None:
@@ -52,7 +69,8 @@ class RateBisection:
         self._next_qps = self._following()
 
     def _following(self) -> float | None:
-        low, high = self._met_qps, self._missed_qps
+        low = self._met_qps
+        high = self._missed_qps
         if low > 0 and high < math.inf:
             return math.sqrt(low * high) if high / low > 1 + self._rel_width else None
         rate_qps = high / self._factor if low == 0 else low * self._factor
@@ -67,7 +85,8 @@ class RateBisection:
     @property
     def estimate(self) -> Estimate:
         """The limit; 0 where no rate met the SLA."""
-        low, high = self._met_qps, self._missed_qps
+        low = self._met_qps
+        high = self._missed_qps
         value = 0.0 if low == 0 else low if high == math.inf else math.sqrt(low * high)
         return Estimate(value, min(self._sure_met_qps, value), max(self._sure_missed_qps, value))
 
@@ -81,19 +100,25 @@ def log_grid_qps(min_gap_ms: float, max_gap_ms: float, steps: int) -> tuple[floa
 class RateWalk:
     """Walks a log grid of rates, a step an update, as the release does.
 
-    Below the dead band one step up, over the SLA one step down, inside it no move. It ends when held for
-    `HOLDS` updates in all, when it has turned `TURNS` times, when it stands at an end of the grid, or after
-    `max_updates`.
+    Below the dead band one step up, over the SLA one step down, inside it no move. It ends when
+    held for `HOLDS` updates in all, when it has turned `TURNS` times, when it stands at an end of
+    the grid, or after `max_updates`.
     """
 
     HOLDS = 3
     TURNS = 4
 
     def __init__(
-        self, grid_qps: Sequence[float], sla_ms: float, stable_region: float, max_updates: int, start_step: int = 0
+        self,
+        grid_qps: Sequence[float],
+        sla_ms: float,
+        stable_region: float,
+        max_updates: int,
+        start_step: int = 0,
     ) -> None:
         self._grid = tuple(grid_qps)
-        self._sla_ms, self._band_ms = sla_ms, sla_ms * (1 - stable_region)
+        self._sla_ms = sla_ms
+        self._band_ms = sla_ms * (1 - stable_region)
         self._max_updates = max_updates
         self._step = min(max(start_step, 0), len(self._grid) - 1)
         self._holds = self._turns = self._direction = 0
@@ -116,7 +141,10 @@ class RateWalk:
         self._direction = move or self._direction
         blocked = not 0 <= self._step + move < len(self._grid)
         self._ended = (
-            blocked or self._holds >= self.HOLDS or self._turns >= self.TURNS or len(self.steps) >= self._max_updates
+            blocked
+            or self._holds >= self.HOLDS
+            or self._turns >= self.TURNS
+            or len(self.steps) >= self._max_updates
         )
         if not blocked:
             self._step += move
@@ -124,4 +152,6 @@ class RateWalk:
     @property
     def limit_step(self) -> int:
         """The fastest step at which at least half of the updates met the SLA; -1: none."""
-        return max((step for step, met in self._met.items() if 2 * sum(met) >= len(met)), default=-1)
+        return max(
+            (step for step, met in self._met.items() if 2 * sum(met) >= len(met)), default=-1
+        )

@@ -1,9 +1,12 @@
-"""Does a percentile of the latency meet the SLA at this rate? Decided from as few queries as the data allow.
+"""Does a percentile of the latency meet the SLA at this rate?
 
-Late queries (latency over the SLA) are counted in order of arrival. At looks that grow geometrically a one-sided
-binomial test asks whether the share of late queries is below, or above, 1 - percentile; all looks together are wrong
-at most as often as asked (Bonferroni). Queue latencies come in clumps, so n queries count only as n / tau, where tau
-is the autocorrelation time of the latencies.
+Decided from as few queries as the data allow.
+
+Late queries (latency over the SLA) are counted in order of arrival. At looks that grow
+geometrically a one-sided binomial test asks whether the share of late queries is below, or above,
+1 - percentile; all looks together are wrong at most as often as asked (Bonferroni). Queue latencies
+come in clumps, so n queries count only as n / tau, where tau is the autocorrelation time of the
+latencies.
 """
 
 from __future__ import annotations
@@ -30,25 +33,30 @@ SATURATED_SHARE = 0.25  # of all queries so far are late, too
 
 
 def p_value_met(n: float, late: float, percentile: float) -> float:
-    """Probability of so few late queries out of n independent ones if the percentile were just at the SLA.
+    """Probability of so few late queries out of n independent ones if the percentile were just at
+    the SLA.
 
     This is LoadGen's early stopping: h queries in time and t late ones pass at confidence c where
-    I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function (mlcommons/inference, loadgen/early_stopping.cc,
-    tolerance 0; n and t may be fractions here). For p99 at 99 % and none late that takes 459 queries.
+    I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function (mlcommons/inference,
+    loadgen/early_stopping.cc, tolerance 0; n and t may be fractions here). For p99 at 99 % and none
+    late that takes 459 queries.
     """
     return float(special.betainc(max(n - late, 1e-9), late + 1, percentile / 100))
 
 
 def p_value_missed(n: float, late: float, percentile: float) -> float:
-    """Probability of so many late queries out of n independent ones if the percentile were just at the SLA."""
+    """Probability of so many late queries out of n independent ones if the percentile were just at
+    the SLA.
+    """
     return float(special.betaincc(n - late + 1, late, percentile / 100)) if late > 0 else 1.0
 
 
 def autocorrelation_time(samples: FloatArray) -> float:
-    """tau = 1 + 2 x the sum of autocorrelations; n samples tell of their mean what n / tau independent ones do.
+    """tau = 1 + 2 x the sum of autocorrelations; n samples tell of their mean what n / tau
+    independent ones do.
 
-    The sum ends at the first lag of at least 5 tau (Sokal, Monte Carlo Methods in Statistical Mechanics, 1997, sec. 3).
-    At least 1; a constant series has 1.
+    The sum ends at the first lag of at least 5 tau (Sokal, Monte Carlo Methods in Statistical
+    Mechanics, 1997, sec. 3). At least 1; a constant series has 1.
     """
     n = len(samples)
     centred = samples - samples.mean()
@@ -66,9 +74,9 @@ def autocorrelation_time(samples: FloatArray) -> float:
 def relaxation_queries(busy_frac: float) -> float:
     """Queries that a queue at this utilisation takes to forget that it began empty; infinite at 1.
 
-    Heavy traffic: 4 rho / (1 - rho)^2 arrivals in M/M/c, half of that for constant service times, which is taken
-    here (Abate and Whitt, Transient behavior of the M/M/1 queue, 1987). Until then a queue that grows, but slowly,
-    looks well.
+    Heavy traffic: 4 rho / (1 - rho)^2 arrivals in M/M/c, half of that for constant service times,
+    which is taken here (Abate and Whitt, Transient behavior of the M/M/1 queue, 1987). Until then a
+    queue that grows, but slowly, looks well.
     """
     return 2 * busy_frac / (1 - busy_frac) ** 2 if busy_frac < 1 else math.inf
 
@@ -85,19 +93,27 @@ class Decision:
 
 
 class SlaTest:
-    """Sequential test of `percentile` <= `sla_ms`: feed latencies in order of arrival until there is a decision.
+    """Sequential test of `percentile` <= `sla_ms`: feed latencies in order of arrival until there
+    is a decision.
 
-    `confidence`: a rate that just meets or just misses the SLA gets the wrong verdict with at most 1 - confidence.
-    `max_queries`: after so many the verdict is "undecided".
+    `confidence`: a rate that just meets or just misses the SLA gets the wrong verdict with at most
+    1 - confidence. `max_queries`: after so many the verdict is "undecided".
     """
 
     def __init__(
-        self, sla_ms: float, percentile: float = 95.0, confidence: float = 0.99, max_queries: int = 100_000
+        self,
+        sla_ms: float,
+        percentile: float = 95.0,
+        confidence: float = 0.99,
+        max_queries: int = 100_000,
     ) -> None:
         if not 0 < percentile < 100 or not 0.5 <= confidence < 1 or max_queries < 1:
-            raise ValueError(f"percentile {percentile}, confidence {confidence}, max_queries {max_queries}: expected "
-                             "0 < percentile < 100, 0.5 <= confidence < 1, at least 1 query")  # fmt: skip
-        self._sla_ms, self._percentile = sla_ms, percentile
+            raise ValueError(
+                f"percentile {percentile}, confidence {confidence}, max_queries {max_queries}: "
+                "expected 0 < percentile < 100, 0.5 <= confidence < 1, at least 1 query"
+            )
+        self._sla_ms = sla_ms
+        self._percentile = percentile
         self._looks = look_sizes(max_queries)
         self._alpha = (1 - confidence) / len(self._looks)
         self._latency_ms = np.empty(max_queries)
@@ -115,9 +131,12 @@ class SlaTest:
 
         `busy_frac`: utilisation so far of the busiest pool of engines.
         """
-        taken, self._busy_frac = 0, busy_frac
+        taken = 0
+        self._busy_frac = busy_frac
         while taken < len(latency_ms) and self.decision is None:
-            stop = min(self._looks[self._next], self._n - self._n % SATURATED_BLOCK + SATURATED_BLOCK)
+            stop = min(
+                self._looks[self._next], self._n - self._n % SATURATED_BLOCK + SATURATED_BLOCK
+            )
             part = latency_ms[taken : taken + stop - self._n]
             self._latency_ms[self._n : self._n + len(part)] = part
             taken += len(part)
@@ -140,10 +159,15 @@ class SlaTest:
         return float(latest.min()) > SATURATED_LATENESS * self._sla_ms
 
     def _test(self, *, last: bool) -> Decision | None:
-        counted = np.minimum(self._latency_ms[int(self._n * BURN_IN_SHARE) : self._n], 10 * self._sla_ms)
+        counted = np.minimum(
+            self._latency_ms[int(self._n * BURN_IN_SHARE) : self._n], 10 * self._sla_ms
+        )
         late = counted > self._sla_ms
-        tau = TAU_MARGIN * max(autocorrelation_time(counted), autocorrelation_time(late.astype(float)))
-        n_effective, share = len(counted) / tau, float(late.mean())
+        tau = TAU_MARGIN * max(
+            autocorrelation_time(counted), autocorrelation_time(late.astype(float))
+        )
+        n_effective = len(counted) / tau
+        share = float(late.mean())
         n_relaxed = len(counted) / max(tau, relaxation_queries(self._busy_frac))
         verdict: Verdict = "undecided"
         if n_effective >= FEWEST_TIMES and (
@@ -154,7 +178,11 @@ class SlaTest:
             p_value_met(n_effective, share * n_effective, self._percentile) <= self._alpha
         ):
             verdict = "met"
-        return Decision(verdict, self._n, n_effective, share) if last or verdict != "undecided" else None
+        return (
+            Decision(verdict, self._n, n_effective, share)
+            if last or verdict != "undecided"
+            else None
+        )
 
 
 def look_sizes(max_queries: int) -> list[int]:

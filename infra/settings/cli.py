@@ -15,9 +15,17 @@ from typing import Any, NoReturn
 
 from infra.settings.config import PARTS, ConfigError, ReleaseOnlyConfig, RunConfig, from_settings
 
-FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for part in PARTS.values() for f in dataclasses.fields(part)}
-_TYPES: dict[str, Any] = {name: hint for part in PARTS.values() for name, hint in typing.get_type_hints(part).items()}
-_RATES = ("avg_arrival_rate", "arrival_qps", "offered_load")  # three ways to say one thing: the nearest source wins
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    f.name: f for part in PARTS.values() for f in dataclasses.fields(part)
+}
+_TYPES: dict[str, Any] = {
+    name: hint for part in PARTS.values() for name, hint in typing.get_type_hints(part).items()
+}
+_RATES = (
+    "avg_arrival_rate",
+    "arrival_qps",
+    "offered_load",
+)  # three ways to say one thing: the nearest source wins
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +37,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def convert(name: str, value: Any) -> Any:
-    """`value` (text of a flag, or what a file holds) as the type of setting `name`; raises ConfigError."""
+    """`value` (text of a flag, or what a file holds) as the type of setting `name`; raises
+    ConfigError.
+    """
     hint = _TYPES[name]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None or (isinstance(value, str) and value == "None" and type(None) in options):
@@ -80,10 +90,15 @@ def _from_yaml(text: str) -> Any:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """{flag: value} of a JSON or YAML file, or the configuration of a saved run (its run.json); raises ValueError."""
+    """{flag: value} of a JSON or YAML file, or the configuration of a saved run (its run.json);
+    raises ValueError.
+    """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{path}: no such file; --config_file takes a JSON or YAML file of flag names and values")
+        raise ValueError(
+            f"{path}: no such file; --config_file takes a JSON or YAML file of flag names and "
+            "values"
+        )
     try:
         text = file.read_text()
         loaded = _from_yaml(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
@@ -91,7 +106,11 @@ def read_file(path: str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {' '.join(str(error).split())}"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("config"), dict) and "provenance" in loaded:
+    if (
+        isinstance(loaded, dict)
+        and isinstance(loaded.get("config"), dict)
+        and "provenance" in loaded
+    ):
         loaded = loaded["config"]
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected one mapping of flag names to values")  # noqa: TRY004 (shown as bad input)
@@ -113,10 +132,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
         description="Measures and tunes at-scale inference of neural recommendation models.",
-        epilog="A flag beats the file, the file beats the default. Every run saves its settings in run.json, which "
-        "--config_file reads again.",
+        epilog="A flag beats the file, the file beats the default. Every run saves its settings "
+        "in run.json, which --config_file reads again.",
     )
-    parser.add_argument("--config_file", metavar="FILE", help="JSON or YAML of flag names and values, or a run.json")
+    parser.add_argument(
+        "--config_file", metavar="FILE", help="JSON or YAML of flag names and values, or a run.json"
+    )
     for part in PARTS.values():
         group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in dataclasses.fields(part):
@@ -124,15 +145,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             if field.metadata["choices"]:
                 help_text = f"{'|'.join(field.metadata['choices'])}: {help_text}"
             if _TYPES[field.name] is bool:
-                group.add_argument(f"--{field.name}", nargs="?", const=True, metavar="true|false", help=help_text)
+                group.add_argument(
+                    f"--{field.name}", nargs="?", const=True, metavar="true|false", help=help_text
+                )
             else:
                 kind = str(field.type).removesuffix(" | None")
                 group.add_argument(f"--{field.name}", metavar=kind.upper(), help=help_text)
     return parser
 
 
-def parse(argv: Sequence[str], prog: str = "DeepRecSys.py", forced: dict[str, Any] | None = None) -> RunConfig:
-    """RunConfig of a command line; bad input ends the process with one line on stderr and exit code 2.
+def parse(
+    argv: Sequence[str], prog: str = "DeepRecSys.py", forced: dict[str, Any] | None = None
+) -> RunConfig:
+    """RunConfig of a command line; bad input ends the process with one line on stderr and exit code
+    2.
 
     `forced` are defaults of the calling script: weaker than the file and the flags.
     """
@@ -166,4 +192,6 @@ def parse(argv: Sequence[str], prog: str = "DeepRecSys.py", forced: dict[str, An
 def _say_no_effect(explicit: dict[str, Any]) -> None:
     for field in dataclasses.fields(ReleaseOnlyConfig):
         if explicit.get(field.name, field.default) != field.default:
-            sys.stderr.write(f"note: --{field.name} has no effect here ({field.metadata['help']})\n")
+            sys.stderr.write(
+                f"note: --{field.name} has no effect here ({field.metadata['help']})\n"
+            )

@@ -1,7 +1,9 @@
-"""A run's settings: frozen dataclasses whose fields carry the flags' names, checked where they are built.
+"""A run's settings: frozen dataclasses whose fields carry the flags' names, checked where they are
+built.
 
-A field is a flag (`--name`), a key of a configuration file and a key of a run's saved configuration, so there is one
-list of settings and no translation. Units stand in each field's help text.
+A field is a flag (`--name`), a key of a configuration file and a key of a run's saved
+configuration, so there is one list of settings and no translation. Units stand in each field's help
+text.
 """
 
 from __future__ import annotations
@@ -29,15 +31,28 @@ class InputConfig:
     mini_batch_size: int = flag(1, "standalone: items per batch", low=1)
     max_mini_batch_size: int = flag(1, "items of a generated input; the largest query", low=1)
     data_generation: str = flag(
-        "random", "where ids come from: random = uniform, synthetic = stack distances",
+        "random",
+        "where ids come from: random = uniform, synthetic = stack distances",
         ("random", "zipf", "synthetic", "dataset"),
-    )  # fmt: skip
-    zipf_alpha: float = flag(1.05, "zipf: the row of rank k is as likely as k^-alpha", low=0, high=10)
-    data_trace_file: str = flag("./input/dist_emb_j.log", "synthetic: a table's stack distances; j = its number")
-    data_trace_enable_padding: bool = flag(False, "synthetic: distances not yet possible are drawn anew, as released")
-    data_set: str = flag("kaggle", "dataset: Criteo's click logs, or MovieLens-style", ("kaggle", "movielens"))
-    raw_data_file: str = flag("", "dataset: the click logs' file, or the interactions' file or folder")
-    data_randomize: str = flag("total", "dataset: order of the samples; day = by sevenths", ("total", "day", "none"))
+    )
+    zipf_alpha: float = flag(
+        1.05, "zipf: the row of rank k is as likely as k^-alpha", low=0, high=10
+    )
+    data_trace_file: str = flag(
+        "./input/dist_emb_j.log", "synthetic: a table's stack distances; j = its number"
+    )
+    data_trace_enable_padding: bool = flag(
+        False, "synthetic: distances not yet possible are drawn anew, as released"
+    )
+    data_set: str = flag(
+        "kaggle", "dataset: Criteo's click logs, or MovieLens-style", ("kaggle", "movielens")
+    )
+    raw_data_file: str = flag(
+        "", "dataset: the click logs' file, or the interactions' file or folder"
+    )
+    data_randomize: str = flag(
+        "total", "dataset: order of the samples; day = by sevenths", ("total", "day", "none")
+    )
     numpy_rand_seed: int = flag(123, "seed of every random stream of the run", low=0)
 
     def __post_init__(self) -> None:
@@ -45,7 +60,8 @@ class InputConfig:
         if self.mini_batch_size > self.max_mini_batch_size:
             raise ConfigError(
                 "mini_batch_size",
-                f"is {self.mini_batch_size}, larger than max_mini_batch_size, {self.max_mini_batch_size}",
+                f"is {self.mini_batch_size}, larger than max_mini_batch_size, "
+                f"{self.max_mini_batch_size}",
             )
         if self.data_generation == "dataset" and not self.raw_data_file:
             raise ConfigError("raw_data_file", "is not set; data_generation dataset reads it")
@@ -55,31 +71,59 @@ class InputConfig:
 class LoadConfig:
     """Load: arrivals and query sizes."""
 
-    arrival_process: str = flag("exponential", "law of the gaps; legacy = the release's whole-ms draws", _ARRIVALS)
-    avg_arrival_rate: float = flag(10.0, "mean GAP between queries in ms (not a rate: the released name)")
+    arrival_process: str = flag(
+        "exponential", "law of the gaps; legacy = the release's whole-ms draws", _ARRIVALS
+    )
+    avg_arrival_rate: float = flag(
+        10.0, "mean GAP between queries in ms (not a rate: the released name)"
+    )
     arrival_qps: float | None = flag(None, "arrivals per second, an alternative to the gap")
     offered_load: float | None = flag(
-        None, "offered rate as a fraction of the capacity measured first, an alternative to both", high=10.0
+        None,
+        "offered rate as a fraction of the capacity measured first, an alternative to both",
+        high=10.0,
     )
-    arrival_gamma_shape: float = flag(0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k")
-    arrival_burst_factor: float = flag(10.0, "mmpp: rate within a burst over the rate outside", low=1)
-    arrival_burst_share: float = flag(0.1, "mmpp: share of the time that bursts take", low=0.001, high=0.999)
+    arrival_gamma_shape: float = flag(
+        0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k"
+    )
+    arrival_burst_factor: float = flag(
+        10.0, "mmpp: rate within a burst over the rate outside", low=1
+    )
+    arrival_burst_share: float = flag(
+        0.1, "mmpp: share of the time that bursts take", low=0.001, high=0.999
+    )
     arrival_burst_s: float = flag(1.0, "mmpp: mean length of a burst in s")
     arrival_file: str = flag(
-        "", "file: one arrival time in ms a line; trace: table with arrival_ns, _ms or _s (and n_items); diurnal: "
-        "table with time_s and rate, scaled to the run's mean rate, linear between, repeated",
-    )  # fmt: skip
-    arrival_time_scale: float = flag(1.0, "trace, diurnal: factor on all times (0.5 = twice as fast)")
+        "",
+        "file: one arrival time in ms a line; trace: table with arrival_ns, _ms or _s (and "
+        "n_items); diurnal: table with time_s and rate, scaled to the run's mean rate, linear "
+        "between, repeated",
+    )
+    arrival_time_scale: float = flag(
+        1.0, "trace, diurnal: factor on all times (0.5 = twice as fast)"
+    )
     batch_size_distribution: str = flag("fixed", "law of the query sizes", _SIZES)
     avg_mini_batch_size: float = flag(1.0, "mean query size in items (lognormal: mean of the log)")
-    var_mini_batch_size: float = flag(1.0, "standard deviation of the size (lognormal: of the log)", low=0)
-    batch_dist_file: str = flag("config/batch_distribution.txt", "sizes, one a line, drawn uniformly")
-    warmup_queries: int | None = flag(None, "first queries left out of the statistics (None: a tenth, <= 200)", low=0)
+    var_mini_batch_size: float = flag(
+        1.0, "standard deviation of the size (lognormal: of the log)", low=0
+    )
+    batch_dist_file: str = flag(
+        "config/batch_distribution.txt", "sizes, one a line, drawn uniformly"
+    )
+    warmup_queries: int | None = flag(
+        None, "first queries left out of the statistics (None: a tenth, <= 200)", low=0
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("avg_arrival_rate", "arrival_qps", "offered_load", "arrival_gamma_shape", "arrival_burst_s",
-                     "arrival_time_scale"):  # fmt: skip
+        for name in (
+            "avg_arrival_rate",
+            "arrival_qps",
+            "offered_load",
+            "arrival_gamma_shape",
+            "arrival_burst_s",
+            "arrival_time_scale",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(name, f"is {value:g}; expected more than 0")
@@ -88,11 +132,17 @@ class LoadConfig:
         if self.arrival_qps is not None and self.offered_load is not None:
             raise ConfigError("offered_load", "and arrival_qps are both set; give one")
         if self.arrival_process in _READ and not self.arrival_file:
-            raise ConfigError("arrival_file", f"is not set; arrival_process {self.arrival_process} reads it")
+            raise ConfigError(
+                "arrival_file", f"is not set; arrival_process {self.arrival_process} reads it"
+            )
         if self.batch_size_distribution == "trace" and self.arrival_process != "trace":
-            raise ConfigError("batch_size_distribution", "is trace, which needs arrival_process trace")
+            raise ConfigError(
+                "batch_size_distribution", "is trace, which needs arrival_process trace"
+            )
         if self.batch_size_distribution in ("fixed", "normal") and self.avg_mini_batch_size < 1:
-            raise ConfigError("avg_mini_batch_size", f"is {self.avg_mini_batch_size:g}; expected at least 1 item")
+            raise ConfigError(
+                "avg_mini_batch_size", f"is {self.avg_mini_batch_size:g}; expected at least 1 item"
+            )
 
     @property
     def rate_qps(self) -> float:
@@ -104,24 +154,38 @@ class LoadConfig:
 class EngineConfig:
     """Engines."""
 
-    queue: bool = flag(False, "at-scale mode (load generator and engines); without it: a standalone run of one model")
+    queue: bool = flag(
+        False,
+        "at-scale mode (load generator and engines); without it: a standalone run of one model",
+    )
     backend: str = flag(
-        "process", "where engines live: processes on this machine, or service times in virtual time",
+        "process",
+        "where engines live: processes on this machine, or service times in virtual time",
         ("process", "simulated"),
-    )  # fmt: skip
+    )
     inference_engines: int = flag(1, "CPU engine processes; 0 or auto = one per core", low=0)
     sub_task_batch_size: int = flag(16, "per-core batch: items of the largest CPU task", low=1)
     fc_workers: int = flag(1, "threads of an engine (the larger of this and sls_workers)", low=1)
     sls_workers: int = flag(1, "threads of an engine (the larger of this and fc_workers)", low=1)
-    pipeline: str = flag("", "YAML of stages with models, items kept and engines of their own (README); no model flag")
+    pipeline: str = flag(
+        "",
+        "YAML of stages with models, items kept and engines of their own (README); no model flag",
+    )
     pin_cores: bool = flag(False, "pin CPU engine i to core i modulo cores")
-    engine_timeout: float = flag(120.0, "seconds an engine may take to say that it is ready", low=0.1)
+    engine_timeout: float = flag(
+        120.0, "seconds an engine may take to say that it is ready", low=0.1
+    )
     model_accel: bool = flag(False, "add an accelerator engine")
     accel_device: str = flag(
-        "nvidia_gtx_1080_ti", "folders under accel_root_dir, comma-separated, or cuda: the model on this GPU"
+        "nvidia_gtx_1080_ti",
+        "folders under accel_root_dir, comma-separated, or cuda: the model on this GPU",
     )
-    accel_request_size_thres: int = flag(1024, "offload threshold: queries of at least this many items go whole", low=1)
-    accel_merge_mib: float = flag(0.0, "accel_device cuda: waiting queries become one batch up to so many MiB", low=0)
+    accel_request_size_thres: int = flag(
+        1024, "offload threshold: queries of at least this many items go whole", low=1
+    )
+    accel_merge_mib: float = flag(
+        0.0, "accel_device cuda: waiting queries become one batch up to so many MiB", low=0
+    )
     accel_root_dir: str = flag("accelerator/", "where device profiles lie")
     use_accel: bool = flag(False, "standalone: run the model on the GPU")
 
@@ -144,11 +208,13 @@ class SimulationConfig:
     """Virtual time (backend simulated)."""
 
     service_law: str = flag(
-        "profile", "service times: a measured profile, a real run's own, or a law for checks against theory",
+        "profile",
+        "service times: a measured profile, a real run's own, or a law for checks against theory",
         ("profile", "replay", "exponential", "deterministic", "lognormal"),
-    )  # fmt: skip
+    )
     service_profile: str = flag(
-        "amd_epyc_zen4", "profile: folder under accel_root_dir, or a CSV of profiler.py; replay: folder of a run"
+        "amd_epyc_zen4",
+        "profile: folder under accel_root_dir, or a CSV of profiler.py; replay: folder of a run",
     )
     service_mean_ms: float = flag(1.0, "laws: mean time of a task, whatever its size")
     service_cv: float = flag(1.0, "lognormal: coefficient of variation")
@@ -165,21 +231,34 @@ class TuneConfig:
     """Scheduler (DeepRecSched)."""
 
     target_latency: float = flag(10.0, "SLA in ms on the percentile of sla_percentile")
-    sla_percentile: float = flag(95.0, "percentile of the latency that the SLA bounds", low=50.0, high=99.9)
+    sla_percentile: float = flag(
+        95.0, "percentile of the latency that the SLA bounds", low=50.0, high=99.9
+    )
     tune_batch_qps: bool = flag(False, "tune the per-core batch for the highest rate under the SLA")
     tune_accel_qps: bool = flag(False, "then tune the offload threshold (needs model_accel)")
     scheduler: str = flag(
-        "hill", "how policies are searched: guided = in virtual time, then confirmed in at most 3 trials; static = "
-        "baseline only, exhaustive = the oracle, released = as the release",
+        "hill",
+        "how policies are searched: guided = in virtual time, then confirmed in at most 3 trials; "
+        "static = baseline only, exhaustive = the oracle, released = as the release",
         ("hill", "guided", "released", "static", "exhaustive"),
-    )  # fmt: skip
+    )
     objective: str = flag("qps", "what is highest under the SLA", ("qps", "qps_per_watt"))
-    cpu_watts: float | None = flag(None, "power of all CPU engines together in W, where no counter can be read")
+    cpu_watts: float | None = flag(
+        None, "power of all CPU engines together in W, where no counter can be read"
+    )
     confidence: float = flag(0.99, "confidence of a verdict on one rate", low=0.5, high=0.9999)
-    rate_width: float = flag(0.05, "relative width to which a rate under the SLA is found", low=0.001, high=1.0)
-    probe_queries: int = flag(0, "queries after which one rate is undecided (0: nepochs x num_batches)", low=0)
-    batch_configs: str = flag("32-64-128-256-512-1024", "per-core batches to choose from; released: in this order")
-    accel_configs: str = flag("128-256-512", "offload thresholds to choose from; released: in this order")
+    rate_width: float = flag(
+        0.05, "relative width to which a rate under the SLA is found", low=0.001, high=1.0
+    )
+    probe_queries: int = flag(
+        0, "queries after which one rate is undecided (0: nepochs x num_batches)", low=0
+    )
+    batch_configs: str = flag(
+        "32-64-128-256-512-1024", "per-core batches to choose from; released: in this order"
+    )
+    accel_configs: str = flag(
+        "128-256-512", "offload thresholds to choose from; released: in this order"
+    )
     req_granularity: int = flag(64, "scheduler released: queries per update", low=8)
     stable_region: float = flag(
         0.10, "released: dead band under the SLA within which the rate is held, fraction", low=0
@@ -196,7 +275,9 @@ class TuneConfig:
                 raise ConfigError(name, f"is {getattr(self, name):g}; expected more than 0 ms")
         if self.min_arr_range >= self.max_arr_range:
             raise ConfigError(
-                "min_arr_range", f"is {self.min_arr_range:g}; expected less than max_arr_range, {self.max_arr_range:g}"
+                "min_arr_range",
+                f"is {self.min_arr_range:g}; expected less than max_arr_range, "
+                f"{self.max_arr_range:g}",
             )
         if self.cpu_watts is not None and self.cpu_watts <= 0:
             raise ConfigError("cpu_watts", f"is {self.cpu_watts:g}; expected more than 0 W")
@@ -210,10 +291,16 @@ class TuneConfig:
 class OutputConfig:
     """Output."""
 
-    results_dir: str = flag("results", "folder that gets one folder per run: run.json, *.parquet, figures")
-    resume: str = flag("", "run id below results_dir of a search to go on with, under the settings saved there")
+    results_dir: str = flag(
+        "results", "folder that gets one folder per run: run.json, *.parquet, figures"
+    )
+    resume: str = flag(
+        "", "run id below results_dir of a search to go on with, under the settings saved there"
+    )
     log_file: str = flag("log/output.log", "one line per task (empty: none)")
-    progress: str = flag("auto", "auto: a bar on a terminal, else nothing; plain: lines", ("auto", "plain", "none"))
+    progress: str = flag(
+        "auto", "auto: a bar on a terminal, else nothing; plain: lines", ("auto", "plain", "none")
+    )
     enable_profiling: bool = flag(False, "standalone: print the time by operator")
     debug_mode: bool = flag(False, "log what happens inside")
 
@@ -258,21 +345,27 @@ class RunConfig:
     release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
 
     def __post_init__(self) -> None:
-        known_later = self.output.resume or self.engines.pipeline  # settings on disk, or queries of their own
+        known_later = (
+            self.output.resume or self.engines.pipeline
+        )  # settings on disk, or queries of their own
         if self.inputs.num_batches < 1 and not known_later:
-            raise ConfigError("num_batches", "is 0; expected the number of distinct inputs, at least 1")
+            raise ConfigError(
+                "num_batches", "is 0; expected the number of distinct inputs, at least 1"
+            )
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
         tuning = self.tune.tune_batch_qps or self.tune.tune_accel_qps
         process = self.load.arrival_process
         if process in ("file", "trace") and (tuning or self.load.offered_load is not None):
             raise ConfigError(
-                "arrival_process", f"is {process}, which fixes the rate; tuning and offered_load choose it"
+                "arrival_process",
+                f"is {process}, which fixes the rate; tuning and offered_load choose it",
             )
         if process in ("mmpp", "diurnal") and tuning:
             raise ConfigError(
                 "arrival_process",
-                f"is {process}; a trial of a tuning run ends before the load has shown all its states",
+                f"is {process}; a trial of a tuning run ends before the load has shown all its "
+                "states",
             )
         self._check_backend(tuning)
         self._check_pipeline()
@@ -282,7 +375,8 @@ class RunConfig:
                     raise ConfigError(name, "needs the at-scale mode; add queue")
         if self.load.warmup_queries is not None and 0 < self.n_queries <= self.load.warmup_queries:
             raise ConfigError(
-                "warmup_queries", f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all"
+                "warmup_queries",
+                f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all",
             )
 
     def _check_pipeline(self) -> None:
@@ -292,10 +386,14 @@ class RunConfig:
             raise ConfigError("pipeline", "needs the at-scale mode; add queue")
         if self.engines.model_accel:
             raise ConfigError(
-                "model_accel", "adds an accelerator to one model; a pipeline names its devices in its file"
+                "model_accel",
+                "adds an accelerator to one model; a pipeline names its devices in its file",
             )
         if self.tune.scheduler in ("guided", "released") and self.tune.tune_batch_qps:
-            raise ConfigError("scheduler", f"is {self.tune.scheduler}, which knows one stage; take hill or exhaustive")
+            raise ConfigError(
+                "scheduler",
+                f"is {self.tune.scheduler}, which knows one stage; take hill or exhaustive",
+            )
 
     @property
     def name(self) -> str:
@@ -305,18 +403,27 @@ class RunConfig:
     def _check_backend(self, tuning: bool) -> None:
         if self.engines.backend != "simulated":
             if self.simulation != SimulationConfig():
-                changed = [f.name for f in dataclasses.fields(SimulationConfig)
-                           if getattr(self.simulation, f.name) != f.default]  # fmt: skip
+                changed = [
+                    f.name
+                    for f in dataclasses.fields(SimulationConfig)
+                    if getattr(self.simulation, f.name) != f.default
+                ]
                 raise ConfigError(changed[0], "is read in virtual time only; add backend simulated")
             return
         if not (self.engines.queue or self.output.resume):
-            raise ConfigError("backend", "is simulated, which knows the at-scale mode only; add queue")
+            raise ConfigError(
+                "backend", "is simulated, which knows the at-scale mode only; add queue"
+            )
         if self.simulation.service_law == "replay" and tuning:
             raise ConfigError(
-                "service_law", "is replay, which repeats one run's tasks; tuning needs a profile or a law"
+                "service_law",
+                "is replay, which repeats one run's tasks; tuning needs a profile or a law",
             )
         if self.engines.model_accel and "cuda" in self.engines.accel_devices:
-            raise ConfigError("accel_device", "is cuda, which has no virtual time; name a device folder with a profile")
+            raise ConfigError(
+                "accel_device",
+                "is cuda, which has no virtual time; name a device folder with a profile",
+            )
 
     @property
     def n_queries(self) -> int:
@@ -333,7 +440,12 @@ class RunConfig:
     def input_bytes(self) -> int:
         """Size of the pool of inputs in memory (ids int32, dense float32), at most."""
         ids = len(self.model.table_rows) * self.model.num_indices_per_lookup
-        return 4 * (ids + self.model.dense_width) * self.inputs.max_mini_batch_size * self.inputs.num_batches
+        return (
+            4
+            * (ids + self.model.dense_width)
+            * self.inputs.max_mini_batch_size
+            * self.inputs.num_batches
+        )
 
 
 PARTS: dict[str, type] = {
@@ -352,7 +464,9 @@ def from_settings(settings: dict[str, Any]) -> RunConfig:
     """RunConfig from {flag: value}; what is missing has its default. Raises ConfigError."""
     return RunConfig(
         **{
-            part: cls(**{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings})
+            part: cls(
+                **{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
+            )
             for part, cls in PARTS.items()
         }
     )
@@ -360,4 +474,8 @@ def from_settings(settings: dict[str, Any]) -> RunConfig:
 
 def to_settings(config: RunConfig) -> dict[str, Any]:
     """{flag: value} of every setting; `from_settings` is its inverse."""
-    return {name: value for part in PARTS for name, value in dataclasses.asdict(getattr(config, part)).items()}
+    return {
+        name: value
+        for part in PARTS
+        for name, value in dataclasses.asdict(getattr(config, part)).items()
+    }

@@ -1,4 +1,6 @@
-"""A pipeline's YAML: stages with models of their own, how many items each hands on, and whose engines serve it."""
+"""A pipeline's YAML: stages with models of their own, how many items each hands on, and whose
+engines serve it.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,28 @@ from infra.settings.model_config import ModelConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "models/configs"
 MODEL_KEYS = [field.name for field in dataclasses.fields(ModelConfig)]
-STAGE_KEYS = ("model", "settings", "checkpoint", "profile", "items", "keep_items", "batch_items", "pool", "engines",
-              "device")  # fmt: skip
+STAGE_KEYS = (
+    "model",
+    "settings",
+    "checkpoint",
+    "profile",
+    "items",
+    "keep_items",
+    "batch_items",
+    "pool",
+    "engines",
+    "device",
+)
 MOST_STAGES = 16
 MOST_ITEMS = 40_000  # of a task that travels with its ids: a message is as large as a socket takes
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """Engines behind one FIFO. `device`: cpu (cores), cuda (the model itself), or a folder with a device's profile."""
+    """Engines behind one FIFO.
+
+    `device`: cpu (cores), cuda (the model itself), or a folder with a device's profile.
+    """
 
     name: str
     engines: int
@@ -36,10 +51,12 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage. `checkpoint`: trained weights under the net's blob names (.npz); empty: drawn from the seed.
+    """One stage. `checkpoint`: trained weights under the net's blob names (.npz); empty: drawn from
+    the seed.
 
-    `batch_items`: items of its largest task; None: the run's policy on cores, whole queries on a device. `profile`:
-    its times in virtual time (.csv of accelerator/profiler.py); empty: as --service_profile or the device says.
+    `batch_items`: items of its largest task; None: the run's policy on cores, whole queries on a
+    device. `profile`: its times in virtual time (.csv of accelerator/profiler.py); empty: as
+    --service_profile or the device says.
     """
 
     model: ModelConfig
@@ -52,7 +69,9 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """`n_items`: candidates of every query, where the file states them; `queries`: the candidates themselves (.npz)."""
+    """`n_items`: candidates of every query, where the file states them; `queries`: the candidates
+    themselves (.npz).
+    """
 
     name: str
     stages: tuple[StageConfig, ...]
@@ -79,7 +98,9 @@ class Pipeline:
         return [f"{stage.model.name} on {stage.pool}" for stage in self.stages]
 
     def as_json(self) -> dict[str, Any]:
-        """What run.json holds under `pipeline`; the fingerprint is that of the stages and of all files they read."""
+        """What run.json holds under `pipeline`; the fingerprint is that of the stages and of all
+        files they read.
+        """
         return {**dataclasses.asdict(self), "fingerprint": self.fingerprint()}
 
     def fingerprint(self) -> str:
@@ -87,13 +108,18 @@ class Pipeline:
         paths = ("checkpoint", "profile")
         stages = [dataclasses.replace(stage, checkpoint="", profile="") for stage in self.stages]
         digest = hashlib.sha256(repr((stages, self.pools, self.n_items)).encode())
-        for file in [self.queries, *(getattr(stage, name) for stage in self.stages for name in paths)]:
+        for file in [
+            self.queries,
+            *(getattr(stage, name) for stage in self.stages for name in paths),
+        ]:
             digest.update(hashlib.sha256(Path(file).read_bytes() if file else b"").digest())
         return digest.hexdigest()[:16]
 
 
 def read_pipeline(path: str, n_engines: int) -> Pipeline:
-    """The pipeline in a YAML file; `n_engines` serve the stages that name no engines. Raises ConfigError.
+    """The pipeline in a YAML file; `n_engines` serve the stages that name no engines.
+
+    Raises ConfigError.
 
     Paths in it are relative to its folder.
     """
@@ -112,8 +138,9 @@ def read_pipeline(path: str, n_engines: int) -> Pipeline:
     stages = []
     for i, own in enumerate(listed):
         where = f"{path}: stage {i}"
-        stage, pool = _stage(where, _mapping(where, own, STAGE_KEYS), file.parent,
-                             pools, n_engines, i)  # fmt: skip
+        stage, pool = _stage(
+            where, _mapping(where, own, STAGE_KEYS), file.parent, pools, n_engines, i
+        )
         pools[pool.name] = pool
         stages.append(stage)
     n_items = _count(path, "items", top.get("items"))
@@ -124,21 +151,31 @@ def read_pipeline(path: str, n_engines: int) -> Pipeline:
         raise _wrong(path, f"pool {unused[0]!r} serves no stage")
     queries = str(top.get("queries") or "")
     return Pipeline(
-        str(top.get("name") or file.stem), tuple(stages), tuple(used),
+        str(top.get("name") or file.stem),
+        tuple(stages),
+        tuple(used),
         n_items if n_items is not None else _count(path, "items", listed[0].get("items")),
         str(_beside(f"{path}: queries", file.parent, queries)) if queries else "",
-    )  # fmt: skip
+    )
 
 
 def _stage(
-    where: str, own: Mapping[str, Any], folder: Path, pools: Mapping[str, PoolConfig], n_engines: int, number: int
+    where: str,
+    own: Mapping[str, Any],
+    folder: Path,
+    pools: Mapping[str, PoolConfig],
+    n_engines: int,
+    number: int,
 ) -> tuple[StageConfig, PoolConfig]:
     model = _model(where, own, folder)
-    named, alone = own.get("pool"), "engines" in own or "device" in own
+    named = own.get("pool")
+    alone = "engines" in own or "device" in own
     if named is not None and alone:
         raise _wrong(where, "names a pool and engines or a device of its own; give one")
     if named is not None and (not isinstance(named, str) or named not in pools):
-        raise _wrong(where, f"pool {named!r} is not under 'pools' ({', '.join(pools) or 'none there'})")
+        raise _wrong(
+            where, f"pool {named!r} is not under 'pools' ({', '.join(pools) or 'none there'})"
+        )
     if named is not None:
         pool = pools[named]
     elif alone:
@@ -148,7 +185,9 @@ def _stage(
         pool = PoolConfig(CPU, n_engines)
     _check_pool(where, pool)
     files = {
-        key: str(_beside(f"{where}: {key}", folder, str(own[key]))) for key in ("checkpoint", "profile") if own.get(key)
+        key: str(_beside(f"{where}: {key}", folder, str(own[key])))
+        for key in ("checkpoint", "profile")
+        if own.get(key)
     }
     keep, batch = (_count(where, key, own.get(key)) for key in ("keep_items", "batch_items"))
     return StageConfig(model, pool.name, keep, batch, **files), pool
@@ -159,14 +198,20 @@ def _model(where: str, own: Mapping[str, Any], folder: Path) -> ModelConfig:
     name = own.get("model")
     if not isinstance(name, str):
         raise _wrong(where, "needs 'model', a name in models/configs or a model's JSON file")
-    known = {str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))}
+    known = {
+        str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))
+    }
     file = known.get(name, folder / name)
     if not file.is_file():
-        raise _wrong(where, f"model {name!r} is none of {', '.join(known)} and no file beside the pipeline")
+        raise _wrong(
+            where, f"model {name!r} is none of {', '.join(known)} and no file beside the pipeline"
+        )
     try:
         settings = read_file(str(file))
         settings = {key: value for key, value in settings.items() if key in MODEL_KEYS}
-        for key, value in _mapping(f"{where}: settings", own.get("settings") or {}, MODEL_KEYS).items():
+        for key, value in _mapping(
+            f"{where}: settings", own.get("settings") or {}, MODEL_KEYS
+        ).items():
             settings[key] = convert(key, value)
         config = ModelConfig(**settings)
     except ConfigError as error:
@@ -183,10 +228,14 @@ def _shared_pools(path: str, listed: Any) -> dict[str, PoolConfig]:
     for name, own in _mapping(path, listed or {}, None).items():
         where = f"{path}: pool {name!r}"
         if re.fullmatch(rf"{CPU}|{ACCEL}|stage\d+", str(name)):
-            raise _wrong(where, "has a name that is given to others: cpu, accel, stage0, ...; choose another")
+            raise _wrong(
+                where, "has a name that is given to others: cpu, accel, stage0, ...; choose another"
+            )
         facts = _mapping(where, own or {}, ["engines", "device"])
         pools[str(name)] = PoolConfig(
-            str(name), _count(where, "engines", facts.get("engines", 1)) or 1, str(facts.get("device", CPU))
+            str(name),
+            _count(where, "engines", facts.get("engines", 1)) or 1,
+            str(facts.get("device", CPU)),
         )
         _check_pool(where, pools[str(name)])
     return pools
@@ -197,7 +246,9 @@ def _check_pool(where: str, pool: PoolConfig) -> None:
         raise _wrong(where, f"engines is {pool.engines}; a CUDA device has one")
 
 
-def _check_items(path: str, stages: Sequence[StageConfig], stated: Sequence[Any], n_items: int | None) -> None:
+def _check_items(
+    path: str, stages: Sequence[StageConfig], stated: Sequence[Any], n_items: int | None
+) -> None:
     """What comes in is what the stage before keeps, and nobody keeps more."""
     coming: int | None = n_items
     for i, (stage, own) in enumerate(zip(stages, stated, strict=True)):
@@ -228,7 +279,9 @@ def _mapping(where: str, value: Any, known: Sequence[str] | None) -> dict[str, A
     for key in value:
         if known is not None and key not in known:
             guess = unknown(str(key), known)
-            raise _wrong(where, guess if "did you mean" in guess else f"{guess}; known: {', '.join(known)}")
+            raise _wrong(
+                where, guess if "did you mean" in guess else f"{guess}; known: {', '.join(known)}"
+            )
     return value
 
 

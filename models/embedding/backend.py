@@ -1,4 +1,6 @@
-"""What a kind of device must offer so that plans run on it and the tuner can choose among its schedules."""
+"""What a kind of device must offer so that plans run on it and the tuner can choose among its
+schedules.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from models.embedding.plan.spec import Layout, TableSpec
 
 FloatArray = npt.NDArray[np.float64]
 Run = Callable[[Bags, Tensor], None]  # looks up and writes all columns of (B, sum of D)
-_FACTORIES = {"cpu": "models.embedding.cpu.backend", "cuda": "models.embedding.gpu.backend"}  # module with `make_backend()`
+_FACTORIES = {
+    "cpu": "models.embedding.cpu.backend",
+    "cuda": "models.embedding.gpu.backend",
+}  # module with `make_backend()`
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +62,61 @@ class Backend(Protocol):
         """What a measurement depends on: the device's model, libraries and their versions."""
 
     def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
-        """What a rule picks where nothing was tuned. `joined`: the tables are one matrix, the bags item-major."""
+        """What a rule picks where nothing was tuned.
 
-    def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
-        """The bucket as one call; `checked`: a wrong id raises ValueError before memory is read (CPU).
-
-        Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others' columns stay. The
-        first call raises Refused where the device's compiler or launcher does not take it.
+        `joined`: the tables are one matrix, the bags item-major.
         """
 
-    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
-        """Compile at once what `build` would compile one by one, the first buckets first, for about so long at most."""
+    def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
+        """The bucket as one call; `checked`: a wrong id raises ValueError before memory is read
+        (CPU).
 
-    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+        Compiles what is to be compiled. The groups of `bucket` need not cover all tables: others'
+        columns stay. The first call raises Refused where the device's compiler or launcher does not
+        take it.
+        """
+
+    def prepare(
+        self,
+        layout: Layout,
+        weight_E: Tensor,
+        buckets: Sequence[Bucket],
+        bags: Bags,
+        seconds: float,
+    ) -> None:
+        """Compile at once what `build` would compile one by one, the first buckets first, for about
+        so long at most.
+        """
+
+    def uniform(
+        self, specs: Sequence[TableSpec], settings: Params, *, joined: bool
+    ) -> Sequence[tuple[Group, ...]]:
         """One schedule for all tables, with several parameters: what a mix must beat.
 
         `joined`: the tables are one matrix and the bags item-major, as in the eight models.
         """
 
     def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
-        """Values of the common resource knob; the local stage is done for each, the global stage chooses."""
+        """Values of the common resource knob; the local stage is done for each, the global stage
+        chooses.
+        """
 
     def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
         """Those worth timing, the best guess first; a cost model has left the others out.
 
-        `max_error` of an element, relative to the largest weight, allows narrower storage; 0: float32 only.
+        `max_error` of an element, relative to the largest weight, allows narrower storage; 0:
+        float32 only.
         """
 
     def contended(self, settings: Params) -> AbstractContextManager[None]:
-        """Within it the rest of the device is as busy with gathers as when the whole model is looked up."""
+        """Within it the rest of the device is as busy with gathers as when the whole model is
+        looked up.
+        """
 
     def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
-        """(calls, rounds), at least so many: call(i) for rising i, in turn in a round; done when the clock stops."""
+        """(calls, rounds), at least so many: call(i) for rising i, in turn in a round; done when
+        the clock stops.
+        """
 
 
 def backend(device: str) -> Backend:

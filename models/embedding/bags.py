@@ -18,25 +18,39 @@ from models.embedding.planned import Planned
 
 
 class FusedEmbeddingBags(nn.Module):
-    """T tables -> (B, C): every bag's rows summed, table after table along the columns; empty bags give zeros.
+    """T tables -> (B, C): every bag's rows summed, table after table along the columns; empty bags
+    give zeros.
 
-    `checked`: on the CPU, ids that are no rows and offsets that cannot be raise ValueError before memory is read.
-    The weights are one flat float32 buffer, zero at first; `table(t)` is a view. Narrow copies of a plan with storage
-    other than float32 are made by `use`: call it again after changing weights.
+    `checked`: on the CPU, ids that are no rows and offsets that cannot be raise ValueError before
+    memory is read. The weights are one flat float32 buffer, zero at first; `table(t)` is a view.
+    Narrow copies of a plan with storage other than float32 are made by `use`: call it again after
+    changing weights.
     """
 
     weight_E: Tensor
 
     def __init__(
-        self, specs: Sequence[TableSpec], plan: Plan | None = None, *, device: str = "cpu", checked: bool = True
+        self,
+        specs: Sequence[TableSpec],
+        plan: Plan | None = None,
+        *,
+        device: str = "cpu",
+        checked: bool = True,
     ) -> None:
         super().__init__()
-        self.layout, self._checked = Layout.apart(specs), checked
+        self.layout = Layout.apart(specs)
+        self._checked = checked
         n_elements = max(self.layout.n_elements, 1)
-        weight_E = allocate(n_elements, 1).view(-1) if device == "cpu" else torch.zeros(n_elements, device=device)
+        weight_E = (
+            allocate(n_elements, 1).view(-1)
+            if device == "cpu"
+            else torch.zeros(n_elements, device=device)
+        )
         self.register_buffer("weight_E", weight_E, persistent=False)
         self.width = int(self.layout.columns[-1])
-        self.plan = plan if plan is not None else backend(self.device).default_plan(self.layout.specs)
+        self.plan = (
+            plan if plan is not None else backend(self.device).default_plan(self.layout.specs)
+        )
         self.use(self.plan)
 
     @property
@@ -45,18 +59,23 @@ class FusedEmbeddingBags(nn.Module):
         return self.weight_E.device.type
 
     def use(self, plan: Plan) -> None:
-        """From now on run by this plan; raises ValueError if it is for other tables or another device."""
+        """From now on run by this plan; raises ValueError if it is for other tables or another
+        device.
+        """
         if plan.device != self.device:
             raise ValueError(f"a plan for {plan.device}, but the tables are on {self.device}")
-        self.plan, self._planned = plan, Planned(self.layout, self.weight_E, plan, checked=self._checked)
+        self.plan = plan
+        self._planned = Planned(self.layout, self.weight_E, plan, checked=self._checked)
 
     def table(self, t: int) -> Tensor:
         """(R, D): the rows of table t, a view."""
-        spec, first = self.layout.specs[t], int(self.layout.elements_T[t])
+        spec = self.layout.specs[t]
+        first = int(self.layout.elements_T[t])
         return self.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
 
     def forward(self, values: Tensor, offsets: Tensor, out: Tensor | None = None) -> Tensor:
-        """(B, C); bag t * B + b of `values`, counted by `offsets` (T * B + 1,), is item b's of table t.
+        """(B, C); bag t * B + b of `values`, counted by `offsets` (T * B + 1,), is item b's of
+        table t.
 
         Both int32 or int64. `out`: float32 (B, C), written in place; its columns must be dense.
         """
@@ -67,7 +86,11 @@ class FusedEmbeddingBags(nn.Module):
         shape = (bags.n_items, self.width)
         if out is None:
             out = torch.empty(shape, device=self.weight_E.device)
-        elif out.shape != shape or out.dtype != torch.float32 or (out.numel() and out.stride(1) != 1):
-            raise ValueError(f"out is {tuple(out.shape)} {out.dtype}; expected float32 {shape} with dense rows")
+        elif (
+            out.shape != shape or out.dtype != torch.float32 or (out.numel() and out.stride(1) != 1)
+        ):
+            raise ValueError(
+                f"out is {tuple(out.shape)} {out.dtype}; expected float32 {shape} with dense rows"
+            )
         self._planned(bags, out)
         return out

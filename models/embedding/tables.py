@@ -1,4 +1,6 @@
-"""All tables of a model in one buffer: built once, before engines are forked, and shared by them copy on write."""
+"""All tables of a model in one buffer: built once, before engines are forked, and shared by them
+copy on write.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,9 @@ def fill_uniform(
 ) -> None:
     """Each table ~ U(-sqrt(1 / rows), sqrt(1 / rows)), as the release initialises it.
 
-    Chunks have streams of their own, so the result depends on `seed` alone and not on the number of threads. NumPy
-    fills without the interpreter lock; torch's own threads would not survive the fork that follows.
+    Chunks have streams of their own, so the result depends on `seed` alone and not on the number of
+    threads. NumPy fills without the interpreter lock; torch's own threads would not survive the
+    fork that follows.
     """
     flat = weight_RD.view(-1).numpy()
     width = weight_RD.shape[1]
@@ -41,7 +44,9 @@ def fill_uniform(
     jobs = [
         (table, first, min(first + _CHUNK_ELEMENTS, int(starts[table + 1]) * width))
         for table in range(len(table_rows))
-        for first in range(int(starts[table]) * width, int(starts[table + 1]) * width, _CHUNK_ELEMENTS)
+        for first in range(
+            int(starts[table]) * width, int(starts[table + 1]) * width, _CHUNK_ELEMENTS
+        )
     ]
 
     def fill(table: int, first: int, end: int) -> int:
@@ -76,25 +81,36 @@ class OneTable(nn.Module):
 class EmbeddingTables(nn.Module):
     """T tables of one width D: Batch -> (B, T, D), each bag's rows summed.
 
-    `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all have as many;
-    `plan`: how they are looked up once `use_plan` was called on the plan's device.
+    `operator`: one look-up over all tables, or one a table; `bag_ids`: ids of every bag, where all
+    have as many; `plan`: how they are looked up once `use_plan` was called on the plan's device.
     """
 
     operator: str
     weight_RD: Tensor
 
     def __init__(
-        self, table_rows: Sequence[int], width: int, operator: str = "fused", bag_ids: int | None = None,
+        self,
+        table_rows: Sequence[int],
+        width: int,
+        operator: str = "fused",
+        bag_ids: int | None = None,
         plan: Plan | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.table_rows = tuple(table_rows)
         self.first_rows = first_rows(table_rows)
         if self.first_rows[-1] >= 2**31:
-            raise ValueError(f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most 2^31 - 1")
-        self.register_buffer("weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False)
+            raise ValueError(
+                f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most "
+                "2^31 - 1"
+            )
+        self.register_buffer(
+            "weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False
+        )
         self.shape_TD = (len(self.table_rows), width)
-        self._operator, self._bag_ids, self._plan = operator, bag_ids, plan
+        self._operator = operator
+        self._bag_ids = bag_ids
+        self._plan = plan
         self._planned: Planned | None = None
         self.one_by_one: nn.ModuleList | None = None
         if operator == "per_table":
@@ -109,7 +125,9 @@ class EmbeddingTables(nn.Module):
         return self._pool is not None or self._planned is not None
 
     def use_plan(self) -> bool:
-        """Look up by the plan from now on, if there is one for the device where the rows are; whether that is so."""
+        """Look up by the plan from now on, if there is one for the device where the rows are;
+        whether that is so.
+        """
         if self._plan is None or self._plan.device != self.weight_RD.device.type:
             return False
         from models.embedding.planned import Planned  # noqa: PLC0415 (backends are imported when a plan is used)
@@ -122,7 +140,8 @@ class EmbeddingTables(nn.Module):
         """Look up with the compiled kernel; the rows stay float32, whatever the layers' `dtype`."""
         del dtype
         if not self.use_plan() and self._operator == "fused":
-            self._pool, self._weight = pooling(self.shape_TD[1]), self.weight_RD.numpy()
+            self._pool = pooling(self.shape_TD[1])
+            self._weight = self.weight_RD.numpy()
 
     def forward(self, batch: Batch, out_BTD: Tensor | None = None) -> Tensor:
         """(B, T, D); `out_BTD` takes it where the tables are packed."""

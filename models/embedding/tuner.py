@@ -33,18 +33,31 @@ from models.embedding.tuning.search import Search
 VERSION = 8  # of the search: a new one forgets what is cached
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SIZES = "1,8,64,512"
-_COLUMNS = ("batch", "ms", "single_over_tuned", "low", "high", "default_over_tuned", "schedules", "clusters")
+_COLUMNS = (
+    "batch",
+    "ms",
+    "single_over_tuned",
+    "low",
+    "high",
+    "default_over_tuned",
+    "schedules",
+    "clusters",
+)
 
 
 def configs() -> dict[str, Path]:
     """{model name: its file}."""
-    return {str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))}
+    return {
+        str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))
+    }
 
 
 def source_of(name: str, flags: Sequence[str]) -> ModelConfig | Recorded:
     """A model's settings, or the tables and samples of a folder; raises ValueError."""
     if name in configs():
-        return parse(["--config_file", str(configs()[name]), "--num_batches", "1", *flags], "tuner").model
+        return parse(
+            ["--config_file", str(configs()[name]), "--num_batches", "1", *flags], "tuner"
+        ).model
     if not Path(name).is_dir():
         raise ValueError(f"--model: {name!r} is neither a folder nor one of {', '.join(configs())}")
     if flags:
@@ -52,7 +65,9 @@ def source_of(name: str, flags: Sequence[str]) -> ModelConfig | Recorded:
     return read(Path(name))
 
 
-def problem_of(source: ModelConfig | Recorded, sizes: Sequence[int], seed: int, device: str) -> Problem:
+def problem_of(
+    source: ModelConfig | Recorded, sizes: Sequence[int], seed: int, device: str
+) -> Problem:
     """In memory."""
     if isinstance(source, Recorded):
         return of_recorded(source, sizes, device)
@@ -73,7 +88,7 @@ def cache_key(source: ModelConfig | Recorded, facts: dict[str, Any], own: Backen
 
 def tune(
     problem: Problem, own: Backend, budget_s: float, max_error: float, progress: Progress
-) -> tuple[Plan, pd.DataFrame]:  # fmt: skip
+) -> tuple[Plan, pd.DataFrame]:
     """The plan, and how far the candidates of each cluster lie apart."""
     joined = next(iter(problem.batches.values()))[0].item_major
     with progress.step("tuning") as on_fraction, torch.inference_mode():
@@ -84,7 +99,10 @@ def tune(
 def report(plan: Plan) -> None:
     """Tables: by batch size, and the plan."""
     rows = pd.DataFrame(plan.provenance["sizes"])
-    show("Time beside a busy neighbour, and that of the best single schedule and of no plan over it", rows[[*_COLUMNS]])
+    show(
+        "Time beside a busy neighbour, and that of the best single schedule and of no plan over it",
+        rows[[*_COLUMNS]],
+    )
     show("Plan", explain(plan).drop(columns="which"))
     for line in plan.provenance["refused"]:
         print(f"Refused: {line}")
@@ -92,13 +110,19 @@ def report(plan: Plan) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="tuner", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="tuner", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", default=SIZES, help="batch sizes, comma-separated")
     parser.add_argument("--budget_s", type=float, default=240.0, help="seconds of searching")
-    parser.add_argument("--max_error", type=float, default=0.0,
-                        help="allowed error of narrow rows, over their table's largest weight")  # fmt: skip
+    parser.add_argument(
+        "--max_error",
+        type=float,
+        default=0.0,
+        help="allowed error of narrow rows, over their table's largest weight",
+    )
     parser.add_argument("--seed", type=int, default=1, help="of a model's ids")
     parser.add_argument("--out", type=Path, default=Path("plan.json"))
     parser.add_argument("--cache", type=Path, default=Path("results/embedding_plans"))
@@ -107,13 +131,20 @@ def main(argv: Sequence[str]) -> int:
     try:
         sizes = sorted({int(word) for word in args.batch.split(",")})
         if sizes[0] < 1 or args.budget_s <= 0 or args.max_error < 0:
-            raise ValueError("--batch needs sizes of at least 1, --budget_s more than 0, --max_error at least 0")
+            raise ValueError(
+                "--batch needs sizes of at least 1, --budget_s more than 0, --max_error at least 0"
+            )
         source = source_of(args.model, flags)
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device: PyTorch sees no CUDA device here")
         torch.set_num_threads(1)
         own = backend(args.device)
-        facts = {"sizes": sizes, "seed": args.seed, "max_error": args.max_error, "device": args.device}
+        facts = {
+            "sizes": sizes,
+            "seed": args.seed,
+            "max_error": args.max_error,
+            "device": args.device,
+        }
         cached = args.cache / f"{cache_key(source, facts, own)}.json"
         if cached.is_file() and not args.again:
             plan = from_json(cached.read_text())
@@ -123,8 +154,14 @@ def main(argv: Sequence[str]) -> int:
                 with progress.step(f"building {args.model}'s tables"):
                     problem = problem_of(source, sizes, args.seed, args.device)
                 found, _ = tune(problem, own, args.budget_s, args.max_error, progress)
-            made = {"model": args.model, "date": time.strftime("%Y-%m-%d"), "commit": git_commit(), **own.versions(),
-                    **facts, **found.provenance}  # fmt: skip
+            made = {
+                "model": args.model,
+                "date": time.strftime("%Y-%m-%d"),
+                "commit": git_commit(),
+                **own.versions(),
+                **facts,
+                **found.provenance,
+            }
             plan = dataclasses.replace(found, provenance=made)
             plan.save(cached)
     except (ValueError, OSError) as error:

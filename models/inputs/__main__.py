@@ -19,7 +19,8 @@ MOST_ID = 2**62
 
 
 def read_ids(path: Path) -> Int64Array:
-    """Ids of a trace: a .npy file of whole numbers, or text with blanks, commas or line ends between, no header.
+    """Ids of a trace: a .npy file of whole numbers, or text with blanks, commas or line ends
+    between, no header.
 
     Raises ValueError naming the file and the line.
     """
@@ -30,8 +31,16 @@ def read_ids(path: Path) -> Int64Array:
             ids = np.load(path, allow_pickle=False)
         except (EOFError, ValueError) as error:
             raise ValueError(f"{path}: not readable: {error}") from error
-        if not np.issubdtype(ids.dtype, np.integer) or ids.size == 0 or ids.min() < 0 or ids.max() > MOST_ID:
-            raise ValueError(f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers from 0 to {MOST_ID}")
+        if (
+            not np.issubdtype(ids.dtype, np.integer)
+            or ids.size == 0
+            or ids.min() < 0
+            or ids.max() > MOST_ID
+        ):
+            raise ValueError(
+                f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers from 0 to "
+                f"{MOST_ID}"
+            )
         flat: Int64Array = ids.reshape(-1).astype(np.int64)
         return flat
     text = path.read_text(errors="replace").replace(",", " ")
@@ -44,7 +53,9 @@ def read_ids(path: Path) -> Int64Array:
     if len(ids) == 0:
         raise ValueError(f"{path}: is empty; expected ids")
     if ids.min() < 0 or ids.max() > MOST_ID:
-        raise ValueError(f"{path}, {_first_wrong(text)}; expected numbers from 0 to {MOST_ID} and no header")
+        raise ValueError(
+            f"{path}, {_first_wrong(text)}; expected numbers from 0 to {MOST_ID} and no header"
+        )
     return ids
 
 
@@ -68,13 +79,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="models.inputs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     profile = commands.add_parser("profile", help="LRU stack distances of a trace of ids")
-    profile.add_argument("--profile_trace_file", type=Path, required=True, help="ids of one table in order of use")
-    profile.add_argument("--max_stack_distance", type=int, help="accesses deeper than that count as first ones")
-    profile.add_argument("--sd_file_cumm", type=Path, required=True, help="gets the profile with cumulative shares")
-    profile.add_argument("--sd_file", type=Path, help="gets the profile with each distance's own share")
+    profile.add_argument(
+        "--profile_trace_file", type=Path, required=True, help="ids of one table in order of use"
+    )
+    profile.add_argument(
+        "--max_stack_distance", type=int, help="accesses deeper than that count as first ones"
+    )
+    profile.add_argument(
+        "--sd_file_cumm", type=Path, required=True, help="gets the profile with cumulative shares"
+    )
+    profile.add_argument(
+        "--sd_file", type=Path, help="gets the profile with each distance's own share"
+    )
     make = commands.add_parser("generate", help="ids with a profile's stack distances")
-    make.add_argument("--sd_file_cumm", type=Path, required=True, help="profile, as `profile` writes it")
-    make.add_argument("--trace_file", type=Path, required=True, help="gets the ids, a bag a line (.npy: all at once)")
+    make.add_argument(
+        "--sd_file_cumm", type=Path, required=True, help="profile, as `profile` writes it"
+    )
+    make.add_argument(
+        "--trace_file",
+        type=Path,
+        required=True,
+        help="gets the ids, a bag a line (.npy: all at once)",
+    )
     make.add_argument("--table_size", type=int, required=True, help="rows of the table")
     make.add_argument("--num_batches", type=int, default=1)
     make.add_argument("--mini_batch_size", type=int, default=1, help="bags of a batch")
@@ -96,7 +122,9 @@ def _profile(args: argparse.Namespace) -> None:
     rows = np.unique(np.geomspace(1, max(len(locality.first_ids), 1), 8).astype(int))
     print(
         "LRU cache of rows: "
-        + ", ".join(f"{n}: {rate:.1%}" for n, rate in zip(rows, locality.hit_rate(rows), strict=True))
+        + ", ".join(
+            f"{n}: {rate:.1%}" for n, rate in zip(rows, locality.hit_rate(rows), strict=True)
+        )
     )
 
 

@@ -1,4 +1,5 @@
-"""Data sets as streams of samples in the order of time: MovieLens-style interactions, Criteo's click logs.
+"""Data sets as streams of samples in the order of time: MovieLens-style interactions, Criteo's
+click logs.
 
 Categories become 64-bit hashes; who uses them takes them modulo a table's rows.
 """
@@ -24,13 +25,20 @@ FloatArray = npt.NDArray[np.float32]
 
 CRITEO_DENSE, CRITEO_SPARSE = 13, 26
 # File of a MovieLens-style set: separator, whether a header names the columns.
-_LAYOUTS = {".inter": ("\t", True), "u.data": ("\t", False), "ratings.dat": ("::", False), "ratings.csv": (",", True)}
+_LAYOUTS = {
+    ".inter": ("\t", True),
+    "u.data": ("\t", False),
+    "ratings.dat": ("::", False),
+    "ratings.csv": (",", True),
+}
 _COLUMNS = ("user", "item", "rating", "time")
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who took what when: `user`, `item` int64[N] as numbers from 0, `time` and `rating` float64[N]; ascending time."""
+    """Who took what when: `user`, `item` int64[N] as numbers from 0, `time` and `rating`
+    float64[N]; ascending time.
+    """
 
     user: Int64Array
     item: Int64Array
@@ -41,10 +49,14 @@ class Interactions:
         return len(self.user)
 
     def item_before(self, k: int) -> Int64Array:
-        """The item that the same user took k interactions earlier (k >= 1); whoever has fewer: counted round and round
-        in what came before; the first one of a user: its own item. int64[N]."""
+        """The item that the same user took k interactions earlier (k >= 1); whoever has fewer:
+        counted round and round in what came before; the first one of a user: its own item.
+        int64[N].
+        """
         order, begin, n_before = self._by_user
-        source = np.where(n_before > 0, begin + n_before - 1 - (k - 1) % np.maximum(n_before, 1), begin)
+        source = np.where(
+            n_before > 0, begin + n_before - 1 - (k - 1) % np.maximum(n_before, 1), begin
+        )
         before = np.empty_like(self.item)
         before[order] = self.item[order][source]
         return before
@@ -60,8 +72,9 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Criteo:
-    """`dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes (N, 26); `label_N`
-    float32, 1 = clicked."""
+    """`dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes
+    (N, 26); `label_N` float32, 1 = clicked.
+    """
 
     dense_NF: FloatArray
     sparse_NC: UInt64Array
@@ -72,7 +85,8 @@ class Criteo:
 
 
 def read_interactions(path: str) -> Interactions:
-    """From a file or from the first known file in a folder: *.inter, u.data, ratings.dat, ratings.csv.
+    """From a file or from the first known file in a folder: *.inter, u.data, ratings.dat,
+    ratings.csv.
 
     Raises ValueError naming the file, what is wrong and what is expected.
     """
@@ -81,11 +95,18 @@ def read_interactions(path: str) -> Interactions:
     separator, has_header = _LAYOUTS[layout]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more fields than the header
+            warnings.simplefilter(
+                "error", pd.errors.ParserWarning
+            )  # rows with more fields than the header
             table = pd.read_csv(
-                file, sep=separator, header=0 if has_header else None, engine="python" if len(separator) > 1 else "c",
-                dtype=str, encoding="latin-1", index_col=False,
-            )  # fmt: skip
+                file,
+                sep=separator,
+                header=0 if has_header else None,
+                engine="python" if len(separator) > 1 else "c",
+                dtype=str,
+                encoding="latin-1",
+                index_col=False,
+            )
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{file}: not readable: {' '.join(str(error).split())}") from error
     if len(table) == 0:
@@ -94,13 +115,21 @@ def read_interactions(path: str) -> Interactions:
         raise ValueError(f"{file}: {table.shape[1]} columns; expected user, item, rating, time")
     table = _by_name(table, file) if has_header else table.iloc[:, : len(_COLUMNS)]
     table.columns = pd.Index(_COLUMNS)
-    numbers = {name: pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64) for name in ("rating", "time")}
-    bad = ~(np.isfinite(numbers["rating"]) & np.isfinite(numbers["time"])) | table[["user", "item"]].isna().any(axis=1)
+    numbers = {
+        name: pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+        for name in ("rating", "time")
+    }
+    bad = ~(np.isfinite(numbers["rating"]) & np.isfinite(numbers["time"])) | table[
+        ["user", "item"]
+    ].isna().any(axis=1)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         words = ", ".join(str(word) for word in table.iloc[row])
         header = "" if has_header else " and no header"
-        raise ValueError(f"{file}, line {row + 1 + has_header}: {words}; expected user, item, rating, time{header}")
+        raise ValueError(
+            f"{file}, line {row + 1 + has_header}: {words}; expected user, item, rating, "
+            f"time{header}"
+        )
     order = np.argsort(numbers["time"], kind="stable")
     user, item = (pd.factorize(table[name])[0][order].astype(np.int64) for name in ("user", "item"))
     return Interactions(user, item, numbers["rating"][order], numbers["time"][order])
@@ -115,18 +144,28 @@ def _ratings_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder; expected MovieLens-style interactions")
     if not any(path.name.endswith(kind) for kind in _LAYOUTS):
-        raise ValueError(f"{path}: unknown layout; expected a name that ends in {', '.join(_LAYOUTS)}")
+        raise ValueError(
+            f"{path}: unknown layout; expected a name that ends in {', '.join(_LAYOUTS)}"
+        )
     return path
 
 
 def _by_name(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The four columns by what their headers begin with (user_id:token, userId, movieId, ...)."""
-    starts = {"user": ("user",), "item": ("item", "movie"), "rating": ("rating",), "time": ("time",)}
+    starts = {
+        "user": ("user",),
+        "item": ("item", "movie"),
+        "rating": ("rating",),
+        "time": ("time",),
+    }
     found = []
     for name in _COLUMNS:
         match = [column for column in table.columns if str(column).lower().startswith(starts[name])]
         if not match:
-            raise ValueError(f"{file}: its header has no column for the {name}: {', '.join(map(str, table.columns))}")
+            raise ValueError(
+                f"{file}: its header has no column for the {name}: "
+                f"{', '.join(map(str, table.columns))}"
+            )
         found.append(match[0])
     return table[found].copy()
 
@@ -134,26 +173,49 @@ def _by_name(table: pd.DataFrame, file: Path) -> pd.DataFrame:
 def read_criteo(path: str, n: int) -> Criteo:
     """The first n rows (fewer if the file has fewer) of tab-separated click logs without header.
 
-    A row: label, 13 integers, 26 categories; missing ones are empty. Raises ValueError naming the file and the line.
+    A row: label, 13 integers, 26 categories; missing ones are empty. Raises ValueError naming the
+    file and the line.
     """
     n_columns = 1 + CRITEO_DENSE + CRITEO_SPARSE
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; expected Criteo's click logs (train.txt: {n_columns} columns, tabs)")
+        raise ValueError(
+            f"{path}: no such file; expected Criteo's click logs (train.txt: {n_columns} columns, "
+            "tabs)"
+        )
     with Path(path).open(encoding="latin-1") as lines:
         for number, line in enumerate(itertools.islice(lines, n), start=1):
             if line.count("\t") != n_columns - 1:
                 found = line.count("\t") + 1
-                raise ValueError(f"{path}, line {number}: {found} columns; expected {n_columns} with tabs between")
+                raise ValueError(
+                    f"{path}, line {number}: {found} columns; expected {n_columns} with tabs "
+                    "between"
+                )
     try:
-        table = pd.read_csv(path, sep="\t", header=None, nrows=n, dtype="string[pyarrow]", keep_default_na=False,
-                            quoting=csv.QUOTE_NONE)  # fmt: skip
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            header=None,
+            nrows=n,
+            dtype="string[pyarrow]",
+            keep_default_na=False,
+            quoting=csv.QUOTE_NONE,
+        )
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable: {' '.join(str(error).split())}") from error
-    numbers = table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0").apply(pd.to_numeric, errors="coerce")
-    bad = np.flatnonzero(~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | ~numbers[0].isin((0, 1)).to_numpy())
+    numbers = (
+        table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0").apply(pd.to_numeric, errors="coerce")
+    )
+    bad = np.flatnonzero(
+        ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | ~numbers[0].isin((0, 1)).to_numpy()
+    )
     if len(bad):
         words = ", ".join(table.iloc[bad[0], :4])
-        raise ValueError(f"{path}, line {bad[0] + 1}: {words}, ...; expected a label 0 or 1, 13 integers and no header")
+        raise ValueError(
+            f"{path}, line {bad[0] + 1}: {words}, ...; expected a label 0 or 1, 13 integers and "
+            "no header"
+        )
     dense_NF = np.log1p(np.maximum(numbers.iloc[:, 1:].to_numpy(np.float32), 0))
-    columns = [pd.util.hash_array(table[c].to_numpy(object)) for c in range(1 + CRITEO_DENSE, n_columns)]
+    columns = [
+        pd.util.hash_array(table[c].to_numpy(object)) for c in range(1 + CRITEO_DENSE, n_columns)
+    ]
     return Criteo(dense_NF, np.stack(columns, axis=1), numbers[0].to_numpy(np.float32))

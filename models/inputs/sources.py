@@ -1,4 +1,7 @@
-"""Where the ids of a run come from: --data_generation random, zipf, synthetic, dataset. Checked without PyTorch."""
+"""Where the ids of a run come from: --data_generation random, zipf, synthetic, dataset.
+
+Checked without PyTorch.
+"""
 
 # N items of all inputs together, F dense features, T tables, K ids a bag
 
@@ -48,7 +51,8 @@ class Zipf:
 
     def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
         """Every table has an order of popularity of its own."""
-        n, rng = int(lengths_N.sum()), stream(self.seed, "zipf", table)
+        n = int(lengths_N.sum())
+        rng = stream(self.seed, "zipf", table)
         return draw_rows(self.table_rows[table], self.alpha, n, rng)
 
     def dense(self, n_items: int) -> FloatArray | None:
@@ -70,8 +74,11 @@ class StackDistances:
         """One stream through all inputs."""
         from models.inputs.stack_distance import generate  # noqa: PLC0415
 
-        n, rng = int(lengths_N.sum()), stream(self.seed, "stack distances", table)
-        return generate(self.localities[table], self.table_rows[table], n, rng, padding=self.padding)
+        n = int(lengths_N.sum())
+        rng = stream(self.seed, "stack distances", table)
+        return generate(
+            self.localities[table], self.table_rows[table], n, rng, padding=self.padding
+        )
 
     def dense(self, n_items: int) -> FloatArray | None:
         """None."""
@@ -80,13 +87,19 @@ class StackDistances:
 
 
 class Samples:
-    """Samples of a data set: item i of a run has sample i K; a bag takes its value there and in the samples after it.
+    """Samples of a data set: item i of a run has sample i K; a bag takes its value there and in the
+    samples after it.
 
-    So a table reads its column in the data's order, each value once, and again from the start when the data ends.
+    So a table reads its column in the data's order, each value once, and again from the start when
+    the data ends.
     """
 
-    def __init__(self, data: Interactions | Criteo, model: ModelConfig, inputs: InputConfig) -> None:
-        self._data, self._model, self._seed = data, model, inputs.numpy_rand_seed
+    def __init__(
+        self, data: Interactions | Criteo, model: ModelConfig, inputs: InputConfig
+    ) -> None:
+        self._data = data
+        self._model = model
+        self._seed = inputs.numpy_rand_seed
         self._order = _order(len(data), inputs.data_randomize, stream(self._seed, "samples"))
 
     def table_ids(self, table: int, lengths_N: Int64Array) -> Int64Array:
@@ -95,14 +108,18 @@ class Samples:
         within = np.arange(lengths_N.sum()) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
         sample = np.repeat(np.arange(len(lengths_N)) * bag_ids, lengths_N) + within
         values = self._column(table)[self._order[sample % len(self._order)]]
-        rows = _mixed(values + _mixed(np.full(1, table + 1, np.uint64))) % np.uint64(self._model.table_rows[table])
+        rows = _mixed(values + _mixed(np.full(1, table + 1, np.uint64))) % np.uint64(
+            self._model.table_rows[table]
+        )
         return rows.astype(np.int64)
 
     def dense(self, n_items: int) -> FloatArray | None:
         """The data's own, repeated if the model reads more; None without."""
         if not isinstance(self._data, Criteo) or not self._model.dense_width:
             return None
-        samples = self._order[np.arange(n_items) * self._model.num_indices_per_lookup % len(self._order)]
+        samples = self._order[
+            np.arange(n_items) * self._model.num_indices_per_lookup % len(self._order)
+        ]
         features = np.arange(self._model.dense_width) % self._data.dense_NF.shape[1]
         return np.ascontiguousarray(self._data.dense_NF[samples][:, features])
 
@@ -113,7 +130,9 @@ class Samples:
 
 
 def _interaction_column(data: Interactions, model: ModelConfig, table: int) -> Int64Array:
-    """What a table holds: NCF users and items in turn; DIN and DIEN user, earlier items, item, time; else in turn."""
+    """What a table holds: NCF users and items in turn; DIN and DIEN user, earlier items, item,
+    time; else in turn.
+    """
     last = len(model.table_rows) - 1
     if model.model_type not in ("din", "dien"):
         return (data.user, data.item)[table % 2]
@@ -132,23 +151,36 @@ def _order(n: int, randomize: str, rng: np.random.Generator) -> Int64Array:
 
 
 def _mixed(x: UInt64Array) -> UInt64Array:
-    """A bijection of 64 bits that looks random (splitmix64's finalizer; Steele et al., OOPSLA 2014)."""
+    """A bijection of 64 bits that looks random (splitmix64's finalizer; Steele et al., OOPSLA
+    2014).
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-@lru_cache(maxsize=1)  # asked for when a run is checked and again when its inputs are built, which then forget it
+@lru_cache(
+    maxsize=1
+)  # asked for when a run is checked and again when its inputs are built, which then forget it
 def source_of(model: ModelConfig, inputs: InputConfig) -> Source | None:
-    """None for uniformly drawn ids; reads what the others need. Raises ConfigError naming the file and the fault."""
+    """None for uniformly drawn ids; reads what the others need.
+
+    Raises ConfigError naming the file and the fault.
+    """
     match inputs.data_generation:
         case "zipf":
             return Zipf(model.table_rows, inputs.zipf_alpha, inputs.numpy_rand_seed)
         case "synthetic":
             known: dict[Path, Locality] = {}
-            localities = tuple(_locality(inputs.data_trace_file, t, n, known) for t, n in enumerate(model.table_rows))
+            localities = tuple(
+                _locality(inputs.data_trace_file, t, n, known)
+                for t, n in enumerate(model.table_rows)
+            )
             return StackDistances(
-                model.table_rows, localities, inputs.data_trace_enable_padding, inputs.numpy_rand_seed
+                model.table_rows,
+                localities,
+                inputs.data_trace_enable_padding,
+                inputs.numpy_rand_seed,
             )
         case "dataset":
             try:
@@ -170,9 +202,12 @@ def _locality(pattern: str, table: int, n_rows: int, known: dict[Path, Locality]
     try:
         locality = known[file] = known[file] if file in known else read_locality(file)
     except ValueError as error:
-        raise ConfigError("data_trace_file", f"{error} (python -m models.inputs profile writes such a file)") from error
+        raise ConfigError(
+            "data_trace_file", f"{error} (python -m models.inputs profile writes such a file)"
+        ) from error
     if len(locality.first_ids) and locality.first_ids.max() >= n_rows:
         raise ConfigError(
-            "data_trace_file", f"{file}: id {locality.first_ids.max()} is outside of table {table} of {n_rows} rows"
+            "data_trace_file",
+            f"{file}: id {locality.first_ids.max()} is outside of table {table} of {n_rows} rows",
         )
     return locality

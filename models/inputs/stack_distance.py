@@ -1,8 +1,9 @@
-"""Locality of a stream of ids: LRU stack distances of a trace, and ids drawn so that they have such distances.
+"""Locality of a stream of ids: LRU stack distances of a trace, and ids drawn so that they have such
+distances.
 
-The distance of an access is the id's place in the list of all ids by last use: 1 = the id just used, d = d - 1 others
-were used since, 0 = never used before. An LRU cache of c rows hits exactly the accesses with distances 1 to c (Mattson
-et al., IBM Systems Journal 9, 1970).
+The distance of an access is the id's place in the list of all ids by last use: 1 = the id just
+used, d = d - 1 others were used since, 0 = never used before. An LRU cache of c rows hits exactly
+the accesses with distances 1 to c (Mattson et al., IBM Systems Journal 9, 1970).
 """
 
 # n accesses, U different ids
@@ -29,8 +30,10 @@ _compiled = numba.njit(cache=True)
 
 @dataclass(frozen=True)
 class Locality:
-    """`first_ids` int64[U] in the order of their first use; `distance` ascending and `cumulative` in (0, 1]: the share
-    of accesses with at most that distance. Raises ValueError if it is no such distribution."""
+    """`first_ids` int64[U] in the order of their first use; `distance` ascending and `cumulative`
+    in (0, 1]: the share of accesses with at most that distance. Raises ValueError if it is no such
+    distribution.
+    """
 
     first_ids: Int64Array
     distance: Int64Array
@@ -42,7 +45,9 @@ class Locality:
         if self.distance[0] < 0 or (np.diff(self.distance) <= 0).any():
             raise ValueError("distances must ascend from 0 or more")
         if not (
-            np.isfinite(self.cumulative).all() and self.cumulative[0] > 0 and (np.diff(self.cumulative) >= 0).all()
+            np.isfinite(self.cumulative).all()
+            and self.cumulative[0] > 0
+            and (np.diff(self.cumulative) >= 0).all()
         ):
             raise ValueError("cumulative shares must be above 0 and must not descend")
         if abs(self.cumulative[-1] - 1) > 1e-6:
@@ -61,19 +66,26 @@ class Locality:
         """Share of accesses that an LRU cache of so many rows has."""
         never = self.share[0] if self.distance[0] == 0 else 0.0
         at = np.searchsorted(self.distance, np.asarray(cache_rows), side="right")
-        hits: FloatArray = np.concatenate(([0.0], self.cumulative))[at] - np.where(at > 0, never, 0.0)
+        hits: FloatArray = np.concatenate(([0.0], self.cumulative))[at] - np.where(
+            at > 0, never, 0.0
+        )
         return hits
 
 
 def stack_distances(ids: npt.ArrayLike) -> Int64Array:
     """Distance of every access, exact; O(n log U). int64[n]."""
     codes, different = pd.factorize(np.asarray(ids))
-    distances: Int64Array = _distances(codes.astype(np.int64), len(different), _n_slots(len(different)))
+    distances: Int64Array = _distances(
+        codes.astype(np.int64), len(different), _n_slots(len(different))
+    )
     return distances
 
 
 def locality_of(ids: npt.ArrayLike, max_distance: int | None = None) -> Locality:
-    """Profile of a trace; accesses deeper than `max_distance` count as first ones. Raises ValueError if it is empty."""
+    """Profile of a trace; accesses deeper than `max_distance` count as first ones.
+
+    Raises ValueError if it is empty.
+    """
     ids = np.asarray(ids)
     if not len(ids):
         raise ValueError("the trace is empty")
@@ -82,39 +94,60 @@ def locality_of(ids: npt.ArrayLike, max_distance: int | None = None) -> Locality
         distances[distances > max_distance] = 0
     counts = np.bincount(distances)
     distance = np.flatnonzero(counts)
-    return Locality(pd.unique(ids).astype(np.int64), distance, np.cumsum(counts[distance]) / len(ids))
+    return Locality(
+        pd.unique(ids).astype(np.int64), distance, np.cumsum(counts[distance]) / len(ids)
+    )
 
 
-def generate(locality: Locality, n_rows: int, n: int, rng: np.random.Generator, *, padding: bool = False) -> Int64Array:
-    """n ids of a table of `n_rows` with the profile's distances, each drawn by its share; O(log n_rows) an id.
+def generate(
+    locality: Locality, n_rows: int, n: int, rng: np.random.Generator, *, padding: bool = False
+) -> Int64Array:
+    """n ids of a table of `n_rows` with the profile's distances, each drawn by its share; O(log
+    n_rows) an id.
 
-    New ids come in the profile's order, then from the table's other rows in a random one. A distance deeper than what
-    was used so far changes places with the next new id, so that the distances drawn occur in another order; where no
-    new id is to come (far fewer ids than were profiled), it becomes one, and a warning says how often. `padding`: it
-    is drawn anew among those possible instead, as the release does. When no row is left, a new id is the one not used
-    for longest. Raises ValueError if the profile has an id outside of the table.
+    New ids come in the profile's order, then from the table's other rows in a random one. A
+    distance deeper than what was used so far changes places with the next new id, so that the
+    distances drawn occur in another order; where no new id is to come (far fewer ids than were
+    profiled), it becomes one, and a warning says how often. `padding`: it is drawn anew among those
+    possible instead, as the release does. When no row is left, a new id is the one not used for
+    longest. Raises ValueError if the profile has an id outside of the table.
     """
     if len(locality.first_ids) and locality.first_ids.max() >= n_rows:
         raise ValueError(f"id {locality.first_ids.max()} is outside of its table of {n_rows} rows")
-    distances = locality.distance[np.searchsorted(locality.cumulative, rng.random(n) * locality.cumulative[-1])]
+    distances = locality.distance[
+        np.searchsorted(locality.cumulative, rng.random(n) * locality.cumulative[-1])
+    ]
     n_new = min(n, n_rows)
     fresh = locality.first_ids[:n_new]
-    few = padding or int((distances == 0).sum()) >= len(fresh) or int(distances.max(initial=0)) > len(fresh)
+    few = (
+        padding
+        or int((distances == 0).sum()) >= len(fresh)
+        or int(distances.max(initial=0)) > len(fresh)
+    )
     if len(fresh) < n_new and few:
         others = np.ones(n_rows, dtype=bool)
         others[fresh] = False
-        fresh = np.concatenate((fresh, rng.permutation(np.flatnonzero(others))[: n_new - len(fresh)]))
+        fresh = np.concatenate(
+            (fresh, rng.permutation(np.flatnonzero(others))[: n_new - len(fresh)])
+        )
     possible = locality.cumulative if padding else np.empty(0)
     uniform = rng.random(n if padding else 0)
     ids: Int64Array
-    ids, n_shallow = _ids(distances, fresh, locality.distance, possible, uniform, _n_slots(len(fresh)))
+    ids, n_shallow = _ids(
+        distances, fresh, locality.distance, possible, uniform, _n_slots(len(fresh))
+    )
     if n_shallow > NOTEWORTHY * n:
-        log.warning("%.1f %% of %d ids could not be as far apart as profiled: they are too few", 100 * n_shallow / n, n)
+        log.warning(
+            "%.1f %% of %d ids could not be as far apart as profiled: they are too few",
+            100 * n_shallow / n,
+            n,
+        )
     return ids
 
 
 def read_locality(path: str | Path) -> Locality:
-    """A file of three lines: ids by first use, distances, cumulative shares, each with commas between (the release's).
+    """A file of three lines: ids by first use, distances, cumulative shares, each with commas
+    between (the release's).
 
     Raises ValueError naming the file and what is wrong.
     """
@@ -123,15 +156,21 @@ def read_locality(path: str | Path) -> Locality:
     try:
         lines = Path(path).read_text().strip().splitlines()
         if len(lines) != 3:
-            raise ValueError(f"{len(lines)} lines; expected 3: ids by first use, distances, cumulative shares")
-        ids, distance = (np.array([int(word) for word in line.split(",")], dtype=np.int64) for line in lines[:2])
+            raise ValueError(
+                f"{len(lines)} lines; expected 3: ids by first use, distances, cumulative shares"
+            )
+        ids, distance = (
+            np.array([int(word) for word in line.split(",")], dtype=np.int64) for line in lines[:2]
+        )
         return Locality(ids, distance, np.array([float(word) for word in lines[2].split(",")]))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def write_locality(path: Path, locality: Locality, *, cumulative: bool = True) -> None:
-    """The inverse of `read_locality`; not `cumulative`: the third line has each distance's own share."""
+    """The inverse of `read_locality`; not `cumulative`: the third line has each distance's own
+    share.
+    """
     shares = locality.cumulative if cumulative else locality.share
     lines = (locality.first_ids, locality.distance, [f"{share:.12g}" for share in shares])
     path.write_text("".join(", ".join(map(str, line)) + "\n" for line in lines))
@@ -141,9 +180,9 @@ def _n_slots(n_ids: int) -> int:
     return max(_FEWEST_SLOTS, 1 << (2 * n_ids - 1).bit_length())
 
 
-# The list by last use: slots in the order of use, and a Fenwick tree of how many are taken, so that both an id's place
-# and the id at a place take O(log slots). Slots are a power of two, at least twice the ids; when the last is taken,
-# those in use move to the front.
+# The list by last use: slots in the order of use, and a Fenwick tree of how many are taken, so that
+# both an id's place and the id at a place take O(log slots). Slots are a power of two, at least
+# twice the ids; when the last is taken, those in use move to the front.
 
 
 @_compiled
@@ -156,7 +195,8 @@ def _add(tree: Any, slot: int, change: int) -> None:
 
 @_compiled
 def _taken_until(tree: Any, slot: int) -> int:
-    i, total = slot + 1, 0
+    i = slot + 1
+    total = 0
     while i > 0:
         total += tree[i]
         i -= i & -i
@@ -166,7 +206,8 @@ def _taken_until(tree: Any, slot: int) -> int:
 @_compiled
 def _slot_of_rank(tree: Any, rank: int) -> int:
     """The slot with the rank-th oldest id, counted from 1."""
-    position, step = 0, len(tree) - 1
+    position = 0
+    step = len(tree) - 1
     while step > 0:
         if position + step < len(tree) and tree[position + step] < rank:
             position += step
@@ -195,7 +236,8 @@ def _to_the_front(tree: Any, owner: Any) -> int:
 
 @_compiled
 def _distances(codes: Any, n_ids: int, n_slots: int) -> Any:
-    tree, owner = np.zeros(n_slots + 1, np.int32), np.full(n_slots, -1, np.int64)
+    tree = np.zeros(n_slots + 1, np.int32)
+    owner = np.full(n_slots, -1, np.int64)
     slot_of = np.full(n_ids, -1, np.int64)
     distances = np.empty(len(codes), np.int64)
     end = live = 0
@@ -235,8 +277,11 @@ def _next_new(distances: Any, first: int) -> int:
 
 
 @_compiled
-def _ids(distances: Any, fresh: Any, known: Any, cumulative: Any, uniform: Any, n_slots: int) -> Any:
-    tree, owner = np.zeros(n_slots + 1, np.int32), np.full(n_slots, -1, np.int64)
+def _ids(
+    distances: Any, fresh: Any, known: Any, cumulative: Any, uniform: Any, n_slots: int
+) -> Any:
+    tree = np.zeros(n_slots + 1, np.int32)
+    owner = np.full(n_slots, -1, np.int64)
     ids = np.empty(len(distances), np.int64)
     end = live = later = n_shallow = 0
     for t in range(len(distances)):

@@ -14,11 +14,14 @@ FloatArray = npt.NDArray[np.float64]
 def draw_ranks(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> Int64Array:
     """n ranks 1..n_rows, independent, rank k as likely as k^-alpha; alpha 0 is uniform.
 
-    Rejection-inversion (Hoermann and Derflinger, ACM TOMACS 6, 1996): the area under x^-alpha is inverted, and of the
-    candidates some are thrown away; no table of n_rows probabilities. Raises ValueError for alpha < 0 or no rows.
+    Rejection-inversion (Hoermann and Derflinger, ACM TOMACS 6, 1996): the area under x^-alpha is
+    inverted, and of the candidates some are thrown away; no table of n_rows probabilities. Raises
+    ValueError for alpha < 0 or no rows.
     """
     if n_rows < 1 or not (alpha >= 0 and math.isfinite(alpha)):
-        raise ValueError(f"Zipf's law needs rows and alpha of at least 0; got {n_rows} rows, alpha {alpha:g}")
+        raise ValueError(
+            f"Zipf's law needs rows and alpha of at least 0; got {n_rows} rows, alpha {alpha:g}"
+        )
     if alpha == 0:
         return rng.integers(1, n_rows + 1, n)
     first, last = _area(np.array([1.5, n_rows + 0.5]), alpha) - np.array([1.0, 0.0])
@@ -29,16 +32,20 @@ def draw_ranks(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> I
         area = last + rng.random(missing + missing // 8 + 16) * (first - last)
         x = _inverse_area(area, alpha)
         rank = np.clip(np.floor(x + 0.5), 1, n_rows)
-        kept = rank[(rank - x <= at_once) | (area >= _area(rank + 0.5, alpha) - rank**-alpha)].astype(np.int64)
+        kept = rank[
+            (rank - x <= at_once) | (area >= _area(rank + 0.5, alpha) - rank**-alpha)
+        ].astype(np.int64)
         parts.append(kept[:missing])
         missing -= len(parts[-1])
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def draw_rows(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n rows 0..n_rows - 1 by Zipf's law; which row has which rank is drawn too, so that the popular ones are spread.
+    """n rows 0..n_rows - 1 by Zipf's law; which row has which rank is drawn too, so that the
+    popular ones are spread.
 
-    Ranks become rows by an affine map of the residues modulo n_rows (one factor without a common divisor, one shift).
+    Ranks become rows by an affine map of the residues modulo n_rows (one factor without a common
+    divisor, one shift).
     """
     factor = int(rng.integers(n_rows // 3, n_rows + 1)) | 1
     while math.gcd(factor, n_rows) > 1:
@@ -51,13 +58,17 @@ def _area(x: FloatArray, alpha: float) -> FloatArray:
     """Integral of t^-alpha from 1 to x, also at alpha = 1."""
     log_x = np.log(x)
     scaled = (1 - alpha) * log_x
-    area: FloatArray = np.where(np.abs(scaled) > 1e-8, np.expm1(scaled) / (1 - alpha or 1.0), log_x * (1 + scaled / 2))
+    area: FloatArray = np.where(
+        np.abs(scaled) > 1e-8, np.expm1(scaled) / (1 - alpha or 1.0), log_x * (1 + scaled / 2)
+    )
     return area
 
 
 def _inverse_area(area: FloatArray, alpha: float) -> FloatArray:
     scaled = np.maximum((1 - alpha) * area, -1.0)
     with np.errstate(divide="ignore"):
-        logs = np.where(np.abs(scaled) > 1e-8, np.log1p(scaled) / (1 - alpha or 1.0), area * (1 - scaled / 2))
+        logs = np.where(
+            np.abs(scaled) > 1e-8, np.log1p(scaled) / (1 - alpha or 1.0), area * (1 - scaled / 2)
+        )
     x: FloatArray = np.exp(logs)
     return x

@@ -1,4 +1,6 @@
-"""DIEN's plain recurrent layer for one CPU core: a few items go through all steps, state and weights stay in L1."""
+"""DIEN's plain recurrent layer for one CPU core: a few items go through all steps, state and
+weights stay in L1.
+"""
 
 # B items, S steps, H hidden width
 
@@ -14,15 +16,27 @@ from numba import njit
 from models.kernels.mlp import add_product
 from models.kernels.vectors import FLOAT_BYTES
 
-_ACCUMULATORS = 256  # floats: half of the vector registers of AVX-512, so that each weight loaded serves 256 / H items
-_SIGNATURE = "void(float32[:,:,::1], float32[:,::1], float32[::1], float32[:,::1], float32[:,:,::1])"
-_LOG2_E, _LN_2_HIGH, _LN_2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+# floats: half of the vector registers of AVX-512, so that each weight loaded serves 256 / H items
+_ACCUMULATORS = 256
+_SIGNATURE = (
+    "void(float32[:,:,::1], float32[:,::1], float32[::1], float32[:,::1], float32[:,:,::1])"
+)
+_LOG2_E = np.float32(1.4426950408889634)
+_LN_2_HIGH = np.float32(0.693359375)
+_LN_2_LOW = np.float32(-2.12194440e-4)
 _TAYLOR = tuple(np.float32(1 / n) for n in (5040, 720, 120, 24, 6, 2, 1, 1))
-_HALF, _ONE, _LARGE = np.float32(0.5), np.float32(1), np.float32(9)  # tanh(9) is 1 in float32
-_BIAS, _MANTISSA_BITS = np.int32(127), np.int32(23)
+# tanh(9) is 1 in float32
+_HALF = np.float32(0.5)
+_ONE = np.float32(1)
+_LARGE = np.float32(9)
+_BIAS = np.int32(127)
+_MANTISSA_BITS = np.int32(23)
 
 
-_FAST: Any = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "nnan", "ninf", "nsz", "arcp"}}
+_FAST: Any = {
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nnan", "ninf", "nsz", "arcp"},
+}
 
 
 @njit(inline="always", **_FAST)
@@ -50,7 +64,9 @@ def _tanh(x: Any) -> Any:
 
 @cache
 def add_softmax() -> Callable[..., None]:
-    """add(states_RH, to_RH): to += softmax of each row of states; the states are a tanh's, within [-1, 1]."""
+    """add(states_RH, to_RH): to += softmax of each row of states; the states are a tanh's, within
+    [-1, 1].
+    """
 
     def add(states_RH: Any, to_RH: Any) -> None:
         n_rows, width = states_RH.shape
@@ -70,20 +86,27 @@ def add_softmax() -> Callable[..., None]:
 
 @cache
 def recurrence(width: int) -> Callable[..., None]:
-    """recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH): h_s = tanh(x_s U + b + h_{s-1} W), h_-1 = 0.
+    """recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH): h_s = tanh(x_s U + b + h_{s-1} W),
+    h_-1 = 0.
 
     Weights are (from, to). Where `states_SBH` holds one step only, it takes the last.
     """
     block = max(_ACCUMULATORS // width, 1)
-    several, one = add_product(width, block), add_product(width, 1)
+    several = add_product(width, block)
+    one = add_product(width, 1)
     row = width * FLOAT_BYTES
 
     def recur(x_SBI: Any, weight_IH: Any, bias_H: Any, weight_HH: Any, states_SBH: Any) -> None:
         n_steps, n_items, n_in = x_SBI.shape
-        step_bytes, item_bytes = x_SBI.strides[0], x_SBI.strides[1]
-        from_input, from_state, bias = weight_IH.ctypes.data, weight_HH.ctypes.data, bias_H.ctypes.data
-        state_BH, sums_BH = np.zeros((block, width), np.float32), np.empty((block, width), np.float32)
-        state, sums = state_BH.ctypes.data, sums_BH.ctypes.data
+        step_bytes = x_SBI.strides[0]
+        item_bytes = x_SBI.strides[1]
+        from_input = weight_IH.ctypes.data
+        from_state = weight_HH.ctypes.data
+        bias = bias_H.ctypes.data
+        state_BH = np.zeros((block, width), np.float32)
+        sums_BH = np.empty((block, width), np.float32)
+        state = state_BH.ctypes.data
+        sums = sums_BH.ctypes.data
         keep_all = len(states_SBH) > 1
         first = 0
         while first < n_items:

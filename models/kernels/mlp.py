@@ -1,6 +1,8 @@
-"""Small MLPs for one CPU core: a few items go through all layers at once while their activations stay in L1.
+"""Small MLPs for one CPU core: a few items go through all layers at once while their activations
+stay in L1.
 
-One call for the whole stack. Up to some dozens of items that is faster than a call of a BLAS for every layer.
+One call for the whole stack. Up to some dozens of items that is faster than a call of a BLAS for
+every layer.
 """
 
 # B items, I input width, O output width
@@ -22,26 +24,43 @@ from numba.extending import intrinsic
 from models.kernels.vectors import FLOAT_BYTES, LONG, Rows, addresses
 
 NONE, RELU, SIGMOID = 0, 1, 2
-_ITEMS, _WIDE, _NARROW = 4, 64, 16  # items and columns of a block: 4 x 64 sums fill half of AVX-512's registers
+_ITEMS, _WIDE, _NARROW = (
+    4,
+    64,
+    16,
+)  # items and columns of a block: 4 x 64 sums fill half of AVX-512's registers
 _SIGNATURE = "void(float32[:,:], float32[::1], int64[::1], int64[::1], float32[:,::1])"
 
 
 @cache
 def add_product(width: int, n_items: int) -> Any:
-    """add_product(x, x_step, n_in, panel, start, start_step, out, out_step): addresses and bytes between rows.
+    """add_product(x, x_step, n_in, panel, start, start_step, out, out_step): addresses and bytes
+    between rows.
 
     out = start + x panel for `n_items` rows of `n_in` numbers; the panel is dense, (n_in, width).
     """
 
     @intrinsic
     def product(
-        _: Any, x: Any, x_step: Any, n_in: Any, panel: Any, start: Any, start_step: Any, out: Any, out_step: Any
+        _: Any,
+        x: Any,
+        x_step: Any,
+        n_in: Any,
+        panel: Any,
+        start: Any,
+        start_step: Any,
+        out: Any,
+        out_step: Any,
     ) -> Any:
         def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
             x, x_step, n_in, panel, start, start_step, out, out_step = values
-            rows, items = Rows(builder, width), [ir.Constant(LONG, i) for i in range(n_items)]
+            rows = Rows(builder, width)
+            items = [ir.Constant(LONG, i) for i in range(n_items)]
             inputs = [builder.add(x, builder.mul(i, x_step)) for i in items]
-            totals = [cgutils.alloca_once_value(builder, rows.load(start, builder.mul(i, start_step))) for i in items]
+            totals = [
+                cgutils.alloca_once_value(builder, rows.load(start, builder.mul(i, start_step)))
+                for i in items
+            ]
             with cgutils.for_range(builder, n_in) as loop:
                 weight = rows.load(panel, rows.nth(loop.index))
                 for own, total in zip(inputs, totals, strict=True):
@@ -55,10 +74,13 @@ def add_product(width: int, n_items: int) -> Any:
     return product
 
 
-def panels(layers: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]) -> npt.NDArray[np.float32]:
+def panels(
+    layers: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+) -> npt.NDArray[np.float32]:
     """All (O, I) weights and (O,) biases as the kernel reads them, flat.
 
-    A layer's bias, then its columns in panels of 64, the rest in panels of 16 (I, columns); padded with zeros.
+    A layer's bias, then its columns in panels of 64, the rest in panels of 16 (I, columns); padded
+    with zeros.
     """
     parts = []
     for weight_OI, bias_O in layers:
@@ -74,16 +96,24 @@ def panels(layers: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float3
 
 
 def _layer() -> Any:
-    """layer(n, x, x_step, n_in, weights, n_out, out, out_step) -> address behind the layer's weights."""
-    wide, narrow, wide_one, narrow_one = (add_product(w, n) for n in (_ITEMS, 1) for w in (_WIDE, _NARROW))
+    """layer(n, x, x_step, n_in, weights, n_out, out, out_step) -> address behind the layer's
+    weights.
+    """
+    wide, narrow, wide_one, narrow_one = (
+        add_product(w, n) for n in (_ITEMS, 1) for w in (_WIDE, _NARROW)
+    )
 
     @njit
-    def layer(n: Any, x: Any, x_step: Any, n_in: Any, weights: Any, n_out: Any, out: Any, out_step: Any) -> Any:
+    def layer(
+        n: Any, x: Any, x_step: Any, n_in: Any, weights: Any, n_out: Any, out: Any, out_step: Any
+    ) -> Any:
         padded = (n_out + _NARROW - 1) // _NARROW * _NARROW
-        panel, place = weights + padded * FLOAT_BYTES, 0
+        panel = weights + padded * FLOAT_BYTES
+        place = 0
         while padded > 0:
             width = _WIDE if padded >= _WIDE else _NARROW
-            bias, target = weights + place, out + place
+            bias = weights + place
+            target = out + place
             if width == _WIDE and n == _ITEMS:
                 wide(x, x_step, n_in, panel, bias, 0, target, out_step)
             elif width == _WIDE:
@@ -114,24 +144,39 @@ def _activate(values_BO: Any, n: Any, width: Any, code: Any) -> None:
 
 @cache
 def mlp_kernel() -> Callable[..., None]:
-    """run(x_BI, weights, widths, activations, out_BO): the stack of these widths; compiled once a process."""
+    """run(x_BI, weights, widths, activations, out_BO): the stack of these widths; compiled once a
+    process.
+    """
     layer = _layer()
 
     def run(x_BI: Any, weights: Any, widths: Any, activations: Any, out_BO: Any) -> None:
         n_items, n_out = out_BO.shape
         widest = (widths.max() + _NARROW - 1) // _NARROW * _NARROW
-        even, odd = np.empty((_ITEMS, widest), np.float32), np.empty((_ITEMS, widest), np.float32)
-        values, others = even, odd
+        even = np.empty((_ITEMS, widest), np.float32)
+        odd = np.empty((_ITEMS, widest), np.float32)
+        values = even
+        others = odd
         first = 0
         while first < n_items:
             n = _ITEMS if first + _ITEMS <= n_items else 1
-            x, x_step = x_BI.ctypes.data + first * x_BI.strides[0], x_BI.strides[0]
+            x = x_BI.ctypes.data + first * x_BI.strides[0]
+            x_step = x_BI.strides[0]
             place = weights.ctypes.data
             for i in range(len(activations)):
                 values, others = others, values
-                place = layer(n, x, x_step, widths[i], place, widths[i + 1], values.ctypes.data, values.strides[0])
+                place = layer(
+                    n,
+                    x,
+                    x_step,
+                    widths[i],
+                    place,
+                    widths[i + 1],
+                    values.ctypes.data,
+                    values.strides[0],
+                )
                 _activate(values, n, widths[i + 1], activations[i])
-                x, x_step = values.ctypes.data, values.strides[0]
+                x = values.ctypes.data
+                x_step = values.strides[0]
             for i in range(n):
                 for j in range(n_out):
                     out_BO[first + i, j] = values[i, j]

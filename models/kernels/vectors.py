@@ -1,7 +1,7 @@
 """Rows of floats as LLVM vectors: the few instructions that the compiled kernels are written in.
 
-numba turns the loops around them into machine code. A row of any width is one vector value here; LLVM cuts it into the
-registers that the CPU has.
+numba turns the loops around them into machine code. A row of any width is one vector value here;
+LLVM cuts it into the registers that the CPU has.
 """
 
 # D row width
@@ -15,7 +15,10 @@ from numba import types
 from numba.core import cgutils
 
 FLOAT_BYTES, LINE_BYTES = 4, 64
-LONG, WORD, FLOAT, BYTE = ir.IntType(64), ir.IntType(32), ir.FloatType(), ir.IntType(8)
+LONG = ir.IntType(64)
+WORD = ir.IntType(32)
+FLOAT = ir.FloatType()
+BYTE = ir.IntType(8)
 
 
 def addresses(*arguments: Any) -> Any:
@@ -45,7 +48,9 @@ class Rows:
 
     def load(self, address: Any, offset: Any) -> Any:
         """A row from memory."""
-        value = self.builder.load(self.builder.bitcast(self.place(address, offset), self.vector.as_pointer()))
+        value = self.builder.load(
+            self.builder.bitcast(self.place(address, offset), self.vector.as_pointer())
+        )
         value.align = FLOAT_BYTES
         return value
 
@@ -66,7 +71,9 @@ class Rows:
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """a b + c, fused where the CPU can."""
-        return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+        return self.builder.fadd(
+            self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",)
+        )
 
     def relu(self, x: Any) -> Any:
         """max(x, 0) of a row or of a float."""
@@ -76,9 +83,10 @@ class Rows:
     def sum_lanes(self, start: Any, row: Any) -> Any:
         """start + the sum of a row, in any order."""
         function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(FLOAT, [FLOAT, self.vector]),
+            self.builder.module,
+            ir.FunctionType(FLOAT, [FLOAT, self.vector]),
             f"llvm.vector.reduce.fadd.v{self.vector.count}f32",
-        )  # fmt: skip
+        )
         return self.builder.call(function, [start, row], fastmath=("reassoc",))
 
     def prefetch(self, address: Any, offset: Any) -> None:
@@ -89,8 +97,9 @@ class Rows:
     def prefetch_line(self, address: Any, offset: Any) -> None:
         """Ask for one line of memory."""
         function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), WORD, WORD, WORD]),
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), WORD, WORD, WORD]),
             "llvm.prefetch.p0",
-        )  # fmt: skip
+        )
         to_read_keep_data = [ir.Constant(WORD, n) for n in (0, 3, 1)]
         self.builder.call(function, [self.place(address, offset), *to_read_keep_data])

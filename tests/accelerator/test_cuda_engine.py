@@ -1,4 +1,6 @@
-"""The GPU engine gives the CPU engine's scores, query by query and merged; its steps run on the CPU too."""
+"""The GPU engine gives the CPU engine's scores, query by query and merged; its steps run on the CPU
+too.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ DEVICES = [
     "cpu",
     pytest.param(
         "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+        ],
     ),
 ]
 NETS = {
@@ -24,7 +29,10 @@ NETS = {
 
 
 def settings(net, *words):
-    base = "--num_batches 2 --max_mini_batch_size 32 --arch_embedding_size 50-60 --num_indices_per_lookup 3"
+    base = (
+        "--num_batches 2 --max_mini_batch_size 32 --arch_embedding_size 50-60 "
+        "--num_indices_per_lookup 3"
+    )
     return parse([*base.split(), *NETS[net].split(), *words])
 
 
@@ -32,11 +40,15 @@ def settings(net, *words):
 @pytest.mark.parametrize("net", NETS)
 def test_scores_are_those_of_the_cpu_engine(net, device):
     config = settings(net, "--accel_merge_mib", "1")
-    engine, reference = CudaEngine(config, device), prepare(config, Progress("none"))
+    engine = CudaEngine(config, device)
+    reference = prepare(config, Progress("none"))
     engine.warm_up()
     tasks = [WireTask(1, 0, 0, 0, 32), WireTask(2, 0, 1, 5, 7), WireTask(3, 0, 1, 31, 1)]
     with torch.inference_mode():
-        expected = [reference.model(reference.inputs.batch(t.input_id, t.first_item, t.n_items)) for t in tasks]
+        expected = [
+            reference.model(reference.inputs.batch(t.input_id, t.first_item, t.n_items))
+            for t in tasks
+        ]
     for task, scores in zip(tasks, expected, strict=True):
         torch.testing.assert_close(engine.scores([task]), scores, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(engine.scores(tasks), torch.cat(expected), rtol=1e-4, atol=1e-5)
@@ -46,7 +58,8 @@ def test_scores_are_those_of_the_cpu_engine(net, device):
 def test_queries_merge_up_to_the_budget_and_not_without_one(device):
     engine = CudaEngine(settings("wnd", "--accel_merge_mib", "0.01"), device)
     assert isinstance(engine, MergingEngine)
-    small, large = WireTask(1, 0, 0, 0, 1), WireTask(2, 0, 0, 0, 32)
+    small = WireTask(1, 0, 0, 0, 1)
+    large = WireTask(2, 0, 0, 0, 32)
     assert engine.takes_more([small])
     assert not engine.takes_more([large] * 8)
     assert not CudaEngine(settings("wnd"), device).takes_more([small])

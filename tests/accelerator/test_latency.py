@@ -9,8 +9,21 @@ import sys
 import pytest
 from helpers import MS, ROOT, run_script
 
-from accelerator.devices import BATCHES, derived_profile, latency_profile, load_device, profile_key, published_speedups
-from accelerator.latency import Profile, ProfiledDevice, read_profile, service_times_ns, write_profile
+from accelerator.devices import (
+    BATCHES,
+    derived_profile,
+    latency_profile,
+    load_device,
+    profile_key,
+    published_speedups,
+)
+from accelerator.latency import (
+    Profile,
+    ProfiledDevice,
+    read_profile,
+    service_times_ns,
+    write_profile,
+)
 from accelInferenceEngine import ModelledEngine, ModelledFactory
 from infra.clock import monotonic_ns
 from infra.messages import WireTask
@@ -49,7 +62,9 @@ def test_one_measured_size_is_a_cost_per_item():
 
 
 def test_between_numbers_of_neighbours_time_is_linear_and_beyond_the_last_flat():
-    profile = Profile({1: 1.0, 4: 2.0}, busy_ms={1: {1: 2.0, 4: 6.0}, 4: {1: 8.0, 4: 12.0, 8: 20.0}})
+    profile = Profile(
+        {1: 1.0, 4: 2.0}, busy_ms={1: {1: 2.0, 4: 6.0}, 4: {1: 8.0, 4: 12.0, 8: 20.0}}
+    )
     found = service_times_ns(profile, 5) / MS
     assert found[0, 1:] == pytest.approx([1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3], rel=1e-5)
     assert found[:, 1] == pytest.approx([1, 2, 4, 6, 8])
@@ -109,14 +124,17 @@ def tree(tmp_path):
 
 
 def test_the_cpu_is_measured_once_for_a_net_and_again_for_another(tree):
-    device, calls = load_device(tree, "nvidia_gtx_1080_ti"), []
+    device = load_device(tree, "nvidia_gtx_1080_ti")
+    calls = []
 
     def measure():
         calls.append(1)
         return PROFILE
 
     first = latency_profile(device, WND, 1024, measure)
-    assert latency_profile(device, WND, 1024, measure).batch_ms == pytest.approx(first.batch_ms, rel=1e-4)
+    assert latency_profile(device, WND, 1024, measure).batch_ms == pytest.approx(
+        first.batch_ms, rel=1e-4
+    )
     assert len(calls) == 1
     wider = ModelConfig(model_type="wnd", model_name="wnd", arch_mlp_bot="8")
     latency_profile(device, wider, 1024, measure)
@@ -131,7 +149,9 @@ def test_without_a_measurement_there_is_no_profile(tree):
 
 @pytest.mark.alone
 def test_a_modelled_engine_takes_as_long_as_the_device():
-    engine = ModelledFactory((ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}),), "wnd")(0)
+    engine = ModelledFactory(
+        (ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}),), "wnd"
+    )(0)
     assert isinstance(engine, ModelledEngine)
     errors = []
     for n_items in (1, 64) * 20:
@@ -143,27 +163,57 @@ def test_a_modelled_engine_takes_as_long_as_the_device():
 
 
 def run_tool(*words, cwd):
-    return subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def test_generate_data_and_predict_execution_work_for_this_machines_core(tree):
     done = run_script(
-        "accelerator/cpu_core/generate_data.py", "--accel_root_dir", str(tree), "--models", "ncf,wnd",
-        "--table_scale", "0.001", "--nepochs", "2", cwd=tree,
-    )  # fmt: skip
+        "accelerator/cpu_core/generate_data.py",
+        "--accel_root_dir",
+        str(tree),
+        "--models",
+        "ncf,wnd",
+        "--table_scale",
+        "0.001",
+        "--nepochs",
+        "2",
+        cwd=tree,
+    )
     assert done.returncode == 0, done.stderr
     lines = (tree / "cpu_core/raw_data/results_ncf.txt").read_text().splitlines()
     assert len(lines) == len(BATCHES)
     assert all(len([float(word) for word in line.split()]) == 6 for line in lines)
-    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device", "cpu_core",
-                      "--model", "ncf", "--batch", "64", cwd=tree)  # fmt: skip
+    done = run_script(
+        "accelerator/predict_execution.py",
+        "--accel_root_dir",
+        str(tree),
+        "--device",
+        "cpu_core",
+        "--model",
+        "ncf",
+        "--batch",
+        "64",
+        cwd=tree,
+    )
     assert done.returncode == 0, done.stderr
     profile = read_profile(tree / "cpu_core/characterization_data/ncf.csv")
     total_ms = [float(line.split()[5]) for line in lines]
     assert list(profile.batch_ms.values()) == pytest.approx(total_ms, rel=1e-4)
     assert f"{profile.ms(64):.4g} ms" in done.stdout
-    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device",
-                      "nvidia_gtx_1080_ti", "--model", "ncf", "--batch", "64", cwd=tree)  # fmt: skip
+    done = run_script(
+        "accelerator/predict_execution.py",
+        "--accel_root_dir",
+        str(tree),
+        "--device",
+        "nvidia_gtx_1080_ti",
+        "--model",
+        "ncf",
+        "--batch",
+        "64",
+        cwd=tree,
+    )
     assert done.returncode == 0, done.stderr
     assert f"{profile.ms(64) / 0.9506:.4g} ms" in done.stdout
 
@@ -176,7 +226,17 @@ def test_a_device_that_is_not_here_is_one_clear_line(tmp_path):
 
 
 def test_a_prediction_without_data_says_what_to_run(tree):
-    done = run_script("accelerator/predict_execution.py", "--accel_root_dir", str(tree), "--device", "cpu_core",
-                      "--model", "rm1", "--batch", "64", cwd=tree)  # fmt: skip
+    done = run_script(
+        "accelerator/predict_execution.py",
+        "--accel_root_dir",
+        str(tree),
+        "--device",
+        "cpu_core",
+        "--model",
+        "rm1",
+        "--batch",
+        "64",
+        cwd=tree,
+    )
     assert done.returncode == 2
     assert "generate_data.py" in done.stderr

@@ -13,8 +13,16 @@ from infra.settings.config import ConfigError
 from models.costs import costs
 
 FOLDERS = sorted(path.parent.name for path in (ROOT / "accelerator").glob("*/device.yaml"))
-UNIT = Roofline(1.0, 1.0, launch_us=0.0, link_us=0.0, gemm_efficiency=1.0, gather_efficiency=1.0, memory_gib=1.0,
-                link_gb_s=None)  # fmt: skip
+UNIT = Roofline(
+    1.0,
+    1.0,
+    launch_us=0.0,
+    link_us=0.0,
+    gemm_efficiency=1.0,
+    gather_efficiency=1.0,
+    memory_gib=1.0,
+    link_gb_s=None,
+)
 
 
 def model(name, *words):
@@ -24,7 +32,9 @@ def model(name, *words):
 def test_each_part_of_the_formula_is_what_it_says():
     cost = costs(model("wnd"), 64)
     slow_memory = (
-        sum(g.weight_bytes + g.activation_bytes(64) for g in cost.gemms) + cost.gather_bytes + cost.pooled_bytes
+        sum(g.weight_bytes + g.activation_bytes(64) for g in cost.gemms)
+        + cost.gather_bytes
+        + cost.pooled_bytes
     )
     fast = {"peak_fp32_gflops": 1e12, "mem_gb_s": 1e12}
 
@@ -37,7 +47,9 @@ def test_each_part_of_the_formula_is_what_it_says():
     assert ms(mem_gb_s=1e12, gemm_efficiency=0.5) == pytest.approx(2 * cost.flops / 1e6)
     assert ms(**fast, launch_us=10) == pytest.approx(cost.n_launches * 0.01, rel=1e-3)
     assert ms(**fast, link_us=500) == pytest.approx(0.5, rel=1e-3)
-    assert ms(**fast, link_gb_s=1.0) == pytest.approx((cost.input_bytes + cost.output_bytes) / 1e6, rel=1e-3)
+    assert ms(**fast, link_gb_s=1.0) == pytest.approx(
+        (cost.input_bytes + cost.output_bytes) / 1e6, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -48,7 +60,9 @@ def test_every_folder_is_a_device_with_its_source_and_a_generator(name):
     assert device.tdp_w is None or device.tdp_w > 0
 
 
-@pytest.mark.parametrize("name", [n for n in FOLDERS if load_device(ROOT / "accelerator", n).kind == "roofline"])
+@pytest.mark.parametrize(
+    "name", [n for n in FOLDERS if load_device(ROOT / "accelerator", n).kind == "roofline"]
+)
 @pytest.mark.parametrize("net", sorted(model_configs()))
 def test_a_rooflines_time_rises_with_the_batch_and_an_item_gets_cheaper(name, net):
     profile = latency_profile(load_device(ROOT / "accelerator", name), model(net))
@@ -62,7 +76,10 @@ def test_a_rooflines_time_rises_with_the_batch_and_an_item_gets_cheaper(name, ne
 
 
 def test_a_small_batch_on_a_gpu_is_launches_and_a_newer_gpu_is_faster_at_a_large_one():
-    gpus = [load_device(ROOT / "accelerator", f"nvidia_{n}") for n in ("t4", "v100", "a100", "h100", "h200")]
+    gpus = [
+        load_device(ROOT / "accelerator", f"nvidia_{n}")
+        for n in ("t4", "v100", "a100", "h100", "h200")
+    ]
     config = model("rm2")
     for gpu in gpus:
         launches_ms = costs(config, 1).n_launches * gpu.settings["launch_us"] / 1e3
@@ -73,13 +90,17 @@ def test_a_small_batch_on_a_gpu_is_launches_and_a_newer_gpu_is_faster_at_a_large
 
 def test_tables_that_do_not_fit_are_said():
     small = Roofline(1.0, 1.0, 0.0, 0.0, 1.0, 1.0, memory_gib=1.0, link_gb_s=None)
-    assert "do not fit" in roofline_profile(small, "small", model("rm1"), "made up").provenance["warning"]
+    assert (
+        "do not fit"
+        in roofline_profile(small, "small", model("rm1"), "made up").provenance["warning"]
+    )
     assert "warning" not in roofline_profile(small, "small", model("ncf"), "made up").provenance
 
 
 def test_a_measurement_in_the_folder_is_preferred(tmp_path):
     shutil.copytree(ROOT / "accelerator/nvidia_t4", tmp_path / "nvidia_t4")
-    device, config = load_device(tmp_path, "nvidia_t4"), model("wnd")
+    device = load_device(tmp_path, "nvidia_t4")
+    config = model("wnd")
     path = device.characterization(config)
     path.parent.mkdir(exist_ok=True)
     path.write_text("# source: measured\nbatch,ms\n1,7\n1024,9\n")
@@ -119,7 +140,15 @@ def test_a_wrong_device_file_is_one_line_that_says_what_to_change(tmp_path, chan
 
 
 def test_predictions_of_a_roofline_need_no_measurement(tmp_path):
-    words = ["accelerator/predict_execution.py", "--device", "nvidia_h200", "--model", "wnd", "--batch", "300"]
+    words = [
+        "accelerator/predict_execution.py",
+        "--device",
+        "nvidia_h200",
+        "--model",
+        "wnd",
+        "--batch",
+        "300",
+    ]
     done = run_script(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "NVIDIA H200: wnd at batch 300" in done.stdout
@@ -128,12 +157,24 @@ def test_predictions_of_a_roofline_need_no_measurement(tmp_path):
 
 def test_the_profiler_measures_a_core_alone_and_beside_a_busy_neighbour(tmp_path):
     shutil.copytree(
-        ROOT / "accelerator/cpu_core", tmp_path / "cpu_core", ignore=shutil.ignore_patterns("char*", "raw*")
+        ROOT / "accelerator/cpu_core",
+        tmp_path / "cpu_core",
+        ignore=shutil.ignore_patterns("char*", "raw*"),
     )
-    words = ["accelerator/profiler.py", "--accel_root_dir", str(tmp_path), "--models", "ncf", "--table_scale", "0.001"]
+    words = [
+        "accelerator/profiler.py",
+        "--accel_root_dir",
+        str(tmp_path),
+        "--models",
+        "ncf",
+        "--table_scale",
+        "0.001",
+    ]
     done = run_script(*words, "--neighbours", "1", "--max_mini_batch_size", "8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    profile = latency_profile(load_device(tmp_path, "cpu_core"), model("ncf", "--table_scale", "0.001"), 8)
+    profile = latency_profile(
+        load_device(tmp_path, "cpu_core"), model("ncf", "--table_scale", "0.001"), 8
+    )
     assert sorted(profile.batch_ms) == [1, 2, 4, 8]
     assert set(profile.busy_ms) == {1}
     for wrong in (["--models", "nix"], ["--neighbours", "99"], ["--device", "nix"]):

@@ -1,4 +1,6 @@
-"""RPAccel's model against the released one's recorded numbers, and each correction against what it should do."""
+"""RPAccel's model against the released one's recorded numbers, and each correction against what it
+should do.
+"""
 
 import itertools
 import json
@@ -12,7 +14,12 @@ from accelerator.rpaccel import RANKERS, RELEASED_ARRAYS, Corrections, Ranker, s
 
 GOLDEN = json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())
 COMPONENTS = {case["id"]: case for case in GOLDEN["components"]}
-NAMES = {"dim_4_0": "rm-small", "dim_16": "rm-med", "dim_32_0": "rm-large", "movie1m_small": "neumf-1m-small"}
+NAMES = {
+    "dim_4_0": "rm-small",
+    "dim_16": "rm-med",
+    "dim_32_0": "rm-large",
+    "movie1m_small": "neumf-1m-small",
+}
 ONE = RELEASED_ARRAYS[1]
 
 
@@ -22,13 +29,20 @@ def assert_same(value, golden):
 
 @pytest.mark.parametrize("case", GOLDEN["accelerator"], ids=lambda case: case["id"])
 def test_a_query_takes_what_the_released_model_says(case):
-    given, golden = case["input"], case["output"]
+    given = case["input"]
+    golden = case["output"]
     array = RELEASED_ARRAYS[int(given["accel_config"].split("_")[1])]
     ranker = RANKERS[NAMES[given["model_config"]]]
     parts = stage_parts(ranker, given["items_per_query"], given["top_n"], array)
     assert list(ranker.top_widths(dot=False)) == given["mlp_top_layers"]
-    named = {"pcie_in": "input_pcie", "embedding": "embedding", "bottom": "mlp_bot", "top": "mlp_top", "filter": "sort",
-             "pcie_out": "output_pcie"}  # fmt: skip
+    named = {
+        "pcie_in": "input_pcie",
+        "embedding": "embedding",
+        "bottom": "mlp_bot",
+        "top": "mlp_top",
+        "filter": "sort",
+        "pcie_out": "output_pcie",
+    }
     for ours, theirs in named.items():
         assert_same(getattr(parts, ours), golden["parts_cycles"][f"{theirs}_cycles"])
     assert_same(parts.total, golden["total_cycles"])
@@ -38,12 +52,17 @@ def test_a_query_takes_what_the_released_model_says(case):
 @pytest.mark.parametrize("case", ["C01", "C03", "C05"])
 def test_a_layer_takes_what_the_released_model_says(case):
     given = COMPONENTS[case]["input"]
-    assert_same(rpaccel.mlp_cycles(given["layers"], given["items_per_query"], ONE), COMPONENTS[case]["output"])
+    assert_same(
+        rpaccel.mlp_cycles(given["layers"], given["items_per_query"], ONE),
+        COMPONENTS[case]["output"],
+    )
 
 
 @pytest.mark.parametrize("case", ["C07", "C09"])
 def test_a_transfer_takes_what_the_released_model_says(case):
-    assert_same(rpaccel.transfer_cycles(COMPONENTS[case]["input"]["bytes"], ONE), COMPONENTS[case]["output"])
+    assert_same(
+        rpaccel.transfer_cycles(COMPONENTS[case]["input"]["bytes"], ONE), COMPONENTS[case]["output"]
+    )
 
 
 @pytest.mark.parametrize("case", ["C11", "C13", "C15"])
@@ -60,12 +79,16 @@ def test_caches_that_throw_out_what_came_first_miss_as_released():
     given = COMPONENTS["C17"]["input"]
     keys = list(itertools.chain.from_iterable(given["idx"]))
     miss, flash_miss = rpaccel.fifo_misses(keys, given["l1_vectors"], given["dram_vectors"])
-    assert_same(rpaccel.embedding_cycles(RANKERS["rm-small"], 2, ONE, miss, flash_miss), COMPONENTS["C17"]["output"])
+    assert_same(
+        rpaccel.embedding_cycles(RANKERS["rm-small"], 2, ONE, miss, flash_miss),
+        COMPONENTS["C17"]["output"],
+    )
 
 
 @pytest.mark.parametrize("case", ["C19", "C21"])
 def test_the_designs_are_those_of_the_release(case):
-    n_stages, golden = COMPONENTS[case]["input"]["num_stages"], COMPONENTS[case]["output"]
+    n_stages = COMPONENTS[case]["input"]["num_stages"]
+    golden = COMPONENTS[case]["output"]
     splits = rpaccel.sub_array_splits(n_stages)
     assert [list(split) for split in splits] == golden["configs"]
     assert [[n // n_stages for n in split] for split in splits] == golden["engines"]
@@ -79,28 +102,40 @@ def total(ranker="rm-large", n_items=4096, n_kept=64, array=ONE, miss=0.5, **fix
 def test_every_correction_is_a_switch_of_its_own(field):
     alone = Corrections(**{field: True})
     assert alone != Corrections()
-    assert [name for name in (f.name for f in fields(Corrections)) if getattr(alone, name)] == [field]
+    assert [name for name in (f.name for f in fields(Corrections)) if getattr(alone, name)] == [
+        field
+    ]
 
 
 def test_consistent_units_take_the_link_down_to_an_eighth_and_the_filter_up_to_eight_times():
-    before, after = (stage_parts(RANKERS["rm-med"], 4096, 64, ONE, Corrections(units=units)) for units in (False, True))
+    before, after = (
+        stage_parts(RANKERS["rm-med"], 4096, 64, ONE, Corrections(units=units))
+        for units in (False, True)
+    )
     assert after.pcie_in == pytest.approx(before.pcie_in / 8)
     assert after.filter == pytest.approx(8 * before.filter) == 256
-    assert after.pcie_in * ONE.clock_ns / 1e3 == pytest.approx(17)  # us for 4096 items, as its comments mean
+    assert after.pcie_in * ONE.clock_ns / 1e3 == pytest.approx(
+        17
+    )  # us for 4096 items, as its comments mean
     assert after.top > before.top  # partial sums
 
 
 def test_the_last_slice_of_weights_is_charged_by_its_size():
     released, exact = (rpaccel.load_cycles(2048, 512, ONE, exact=exact) for exact in (False, True))
     n_bytes = 4 * 2048 * 512
-    assert released - exact == pytest.approx((5e6 - n_bytes) / (32 * rpaccel.GIB_S_IN_BYTES_PER_NS) / 8)
-    assert rpaccel.load_cycles(96, 1, ONE, exact=True) == pytest.approx(rpaccel.load_cycles(96, 1, ONE))
+    assert released - exact == pytest.approx(
+        (5e6 - n_bytes) / (32 * rpaccel.GIB_S_IN_BYTES_PER_NS) / 8
+    )
+    assert rpaccel.load_cycles(96, 1, ONE, exact=True) == pytest.approx(
+        rpaccel.load_cycles(96, 1, ONE)
+    )
 
 
 def test_the_dot_interaction_narrows_the_top_and_costs_its_products():
     assert RANKERS["rm-large"].top_widths(dot=True)[0] == 351 + 32
     concatenated, dot = (
-        stage_parts(RANKERS["rm-large"], 4096, 64, ONE, Corrections(dot_interaction=dot)) for dot in (False, True)
+        stage_parts(RANKERS["rm-large"], 4096, 64, ONE, Corrections(dot_interaction=dot))
+        for dot in (False, True)
     )
     assert dot.top < concatenated.top
     assert concatenated.interaction == 0
@@ -123,7 +158,8 @@ def test_weights_that_fit_are_loaded_once():
     assert total("rm-large", resident_weights=True) == total("rm-large")  # 1.05 MB do not fit 1
     huge = replace(RANKERS["rm-large"], bottom=(13, 4096, 4096, 32))
     kept, released = (
-        stage_parts(huge, 512, 64, ONE, Corrections(resident_weights=fix)).bottom for fix in (True, False)
+        stage_parts(huge, 512, 64, ONE, Corrections(resident_weights=fix)).bottom
+        for fix in (True, False)
     )
     assert kept == released  # does not fit
 
@@ -138,7 +174,8 @@ def test_overlap_hides_the_shorter_of_two():
 
 def test_the_cache_s_miss_rate_counts_with_its_correction_only():
     assert total(miss=0.1) == total(miss=0.9)
-    dram, sram = rpaccel.GIB_S_IN_BYTES_PER_NS * 32 * 8, 64
+    dram = rpaccel.GIB_S_IN_BYTES_PER_NS * 32 * 8
+    sram = 64
     n_bytes = RANKERS["rm-large"].row_bytes(4096)
     change = total(miss=0.9, embedding_cache=True) - total(miss=0.1, embedding_cache=True)
     assert change == pytest.approx(0.8 * n_bytes * (1 / dram - 1 / sram))
@@ -149,11 +186,19 @@ def test_the_cache_s_port_is_as_wide_as_the_array_and_the_smallest_array_s_as_re
     array = rpaccel.RELEASED_ARRAYS[n_arrays]
     n_bytes = RANKERS["rm-large"].row_bytes(4096)
     released, wide = (
-        rpaccel.embedding_cycles(RANKERS["rm-large"], 4096, array, 0.0, wide_port=on) for on in (False, True)
+        rpaccel.embedding_cycles(RANKERS["rm-large"], 4096, array, 0.0, wide_port=on)
+        for on in (False, True)
     )
     assert released - wide == pytest.approx(n_bytes * (1 / 64 - 1 / (4 * array.side)))
     assert (released == wide) == (n_arrays == 64)
-    fixed = stage_parts(RANKERS["rm-large"], 4096, 64, array, Corrections(embedding_cache=True, cache_port=True), 0.0)
+    fixed = stage_parts(
+        RANKERS["rm-large"],
+        4096,
+        64,
+        array,
+        Corrections(embedding_cache=True, cache_port=True),
+        0.0,
+    )
     assert fixed.embedding == wide
 
 
@@ -162,7 +207,9 @@ def test_handing_out_takes_a_cycle_an_item():
 
 
 def test_a_query_crosses_the_link_once():
-    middle = stage_parts(RANKERS["rm-med"], 512, 64, ONE, Corrections(pcie_once=True), first=False, last=False)
+    middle = stage_parts(
+        RANKERS["rm-med"], 512, 64, ONE, Corrections(pcie_once=True), first=False, last=False
+    )
     assert middle.pcie_in == middle.pcie_out == 0
     assert stage_parts(RANKERS["rm-med"], 512, 64, ONE, first=False, last=False).pcie_in > 0
 
@@ -177,7 +224,10 @@ def test_sub_batches_go_at_the_slowest_stage_s_pace():
 def test_more_items_never_take_less_time():
     for ranker, array in itertools.product(RANKERS.values(), RELEASED_ARRAYS.values()):
         for fixes in (Corrections(), Corrections.all()):
-            times = [stage_parts(ranker, n, min(n, 64), array, fixes, 0.3).total for n in (1, 64, 512, 4096)]
+            times = [
+                stage_parts(ranker, n, min(n, 64), array, fixes, 0.3).total
+                for n in (1, 64, 512, 4096)
+            ]
             assert times == sorted(times)
 
 
@@ -185,8 +235,12 @@ def test_a_model_without_look_ups_reads_no_rows():
     assert rpaccel.embedding_cycles(Ranker("mlp", 4, (4, 1), (1, 1), lookups=0), 10, ONE, 0.5) == 0
 
 
-@pytest.mark.parametrize(("blocks", "mm2", "mw"), [(rpaccel.BASELINE_CHIP, 26.5172, 3653.12),
-                                                    (rpaccel.RPACCEL_CHIP, 28.5504, 4655.232)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("blocks", "mm2", "mw"),
+    [(rpaccel.BASELINE_CHIP, 26.5172, 3653.12), (rpaccel.RPACCEL_CHIP, 28.5504, 4655.232)],
+)
 def test_area_and_power_are_the_published_ones(blocks, mm2, mw):
     assert sum(rpaccel.area_mm2(blocks).values()) == pytest.approx(mm2, rel=1e-4)
-    assert sum(rpaccel.power_mw(blocks).values()) == pytest.approx(mw, rel=2e-3)  # published from rounded powers
+    assert sum(rpaccel.power_mw(blocks).values()) == pytest.approx(
+        mw, rel=2e-3
+    )  # published from rounded powers

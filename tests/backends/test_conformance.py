@@ -19,10 +19,20 @@ from infra.settings.cli import parse
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
-CONFIG = parse([
-    "--num_batches", "2", "--max_mini_batch_size", "32", "--model_type", "wnd", "--arch_embedding_size", "50-60",
-    "--num_indices_per_lookup", "3",
-])  # fmt: skip
+CONFIG = parse(
+    [
+        "--num_batches",
+        "2",
+        "--max_mini_batch_size",
+        "32",
+        "--model_type",
+        "wnd",
+        "--arch_embedding_size",
+        "50-60",
+        "--num_indices_per_lookup",
+        "3",
+    ]
+)
 
 
 @pytest.fixture(params=["simulated", "compiled", pytest.param("process", marks=pytest.mark.alone)])
@@ -53,7 +63,9 @@ def test_every_item_is_scored_once_by_an_engine_of_the_right_pool(session):
     large = schedule.n_items[rows.tasks["query_id"]] >= 60
     assert ((rows.tasks["pool"] == ACCEL) == large).all()
     assert set(rows.tasks["engine"][rows.tasks["pool"] == CPU]) == {0, 1}
-    assert rows.queries["n_tasks"].tolist() == [1 if n >= 60 else -(-n // 16) for n in schedule.n_items]
+    assert rows.queries["n_tasks"].tolist() == [
+        1 if n >= 60 else -(-n // 16) for n in schedule.n_items
+    ]
 
 
 def test_rows_have_their_columns_and_times_in_order(session):
@@ -93,7 +105,9 @@ def cpu_engine():
 
 
 def modelled_engine():
-    return ModelledFactory((ProfiledDevice("a device", {"wnd": Profile({1: 0.1, 32: 0.2})}),), "wnd")(0)
+    return ModelledFactory(
+        (ProfiledDevice("a device", {"wnd": Profile({1: 0.1, 32: 0.2})}),), "wnd"
+    )(0)
 
 
 def cuda_engine():
@@ -105,7 +119,10 @@ ENGINES = [
     modelled_engine,
     pytest.param(
         cuda_engine,
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+        ],
     ),
 ]
 

@@ -15,8 +15,21 @@ MODEL = {
     "model_type": "dlrm", "arch_embedding_size": "50-60", "arch_sparse_feature_size": 4, "arch_mlp_bot": "5-4",
     "arch_mlp_top": "8-1", "num_indices_per_lookup": 1, "num_indices_per_lookup_fixed": True,
 }  # fmt: skip
-WORDS = ["--queue", "--pipeline", "two.yaml", "--arrival_qps", "200", "--target_latency", "200", "--log_file", "",
-         "--inference_engines", "2", "--sub_task_batch_size", "32"]  # fmt: skip
+WORDS = [
+    "--queue",
+    "--pipeline",
+    "two.yaml",
+    "--arrival_qps",
+    "200",
+    "--target_latency",
+    "200",
+    "--log_file",
+    "",
+    "--inference_engines",
+    "2",
+    "--sub_task_batch_size",
+    "32",
+]
 
 
 @pytest.fixture
@@ -26,9 +39,12 @@ def folder(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(own))
     rng = np.random.default_rng(5)
     np.savez(
-        tmp_path / "queries.npz", ids=rng.integers(0, 50, (8, 96, 2), dtype=np.int32),
-        dense=rng.random((8, 96, 5), dtype=np.float32), labels=rng.random((8, 96)) < 0.2, n_items=np.full(8, 96),
-    )  # fmt: skip
+        tmp_path / "queries.npz",
+        ids=rng.integers(0, 50, (8, 96, 2), dtype=np.int32),
+        dense=rng.random((8, 96, 5), dtype=np.float32),
+        labels=rng.random((8, 96)) < 0.2,
+        n_items=np.full(8, 96),
+    )
     write(tmp_path, {"keep_items": 24}, {"keep_items": 6})
     return tmp_path
 
@@ -43,15 +59,30 @@ def test_a_measuring_run_tells_where_the_time_went_and_how_good_the_answers_are(
     assert done.returncode == 0, done.stderr
     (saved,) = run_folder.find(folder / "results")
     assert sorted(file.name for file in saved.folder.iterdir()) == [
-        "answers.parquet", "latency.png", "queries.parquet", "run.json", "stages.parquet", "stages.png",
+        "answers.parquet",
+        "latency.png",
+        "queries.parquet",
+        "run.json",
+        "stages.parquet",
+        "stages.png",
         "tasks.parquet",
-    ]  # fmt: skip
+    ]
     answers = pd.read_parquet(saved.folder / "answers.parquet")
     assert answers.groupby("query_id").size().tolist() == [6] * 120
-    assert pd.read_parquet(saved.folder / "stages.parquet").groupby("stage").size().tolist() == [120, 120]
-    quality, labels = saved.document["quality"], np.load(folder / "queries.npz")["labels"]
-    by_input = answers.merge(saved.rows().queries[["query_id", "input_id"]]).drop_duplicates(["input_id", "place"])
-    found = by_input.assign(hit=labels[by_input["input_id"], by_input["item"]]).groupby("input_id")["hit"].any()
+    assert pd.read_parquet(saved.folder / "stages.parquet").groupby("stage").size().tolist() == [
+        120,
+        120,
+    ]
+    quality = saved.document["quality"]
+    labels = np.load(folder / "queries.npz")["labels"]
+    by_input = answers.merge(saved.rows().queries[["query_id", "input_id"]]).drop_duplicates(
+        ["input_id", "place"]
+    )
+    found = (
+        by_input.assign(hit=labels[by_input["input_id"], by_input["item"]])
+        .groupby("input_id")["hit"]
+        .any()
+    )
     assert quality["hit_rate"]["value"] == pytest.approx(found.mean())
     assert saved.document["pipeline"]["stages"][0]["keep_items"] == 24
     assert "Time by stage" in done.stdout
@@ -63,7 +94,12 @@ def test_a_run_is_run_again_from_its_file_with_the_same_answers(folder):
     run_script("DeepRecSys.py", *WORDS, "--nepochs", "5", cwd=folder)
     (first,) = run_folder.find(folder / "results")
     again = run_script(
-        "DeepRecSys.py", "--config_file", str(first.folder / "run.json"), "--results_dir", "second", cwd=folder
+        "DeepRecSys.py",
+        "--config_file",
+        str(first.folder / "run.json"),
+        "--results_dir",
+        "second",
+        cwd=folder,
     )
     assert again.returncode == 0, again.stderr
     (second,) = run_folder.find(folder / "second")
@@ -71,22 +107,48 @@ def test_a_run_is_run_again_from_its_file_with_the_same_answers(folder):
     pd.testing.assert_frame_equal(*tables)
 
 
-VIRTUAL = ["--backend", "simulated", "--service_law", "lognormal", "--service_mean_ms", "0.5", "--nepochs", "250"]
+VIRTUAL = [
+    "--backend",
+    "simulated",
+    "--service_law",
+    "lognormal",
+    "--service_mean_ms",
+    "0.5",
+    "--nepochs",
+    "250",
+]
 
 
 @pytest.mark.parametrize("words", [VIRTUAL, ["--nepochs", "15"]])
 def test_tuning_finds_the_rate_and_the_batch_of_a_pipeline(folder, words):
     done = run_script(
-        "DeepRecSys.py", *WORDS, *words, "--tune_batch_qps", "--batch_configs", "16-96", "--rate_width", "0.5",
-        "--probe_queries", "80",
-        "--target_latency", "60", "--confidence", "0.9", cwd=folder, timeout=200,
-    )  # fmt: skip
+        "DeepRecSys.py",
+        *WORDS,
+        *words,
+        "--tune_batch_qps",
+        "--batch_configs",
+        "16-96",
+        "--rate_width",
+        "0.5",
+        "--probe_queries",
+        "80",
+        "--target_latency",
+        "60",
+        "--confidence",
+        "0.9",
+        cwd=folder,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stderr
     (saved,) = run_folder.find(folder / "results")
     phases = saved.document["tuning"]
     assert [phase["name"] for phase in phases] == ["static", "tuned CPU"]
     assert phases[1]["rate_qps"] > 0
-    assert phases[1]["batch_items"] in (16, 48, 96)  # 48: the baseline, half a query for each engine
+    assert phases[1]["batch_items"] in (
+        16,
+        48,
+        96,
+    )  # 48: the baseline, half a query for each engine
     tasks = saved.rows().tasks
     assert set(tasks["stage"]) == {0, 1}
     assert tasks["n_items"].max() <= phases[1]["batch_items"]

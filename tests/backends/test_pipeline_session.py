@@ -1,4 +1,6 @@
-"""Pipelines in both worlds: the exact best items go on, nothing is lost, theory holds, one stage is one model."""
+"""Pipelines in both worlds: the exact best items go on, nothing is lost, theory holds, one stage is
+one model.
+"""
 
 import json
 import os
@@ -33,24 +35,37 @@ ITEMS = 60
 
 def model(width, name):
     return {
-        "model_type": "dlrm", "model_name": name, "arch_embedding_size": "50-60", "arch_sparse_feature_size": width,
-        "arch_mlp_bot": f"5-{width}", "arch_mlp_top": "8-1", "num_indices_per_lookup": 3,
-    }  # fmt: skip
+        "model_type": "dlrm",
+        "model_name": name,
+        "arch_embedding_size": "50-60",
+        "arch_sparse_feature_size": width,
+        "arch_mlp_bot": f"5-{width}",
+        "arch_mlp_top": "8-1",
+        "num_indices_per_lookup": 3,
+    }
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three models of different width over the same tables, and queries with labels for models of one id a bag."""
+    """Three models of different width over the same tables, and queries with labels for models of
+    one id a bag.
+    """
     for name, width in (("small", 2), ("medium", 4), ("large", 8)):
         (tmp_path / f"{name}.json").write_text(json.dumps(model(width, name)))
-        one_id = {**model(width, name), "num_indices_per_lookup": 1, "num_indices_per_lookup_fixed": True}
+        one_id = {
+            **model(width, name),
+            "num_indices_per_lookup": 1,
+            "num_indices_per_lookup_fixed": True,
+        }
         (tmp_path / f"one_{name}.json").write_text(json.dumps(one_id))
     rng = np.random.default_rng(5)
     np.savez(
-        tmp_path / "queries.npz", ids=rng.integers(0, 50, (6, ITEMS, 2), dtype=np.int32),
-        dense=rng.random((6, ITEMS, 5), dtype=np.float32), labels=rng.random((6, ITEMS)) < 0.2,
+        tmp_path / "queries.npz",
+        ids=rng.integers(0, 50, (6, ITEMS, 2), dtype=np.int32),
+        dense=rng.random((6, ITEMS, 5), dtype=np.float32),
+        labels=rng.random((6, ITEMS)) < 0.2,
         n_items=np.array([ITEMS, 40, ITEMS, 50, 30, ITEMS], np.int32),
-    )  # fmt: skip
+    )
     return tmp_path
 
 
@@ -58,15 +73,34 @@ def settings(folder, document, *words):
     file = folder / "pipeline.yaml"
     file.write_text(yaml.safe_dump(document))
     sizes = [
-        "--max_mini_batch_size", str(ITEMS), "--batch_size_distribution", "normal", "--avg_mini_batch_size", "40",
-        "--var_mini_batch_size", "15",
-    ]  # fmt: skip
+        "--max_mini_batch_size",
+        str(ITEMS),
+        "--batch_size_distribution",
+        "normal",
+        "--avg_mini_batch_size",
+        "40",
+        "--var_mini_batch_size",
+        "15",
+    ]
     if "queries" in document or "items" in document:
         sizes = ["--max_mini_batch_size", str(ITEMS)]
-    config = parse([
-        "--queue", "--pipeline", str(file), "--num_batches", "6", "--nepochs", "10", "--sub_task_batch_size", "16",
-        "--arrival_qps", "300", *sizes, *words,
-    ])  # fmt: skip
+    config = parse(
+        [
+            "--queue",
+            "--pipeline",
+            str(file),
+            "--num_batches",
+            "6",
+            "--nepochs",
+            "10",
+            "--sub_task_batch_size",
+            "16",
+            "--arrival_qps",
+            "300",
+            *sizes,
+            *words,
+        ]
+    )
     return with_pipeline(config, pipeline_of(config, 1))
 
 
@@ -106,33 +140,47 @@ def chain_by_hand(config, input_id, n_items):
 
 
 def test_real_engines_answer_what_the_models_say_of_all_items(folder):
-    config, schedule = settings(folder, THREE), load()
+    config = settings(folder, THREE)
+    schedule = load()
     rows = run(config, schedule)
     answers = answer_table(rows).groupby("query_id")["item"].apply(list)
     assert len(answers) == len(schedule)
     for query in range(0, len(schedule), 7):
-        expected = chain_by_hand(config, int(schedule.input_id[query]), int(schedule.n_items[query]))
+        expected = chain_by_hand(
+            config, int(schedule.input_id[query]), int(schedule.n_items[query])
+        )
         assert answers[query] == expected.tolist()
 
 
 @pytest.mark.parametrize("backend", ["process", "simulated"])
 def test_no_item_is_lost_and_none_is_scored_twice(folder, backend):
-    words = ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
-    config, schedule = settings(folder, THREE, *words), load()
+    words = (
+        ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
+    )
+    config = settings(folder, THREE, *words)
+    schedule = load()
     rows = run(config, schedule)
-    items = rows.tasks.pivot_table(index="query_id", columns="stage", values="n_items", aggfunc="sum")
+    items = rows.tasks.pivot_table(
+        index="query_id", columns="stage", values="n_items", aggfunc="sum"
+    )
     assert items[0].tolist() == schedule.n_items.tolist()
     assert items[1].tolist() == np.minimum(schedule.n_items, 30).tolist()
     assert items[2].tolist() == np.minimum(schedule.n_items, 10).tolist()
     assert (rows.tasks["n_items"][rows.tasks["stage"] == 1] <= 7).all()
-    assert rows.tasks.groupby("stage")["pool"].unique().map(list).tolist() == [["shared"], ["stage1"], ["shared"]]
+    assert rows.tasks.groupby("stage")["pool"].unique().map(list).tolist() == [
+        ["shared"],
+        ["stage1"],
+        ["shared"],
+    ]
     assert not rows.tasks.duplicated(["query_id", "stage", "part"]).any()
     assert rows.queries["done_ns"].notna().all()
 
 
 @pytest.mark.parametrize("backend", ["process", "simulated"])
 def test_the_parts_of_the_stages_add_up_to_the_latency(folder, backend):
-    words = ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
+    words = (
+        ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
+    )
     rows = run(settings(folder, THREE, *words), load())
     table = stage_table(rows)
     assert (table["enqueued_ns"] <= table["first_start_ns"]).all()
@@ -147,8 +195,13 @@ def test_the_parts_of_the_stages_add_up_to_the_latency(folder, backend):
 
 def test_a_filter_that_keeps_all_is_no_filter(folder):
     def ranked(first_keep):
-        stages = [{"model": "small.json", "keep_items": first_keep}, {"model": "large.json", "keep_items": 5}]
-        return run(settings(folder, {"stages": stages if first_keep else stages[1:]}), load(20)).answers
+        stages = [
+            {"model": "small.json", "keep_items": first_keep},
+            {"model": "large.json", "keep_items": 5},
+        ]
+        return run(
+            settings(folder, {"stages": stages if first_keep else stages[1:]}), load(20)
+        ).answers
 
     assert ranked(ITEMS) == ranked(None)
     assert ranked(8) != ranked(None)
@@ -172,7 +225,9 @@ def test_generated_inputs_are_gathered_by_item_whatever_the_bags(folder):
         with torch.inference_mode():
             whole = own.model(own.inputs.batch(1, 0, ITEMS)).reshape(-1)
             chosen = np.array([41, 3, 3, 0, 59], np.int32)
-            assert torch.allclose(own.model(own.inputs.gather(1, chosen)).reshape(-1), whole[chosen], atol=1e-6)
+            assert torch.allclose(
+                own.model(own.inputs.gather(1, chosen)).reshape(-1), whole[chosen], atol=1e-6
+            )
 
 
 def test_later_stages_are_told_of_no_larger_tasks_than_can_come(folder):
@@ -187,13 +242,23 @@ PLAIN = ["query_id", "stage", "part", "pool", "n_items"]
 @pytest.mark.parametrize("words", [[], ["--backend", "simulated", "--service_law", "exponential"]])
 def test_a_pipeline_of_one_stage_is_the_model_by_itself(folder, words):
     config = settings(folder, {"stages": [{"model": "small.json"}]}, *words)
-    alone = replace(config, engines=replace(config.engines, pipeline=""), model=pipeline_of(config, 1).stages[0].model)
-    rows, plain = run(config, load()), run(alone, load())
+    alone = replace(
+        config,
+        engines=replace(config.engines, pipeline=""),
+        model=pipeline_of(config, 1).stages[0].model,
+    )
+    rows = run(config, load())
+    plain = run(alone, load())
     if words:
         pd.testing.assert_frame_equal(rows.queries, plain.queries)
         order = ["query_id", "part"]
-        pd.testing.assert_frame_equal(*(own.tasks.sort_values(order, ignore_index=True) for own in (rows, plain)))
-    keys = [own.tasks[PLAIN].sort_values(["query_id", "part"], ignore_index=True) for own in (rows, plain)]
+        pd.testing.assert_frame_equal(
+            *(own.tasks.sort_values(order, ignore_index=True) for own in (rows, plain))
+        )
+    keys = [
+        own.tasks[PLAIN].sort_values(["query_id", "part"], ignore_index=True)
+        for own in (rows, plain)
+    ]
     pd.testing.assert_frame_equal(*keys)
     assert list(rows.queries.columns) == list(plain.queries.columns)
     assert not rows.answers
@@ -202,22 +267,34 @@ def test_a_pipeline_of_one_stage_is_the_model_by_itself(folder, words):
 def test_queries_of_a_file_come_whole_and_their_answers_have_a_quality(folder):
     document = {
         "queries": "queries.npz",
-        "stages": [{"model": "one_small.json", "keep_items": 20}, {"model": "one_large.json", "keep_items": 5}],
+        "stages": [
+            {"model": "one_small.json", "keep_items": 20},
+            {"model": "one_large.json", "keep_items": 5},
+        ],
     }
     config = settings(folder, document)
     assert (config.inputs.num_batches, config.inputs.max_mini_batch_size) == (6, ITEMS)
     schedule = load(30)
     rows = run(config, schedule)
-    assert rows.queries["n_items"].tolist() == [[ITEMS, 40, ITEMS, 50, 30, ITEMS][i] for i in schedule.input_id]
+    assert rows.queries["n_items"].tolist() == [
+        [ITEMS, 40, ITEMS, 50, 30, ITEMS][i] for i in schedule.input_id
+    ]
     query = int(np.flatnonzero(schedule.input_id == 4)[0])
-    assert np.frombuffer(rows.answers[query], np.int32).tolist() == chain_by_hand(config, 4, 30).tolist()
+    assert (
+        np.frombuffer(rows.answers[query], np.int32).tolist()
+        == chain_by_hand(config, 4, 30).tolist()
+    )
 
 
 def test_trained_weights_are_what_scores(folder):
-    config = settings(folder, {"stages": [{"model": "one_small.json", "keep_items": 3}], "queries": "queries.npz"})
+    config = settings(
+        folder, {"stages": [{"model": "one_small.json", "keep_items": 3}], "queries": "queries.npz"}
+    )
     rng = np.random.default_rng(0)
     trained = prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))[0].model
-    weights = {f"param.emb.sls{t}_w": rng.random((n, 2), dtype=np.float32) for t, n in ((0, 50), (1, 60))}
+    weights = {
+        f"param.emb.sls{t}_w": rng.random((n, 2), dtype=np.float32) for t, n in ((0, 50), (1, 60))
+    }
     for name, (n_out, n_in) in {"bot.fc1": (2, 5), "top.fc1": (8, 5), "top.fc2": (1, 8)}.items():
         weights |= {f"param.{name}_w": rng.random((n_out, n_in), dtype=np.float32)}
         weights |= {f"param.{name}_b": rng.random(n_out, dtype=np.float32)}
@@ -245,30 +322,73 @@ def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
 @pytest.mark.parametrize(
     ("document", "words", "expected"),
     [
-        ({"stages": [{"model": "one_small.json"}], "queries": "queries.npz"}, ["--num_batches", "7"], "has 6 queries"),
-        ({"stages": [{"model": "one_small.json"}], "queries": "queries.npz", "items": 70}, [], "60 at most"),
+        (
+            {"stages": [{"model": "one_small.json"}], "queries": "queries.npz"},
+            ["--num_batches", "7"],
+            "has 6 queries",
+        ),
+        (
+            {"stages": [{"model": "one_small.json"}], "queries": "queries.npz", "items": 70},
+            [],
+            "60 at most",
+        ),
         ({"stages": [{"model": "small.json"}]}, ["--num_batches", "0"], "num_batches is 0"),
-        ({"stages": [{"model": "one_small.json", "keep_items": 61}], "queries": "queries.npz"}, [], "only 60 come in"),
+        (
+            {"stages": [{"model": "one_small.json", "keep_items": 61}], "queries": "queries.npz"},
+            [],
+            "only 60 come in",
+        ),
         ({"stages": [{"model": "small.json"}], "items": 40}, [], "max_mini_batch_size is 60"),
         (
             {"stages": [{"model": "small.json"}], "items": 60},
             ["--batch_size_distribution", "mlperf"],
             "distribution",
         ),
-        ({"stages": [{"model": "small.json"}]}, ["--table_scale", "0.1"], "table_scale is of no stage"),
-        ({"stages": [{"model": "rm1", "device": "abacus"}]}, [], "pool 'stage0': device is 'abacus'"),
-        ({"stages": [{"model": "small.json", "device": "cuda", "keep_items": 2}]}, [], "no CUDA device here"),
         (
-            {"stages": [{"model": "small.json", "batch_items": 50_000, "keep_items": 2}], "items": 50_000},
+            {"stages": [{"model": "small.json"}]},
+            ["--table_scale", "0.1"],
+            "table_scale is of no stage",
+        ),
+        (
+            {"stages": [{"model": "rm1", "device": "abacus"}]},
+            [],
+            "pool 'stage0': device is 'abacus'",
+        ),
+        (
+            {"stages": [{"model": "small.json", "device": "cuda", "keep_items": 2}]},
+            [],
+            "no CUDA device here",
+        ),
+        (
+            {
+                "stages": [{"model": "small.json", "batch_items": 50_000, "keep_items": 2}],
+                "items": 50_000,
+            },
             ["--max_mini_batch_size", "50000"],
             "too large to travel",
         ),
-        ({"stages": [{"model": "small.json", "batch_items": 3}]}, ["--tune_batch_qps"], "nothing to tune"),
+        (
+            {"stages": [{"model": "small.json", "batch_items": 3}]},
+            ["--tune_batch_qps"],
+            "nothing to tune",
+        ),
         ({"stages": [{"model": "small.json"}]}, ["--backend", "simulated"], "small.csv"),
         ({"stages": [{"model": "rm1", "device": "abacus"}]}, ["--backend", "simulated"], "abacus"),
-        ({"stages": [{"model": "rm1", "settings": {"embedding_plan": "none.json"}}]}, [], "none.json"),
-        ({"stages": [{"model": "rm1", "device": "nvidia_t4"}]}, ["--objective", "qps_per_watt"], "not counted"),
-        ({"stages": [{"model": "rm1", "device": "cuda"}]}, ["--backend", "simulated"], "no virtual time"),
+        (
+            {"stages": [{"model": "rm1", "settings": {"embedding_plan": "none.json"}}]},
+            [],
+            "none.json",
+        ),
+        (
+            {"stages": [{"model": "rm1", "device": "nvidia_t4"}]},
+            ["--objective", "qps_per_watt"],
+            "not counted",
+        ),
+        (
+            {"stages": [{"model": "rm1", "device": "cuda"}]},
+            ["--backend", "simulated"],
+            "no virtual time",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_pipeline_are_told(folder, document, words, expected):
@@ -280,7 +400,9 @@ def test_settings_that_do_not_fit_the_pipeline_are_told(folder, document, words,
         check()
 
 
-@pytest.mark.parametrize("words", [["--model_accel"], ["--scheduler", "guided", "--tune_batch_qps"]])
+@pytest.mark.parametrize(
+    "words", [["--model_accel"], ["--scheduler", "guided", "--tune_batch_qps"]]
+)
 def test_what_knows_one_stage_only_refuses_a_pipeline(words, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(["--queue", "--pipeline", "p.yaml", *words])
@@ -303,8 +425,20 @@ class KilledOnce(CpuEngine):
 
 
 def test_an_engine_that_dies_changes_no_answer(folder):
-    config, schedule = settings(folder, {**THREE, "stages": [{**s, "pool": "shared"} for s in [
-        {"model": "small.json", "keep_items": 30}, {"model": "large.json", "keep_items": 4}]]}), load()  # fmt: skip
+    config = settings(
+        folder,
+        {
+            **THREE,
+            "stages": [
+                {**s, "pool": "shared"}
+                for s in [
+                    {"model": "small.json", "keep_items": 30},
+                    {"model": "large.json", "keep_items": 4},
+                ]
+            ],
+        },
+    )
+    schedule = load()
     pipeline = pipeline_of(config, 1)
     workloads = prepare_stages(config, pipeline, [0, 1], Progress("none"))
 
@@ -333,26 +467,37 @@ def test_scores_that_are_no_numbers_fail_their_query_and_say_so():
             pass
 
         def score(self, task):
-            return np.full(task.n_items, np.nan if task.input_id == 3 else 1.0, np.float32).tobytes()
+            return np.full(
+                task.n_items, np.nan if task.input_id == 3 else 1.0, np.float32
+            ).tobytes()
 
     schedule = load(40)
     with ProcessSession([PoolSpec(CPU, 1, lambda _: Broken())]) as session:
-        rows = session.run(schedule, [Stage(Policy(16), keep_items=5), Stage(Policy(16), keep_items=2)])
+        rows = session.run(
+            schedule, [Stage(Policy(16), keep_items=5), Stage(Policy(16), keep_items=2)]
+        )
     lost = rows.queries["query_id"][rows.queries["done_ns"].isna()]
     assert lost.tolist() == np.flatnonzero(schedule.input_id == 3).tolist()
     assert all("cannot be ranked" in note for note in rows.notes)
     ties = {query: np.frombuffer(items, np.int32).tolist() for query, items in rows.answers.items()}
-    assert all(items == list(range(min(2, schedule.n_items[query]))) for query, items in ties.items())
+    assert all(
+        items == list(range(min(2, schedule.n_items[query]))) for query, items in ties.items()
+    )
 
 
 def test_the_engine_for_a_device_gives_the_scores_of_the_cpu(folder):
     config = settings(folder, THREE)
     pipeline = pipeline_of(config, 1)
     device = CudaStagesFactory(config, pipeline, (0, 2), device="cpu")(0)
-    cpu = {i: CpuEngine(w, 1, ITEMS) for i, w in prepare_stages(config, pipeline, [0, 2], Progress("none")).items()}
+    cpu = {
+        i: CpuEngine(w, 1, ITEMS)
+        for i, w in prepare_stages(config, pipeline, [0, 2], Progress("none")).items()
+    }
     for stage in (0, 2):
         for items in (b"", np.array([7, 3, 3, 50], np.int32).tobytes()):
             task = WireTask(1, stage, 2, 5, 4, items)
-            found, expected = (np.frombuffer(e.score(task), np.float32) for e in (device, cpu[stage]))
+            found, expected = (
+                np.frombuffer(e.score(task), np.float32) for e in (device, cpu[stage])
+            )
             assert found == pytest.approx(expected, abs=1e-6)
             assert len(found) == 4

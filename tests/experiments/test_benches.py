@@ -32,7 +32,9 @@ def test_the_plain_port_gives_the_scores_of_the_packed_model(name, jagged):
         batch = InputPool(config, 1, 32, seed=2).batch(0, 3, 20)
         expected = model(batch)
         assert expected.abs().max() > 0
-        torch.testing.assert_close(plain(batch.dense_BF, peers.by_table(model, batch)), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            plain(batch.dense_BF, peers.by_table(model, batch)), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_limit_is_the_slowest_of_its_three_parts():
@@ -47,7 +49,9 @@ def test_the_limit_is_the_slowest_of_its_three_parts():
 
 
 def test_the_best_of_several_limits_is_the_best_of_each_rate():
-    assert core_limits.best([core_limits.Limit(1, 20, 0.3), core_limits.Limit(2, 10, 0.4)]) == core_limits.Limit(2, 20, 0.3)
+    assert core_limits.best(
+        [core_limits.Limit(1, 20, 0.3), core_limits.Limit(2, 10, 0.4)]
+    ) == core_limits.Limit(2, 20, 0.3)
 
 
 @pytest.mark.parametrize("name", ["rm1", "ncf"])
@@ -62,13 +66,20 @@ def test_measured_limits_are_rates_of_this_core(name):
 
 
 def test_the_table_of_ratios_pairs_the_rounds():
-    times = {"ours": (1, 2, 4), "plain": (2, 6, 8), "ours look-up": (1, 1, 1), "plain look-up": (5, 6, 7)}
+    times = {
+        "ours": (1, 2, 4),
+        "plain": (2, 6, 8),
+        "ours look-up": (1, 1, 1),
+        "plain look-up": (5, 6, 7),
+    }
     rows = [
         {"model": "rm1", "batch": 64, "contender": name, "round": i, "ms": ms}
-        for name, own in times.items() for i, ms in enumerate(own)
-    ]  # fmt: skip
+        for name, own in times.items()
+        for i, ms in enumerate(own)
+    ]
     rows += [
-        {"model": "rm1", "batch": 64, "contender": "bfloat16", "round": i, "ms": 0.5, "error": 0.01} for i in range(3)
+        {"model": "rm1", "batch": 64, "contender": "bfloat16", "round": i, "ms": 0.5, "error": 0.01}
+        for i in range(3)
     ]
     rows.append({"model": "rm1", "batch": 64, "contender": "limit", "round": 0, "ms": 1.5})
     (line,) = plot.summary(pd.DataFrame(rows)).to_dict("records")
@@ -98,12 +109,17 @@ def test_the_null_pool_answers_over_the_products_own_sockets():
 
 
 def test_loadgens_percentiles_are_read_from_its_summary():
-    text = "QPS : 3\n50.00 percentile latency (ns)   : 168091\n99.90 percentile latency (ns)   : 312852\nother : 1\n"
+    text = (
+        "QPS : 3\n50.00 percentile latency (ns)   : 168091\n99.90 percentile latency (ns)   : "
+        "312852\nother : 1\n"
+    )
     assert loadgen._percentiles(text).tolist() == [168091, 312852]
 
 
 def test_loadgen_drives_the_null_engines():
-    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is optional: build/bench_requirements.txt")
+    pytest.importorskip(
+        "mlperf_loadgen", reason="mlcommons-loadgen is optional: build/bench_requirements.txt"
+    )
     found = harness_peers.through_loadgen(1, 200, 60)
     assert len(found["sent_ns"]) >= 60
     assert (np.diff(found["latency_us"]) >= 0).all()

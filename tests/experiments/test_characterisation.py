@@ -1,4 +1,6 @@
-"""The studies of operators, devices, neighbours and locality, on small tables, and their arithmetic."""
+"""The studies of operators, devices, neighbours and locality, on small tables, and their
+arithmetic.
+"""
 
 import math
 from dataclasses import replace
@@ -44,7 +46,9 @@ def study(module, folder, *words):
         ("locality/hit_rates.py", ["--n", "20", "--movielens", "nix"], "no such file or folder"),
     ],
 )
-def test_a_study_starts_from_any_folder_and_says_what_it_does_not_know(tmp_path, path, words, expected):
+def test_a_study_starts_from_any_folder_and_says_what_it_does_not_know(
+    tmp_path, path, words, expected
+):
     bad = run_script(f"experiments/{path}", *words, "--out", str(tmp_path), cwd=tmp_path)
     assert bad.returncode == 2
     assert expected in bad.stderr.splitlines()[-1]
@@ -64,19 +68,24 @@ def test_shares_are_of_the_time_without_hooks_and_add_up():
     assert found["Other"] == pytest.approx(0.05)
     assert found[breakdown.BETWEEN] == pytest.approx(0.55)
     assert sum(found.values()) == pytest.approx(1)
-    noisy = shares({"FC": 12.0}, whole_ms=10.0)  # the operators of one pass took longer than the whole of another
+    noisy = shares(
+        {"FC": 12.0}, whole_ms=10.0
+    )  # the operators of one pass took longer than the whole of another
     assert noisy["FC"] == 1
     assert sum(noisy.values()) == pytest.approx(1)
 
 
 def test_names_of_the_library_and_ours_become_the_release_s():
-    times = by_released_name({"aten::addmm": 1.0, "FC": 2.0, "aten::cat": 3.0, "Sigmoid": 4.0, "aten::tanh": 5.0})
+    times = by_released_name(
+        {"aten::addmm": 1.0, "FC": 2.0, "aten::cat": 3.0, "Sigmoid": 4.0, "aten::tanh": 5.0}
+    )
     assert dict(times) == {"FC": 3.0, "Concat": 3.0, "Other": 9.0}
     assert {released_name(name) for name in RELEASED} == set(RELEASED)
 
 
 def test_the_library_s_profiler_sees_the_operators_of_a_call():
-    x, weight = torch.rand(64, 64), torch.rand(64, 64)
+    x = torch.rand(64, 64)
+    weight = torch.rand(64, 64)
     times = library_times(lambda: torch.nn.functional.linear(x, weight, weight[0]).relu_())
     named = by_released_name(times)
     assert named["FC"] > 0
@@ -87,16 +96,29 @@ def test_published_shares_are_whole():
     for device in ("cpu", "cuda"):
         rows = breakdown.published(device)
         assert len(rows) == 8 * 4 * 7
-        assert rows.groupby(["model", "batch"])["share"].sum().to_numpy() == pytest.approx(1, abs=2e-3)
+        assert rows.groupby(["model", "batch"])["share"].sum().to_numpy() == pytest.approx(
+            1, abs=2e-3
+        )
 
 
 def test_disagreement_with_a_sure_publication_is_shouted():
     def rows_with(model, batch, dominant):
         return [
-            {"device": "cpu", "model": model, "batch": batch, "execution": execution, "operator": operator,
-             "share": 0.5 if operator == dominant else 0.04 if operator != breakdown.BETWEEN else 0.2}
-            for execution in ("as released", "ours") for operator in breakdown.OPERATORS
-        ]  # fmt: skip
+            {
+                "device": "cpu",
+                "model": model,
+                "batch": batch,
+                "execution": execution,
+                "operator": operator,
+                "share": 0.5
+                if operator == dominant
+                else 0.04
+                if operator != breakdown.BETWEEN
+                else 0.2,
+            }
+            for execution in ("as released", "ours")
+            for operator in breakdown.OPERATORS
+        ]
 
     cases = [("rm3", 1, "FC"), ("rm3", 16, "Concat"), ("rm1", 1, "Concat"), ("rm1", 4, "FC")]
     table = breakdown.agreement(pd.DataFrame([row for case in cases for row in rows_with(*case)]))
@@ -125,7 +147,13 @@ def test_the_operator_sweep_runs(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize(
     ("speedup", "batch"),
-    [([2, 3, 4], 1), ([0.5, 2, 4], 2), ([0.25, 0.5, 2], 8), ([0.5, 0.7, 0.9], math.inf), ([2, 0.5, 2], 8)],
+    [
+        ([2, 3, 4], 1),
+        ([0.5, 2, 4], 2),
+        ([0.25, 0.5, 2], 8),
+        ([0.5, 0.7, 0.9], math.inf),
+        ([2, 0.5, 2], 8),
+    ],
 )
 def test_the_crossover_is_where_the_speedup_stays_above_one(speedup, batch):
     assert sweep_rt.crossover([1, 4, 16], speedup) == pytest.approx(batch)
@@ -137,7 +165,8 @@ def test_speedups_are_published_or_ratios_of_times(tmp_path):
     assert rows["nvidia_gtx_1080_ti", "wnd", 1024] == pytest.approx(4.615, rel=1e-3)
     root = accelerator_root("accelerator/")
     model = parse(["--config_file", str(model_configs()["rm2"]), "--num_batches", "1"]).model
-    t4, twice = sweep_rt.load_device(root, "nvidia_t4"), Profile({1: 3.0, 4096: 3.0})
+    t4 = sweep_rt.load_device(root, "nvidia_t4")
+    twice = Profile({1: 3.0, 4096: 3.0})
     found = sweep_rt.speedups(t4, model, twice)
     assert found[64] == pytest.approx(3.0 / t4.roofline.ms(costs(model, 64)))
     assert (tmp_path / "speedup.png").stat().st_size > 10_000
@@ -151,17 +180,27 @@ def test_the_table_of_models_agrees_with_pytorch_s_flop_counter(name):
 
 def test_a_model_is_dominated_by_what_takes_its_least_time():
     ceilings = roofline.Ceilings(flops=1e11, stream=2e10, rows=1e10)
-    share = {name: roofline.dominated_by(costs(model_of(name), 1024), ceilings) for name in model_configs()}
+    share = {
+        name: roofline.dominated_by(costs(model_of(name), 1024), ceilings)
+        for name in model_configs()
+    }
     for own in share.values():
         assert sum(own.values()) == pytest.approx(1)
-    assert max(share["rm1"], key=share["rm1"].get) == max(share["rm2"], key=share["rm2"].get) == "embedding"
-    assert max(share["wnd"], key=share["wnd"].get) == max(share["rm3"], key=share["rm3"].get) == "MLP"
+    assert (
+        max(share["rm1"], key=share["rm1"].get)
+        == max(share["rm2"], key=share["rm2"].get)
+        == "embedding"
+    )
+    assert (
+        max(share["wnd"], key=share["wnd"].get) == max(share["rm3"], key=share["rm3"].get) == "MLP"
+    )
     assert max(share["dien"], key=share["dien"].get) == "recurrence"
 
 
 def test_intensity_is_flops_over_bytes():
     model = model_of("wnd")
-    cost, line = costs(model, 64), roofline.row("x", "measured", model, 64, ms=2.0)
+    cost = costs(model, 64)
+    line = roofline.row("x", "measured", model, 64, ms=2.0)
     assert line["gflops"] * 2e6 == pytest.approx(cost.flops)
     assert line["flops_per_byte"] * line["gb_per_s"] == pytest.approx(line["gflops"])
 
@@ -187,7 +226,10 @@ def test_one_engine_has_no_neighbours_and_more_are_slower(tmp_path):
         ratio = engines.ratios(rows, world)
         assert ratio[1].to_numpy() == pytest.approx(1, abs=1e-3)
         assert ratio[40].min() >= 0.999
-    assert engines.ratios(rows, engines.ADDING)[40].mean() > engines.ratios(rows, engines.BESIDE)[40].mean()
+    assert (
+        engines.ratios(rows, engines.ADDING)[40].mean()
+        > engines.ratios(rows, engines.BESIDE)[40].mean()
+    )
     assert (tmp_path / "engines.png").stat().st_size > 10_000
 
 
@@ -205,11 +247,24 @@ def test_pairs_are_measured_alone_and_together(tmp_path, monkeypatch):
 
 
 def test_the_cost_of_neighbours_is_summed_up_by_who_pays_and_who_causes():
-    rows = pd.DataFrame([
-        {"model": a, "neighbour": b, "batch": 64, "slowdown": slow, "p95_over_p50_alone": 1.1,
-         "p95_over_p50_beside": 1.2}
-        for a, b, slow in (("rm1", "rm1", 1.2), ("rm1", "ncf", 1.0), ("ncf", "rm1", 1.6), ("ncf", "ncf", 1.0))
-    ])  # fmt: skip
+    rows = pd.DataFrame(
+        [
+            {
+                "model": a,
+                "neighbour": b,
+                "batch": 64,
+                "slowdown": slow,
+                "p95_over_p50_alone": 1.1,
+                "p95_over_p50_beside": 1.2,
+            }
+            for a, b, slow in (
+                ("rm1", "rm1", 1.2),
+                ("rm1", "ncf", 1.0),
+                ("ncf", "rm1", 1.6),
+                ("ncf", "ncf", 1.0),
+            )
+        ]
+    )
     table = pairs.summary(rows).set_index("model")
     assert table.loc["ncf", "mean slow-down"] == pytest.approx(1.3)
     assert table.loc["ncf", "beside"] == "rm1"
@@ -239,12 +294,26 @@ def test_a_pair_is_two_different_models(tmp_path, pair, capsys):
 
 
 def test_what_two_models_carry_is_the_highest_rate_that_met_the_sla():
-    rows = pd.DataFrame([
-        {"pair": "a+b", "model": "a", "company": company, "fraction": f, "rate_qps": 100 * f, "sla_ms": 10.0,
-         "p95_ms": p95, "meets_sla": p95 <= 10}
-        for company, f, p95 in (("alone", 0.5, 5.0), ("alone", 0.7, 8.0), ("both at once", 0.5, 7.5),
-                                ("both at once", 0.7, 16.0))
-    ])  # fmt: skip
+    rows = pd.DataFrame(
+        [
+            {
+                "pair": "a+b",
+                "model": "a",
+                "company": company,
+                "fraction": f,
+                "rate_qps": 100 * f,
+                "sla_ms": 10.0,
+                "p95_ms": p95,
+                "meets_sla": p95 <= 10,
+            }
+            for company, f, p95 in (
+                ("alone", 0.5, 5.0),
+                ("alone", 0.7, 8.0),
+                ("both at once", 0.5, 7.5),
+                ("both at once", 0.7, 16.0),
+            )
+        ]
+    )
     (line,) = two_models.summary(rows).to_dict("records")
     assert line["QPS, alone"] == pytest.approx(70)
     assert line["QPS, both at once"] == pytest.approx(50)
@@ -264,7 +333,9 @@ def test_uniform_ids_hit_a_cache_as_often_as_it_has_rows():
     ids = np.random.default_rng(1).integers(0, 200, 100_000)
     own = hit_rates.curve("x", "y", ids).set_index("cache_rows")["hit_rate"]
     for n_rows, hits in own.items():
-        assert hits == pytest.approx(n_rows / 200, abs=4 * np.sqrt(0.25 / 100_000) + 0.002)  # 200 are first uses
+        assert hits == pytest.approx(
+            n_rows / 200, abs=4 * np.sqrt(0.25 / 100_000) + 0.002
+        )  # 200 are first uses
 
 
 def test_hit_rates_of_laws_and_of_a_folder_of_interactions(tmp_path):
@@ -297,11 +368,15 @@ def test_the_laws_have_the_published_shape(tmp_path):
     study(laws, tmp_path)
     sizes = pd.concat([laws.size_rows(law, load) for law, load in laws.SIZES.items()])
     facts = laws.size_facts(sizes).set_index("law")
-    assert facts.loc["production (ISCA 2020)", "items in the largest quarter"] == pytest.approx(0.5, abs=0.03)
+    assert facts.loc["production (ISCA 2020)", "items in the largest quarter"] == pytest.approx(
+        0.5, abs=0.03
+    )
     assert facts.loc["mlperf (DLRM-v2)", "p50"] == 200
     arrivals = pd.read_csv(tmp_path / "arrivals.csv")
     spread = (
-        arrivals[arrivals["what"] == "dispersion"].pivot_table(index="law", columns="at_s", values="value").iloc[:, 5]
+        arrivals[arrivals["what"] == "dispersion"]
+        .pivot_table(index="law", columns="at_s", values="value")
+        .iloc[:, 5]
     )
     assert spread["Poisson"] == pytest.approx(1, abs=0.1)
     assert spread["gamma, k = 0.25"] > 2

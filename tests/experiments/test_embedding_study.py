@@ -25,7 +25,8 @@ def _one_thread():
 
 @pytest.mark.parametrize("name", ["B", "ncf"])
 def test_every_rival_gives_the_exact_sums(name):
-    problem, own = problem_of(name, [4], 1, 0.01), backend("cpu")
+    problem = problem_of(name, [4], 1, 0.01)
+    own = backend("cpu")
     plan = own.default_plan(problem.layout.specs)
     calls = calls_of(problem, own, plan, 4, compiled=False)  # raises if one differs
     expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][1])
@@ -52,7 +53,9 @@ def test_the_limit_reads_every_row_of_the_batch():
 
     own.build = build
     calls = contenders.gathers(problem, own, contenders.feature_major(problem, 4))
-    expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][0]).sum(0, keepdim=True)
+    expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][0]).sum(
+        0, keepdim=True
+    )
     for call in calls.values():
         call(0)
         assert torch.equal(total[-1].double(), expected)
@@ -61,21 +64,27 @@ def test_the_limit_reads_every_row_of_the_batch():
 def test_fresh_ids_are_others_for_the_same_tables():
     one, other = (problem_of("C", [8], seed, 0.01) for seed in (1, 2))
     assert one.layout.specs == other.layout.specs
-    a, b = one.batches[8][0].ids_L, other.batches[8][0].ids_L
+    a = one.batches[8][0].ids_L
+    b = other.batches[8][0].ids_L
     assert len(a) != len(b) or not torch.equal(a, b)
 
 
 def test_one_schedule_for_all_is_one_group():
-    problem, own = problem_of("B", [2], 1, 0.01), backend("cpu")
+    problem = problem_of("B", [2], 1, 0.01)
+    own = backend("cpu")
     groups = best_single(problem, own, 2)
     assert len(groups) == 1
     assert groups[0].tables == tuple(range(len(problem.layout.specs)))
     assert groups[0].params == params(**dict(groups[0].params))
 
 
-@pytest.mark.parametrize("clock", [
-    lambda calls: measure(calls, 4), lambda calls: dict(zip(calls, seconds([*calls.values()], 4), strict=True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "clock",
+    [
+        lambda calls: measure(calls, 4),
+        lambda calls: dict(zip(calls, seconds([*calls.values()], 4), strict=True)),
+    ],
+)
 def test_everybody_is_called_in_every_round_and_nobody_finds_what_another_has_just_read(clock):
     batches = []
 
@@ -92,7 +101,9 @@ def test_everybody_is_called_in_every_round_and_nobody_finds_what_another_has_ju
 def test_the_peers_read_the_ids_of_each_table():
     problem = problem_of("rm1", [3], 1, 1.0)
     layout = problem.layout
-    for bags, turned in zip(problem.batches[3][:2], contenders.feature_major(problem, 3), strict=False):
+    for bags, turned in zip(
+        problem.batches[3][:2], contenders.feature_major(problem, 3), strict=False
+    ):
         assert bags.item_major
         assert not turned.item_major
         for t, spec in enumerate(layout.specs):
@@ -107,10 +118,14 @@ def test_the_peers_read_the_ids_of_each_table():
 def rows():
     times = {"tuned": [2.0, 4.0, 2.0], "per table": [6.0, 12.0, 8.0], "FBGEMM": [3.0, 6.0, 3.0],
              "gather none": [1.5, 9.0, 9.0], "gather ids": [9.0, 1.0, 9.0]}  # fmt: skip
-    return pd.DataFrame([
-        {"model": model, "batch": 8, "contender": name, "round": k, "ms": factor * ms}
-        for model, factor in (("A", 1.0), ("B", 1.0)) for name, own in times.items() for k, ms in enumerate(own)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {"model": model, "batch": 8, "contender": name, "round": k, "ms": factor * ms}
+            for model, factor in (("A", 1.0), ("B", 1.0))
+            for name, own in times.items()
+            for k, ms in enumerate(own)
+        ]
+    )
 
 
 def test_ratios_are_medians_of_paired_rounds_and_the_limit_the_least_time():
@@ -127,10 +142,17 @@ def test_ratios_are_medians_of_paired_rounds_and_the_limit_the_least_time():
 
 
 def p95_by_rate(p95_ms, plan=WITHOUT, capacity=100.0):
-    return pd.DataFrame({
-        "model": "rm1", "plan": plan, "fraction": [0.5, 0.7, 0.9], "rate_qps": [50.0, 70.0, 90.0], "p95_ms": p95_ms,
-        "sla_ms": 100, "capacity_qps": capacity,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "model": "rm1",
+            "plan": plan,
+            "fraction": [0.5, 0.7, 0.9],
+            "rate_qps": [50.0, 70.0, 90.0],
+            "p95_ms": p95_ms,
+            "sla_ms": 100,
+            "capacity_qps": capacity,
+        }
+    )
 
 
 def test_the_rate_under_the_sla_lies_on_the_line_through_the_logarithms():
@@ -140,7 +162,9 @@ def test_the_rate_under_the_sla_lies_on_the_line_through_the_logarithms():
 
 
 def test_the_summary_sets_the_plan_against_none():
-    both = pd.concat([p95_by_rate([10.0, 50.0, 200.0]), p95_by_rate([9.0, 40.0, 50.0], WITH, 120.0)])
+    both = pd.concat(
+        [p95_by_rate([10.0, 50.0, 200.0]), p95_by_rate([9.0, 40.0, 50.0], WITH, 120.0)]
+    )
     line = summary(both).iloc[0]
     assert line["p95 over"] == pytest.approx(0.8)
     assert line["capacity over"] == pytest.approx(1.2)

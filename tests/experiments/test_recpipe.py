@@ -1,4 +1,6 @@
-"""RecPipe's studies: MovieLens' split leaks nothing, training repeats, chains filter exactly; arrays and caches."""
+"""RecPipe's studies: MovieLens' split leaks nothing, training repeats, chains filter exactly;
+arrays and caches.
+"""
 
 import itertools
 from dataclasses import replace
@@ -68,7 +70,9 @@ def test_what_was_taken_at_the_same_time_is_not_trained_on():
 
 
 def test_users_with_too_few_items_are_left_out():
-    data = Interactions(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4]), np.ones(5), np.arange(5.0))
+    data = Interactions(
+        np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4]), np.ones(5), np.arange(5.0)
+    )
     parts = split(data)
     assert parts.n_users == 1
     assert parts.n_items == 5
@@ -79,17 +83,26 @@ def all_items(data):
     user, item = np.indices((data.n_users, data.n_items), dtype=np.int32)
     n_items = np.full(data.n_users, data.n_items, np.int32)
     shape = user.shape
-    return Queries(np.stack((user, item) * 2, axis=2), np.zeros((*shape, 0), np.float32),
-                   np.zeros(shape, np.uint8), n_items)  # fmt: skip
+    return Queries(
+        np.stack((user, item) * 2, axis=2),
+        np.zeros((*shape, 0), np.float32),
+        np.zeros(shape, np.uint8),
+        n_items,
+    )
 
 
 def test_training_repeats_and_learns(tmp_path):
     data = split(clusters(n_users=100))
     one, again = (train(replace(TINY, epochs=3), data, lambda *_: None) for _ in range(2))
     assert all((one[name] == again[name]).all() for name in one)
-    found = scores(trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None).model(), all_items(data))
-    first, second = found[:, :15, None], found[:, None, 15:]
-    likes_first = (first > second).mean(axis=(1, 2))  # how often an item of the first half is above one of the second
+    found = scores(
+        trained(replace(TINY, epochs=80), data, tmp_path, lambda *_: None).model(), all_items(data)
+    )
+    first = found[:, :15, None]
+    second = found[:, None, 15:]
+    likes_first = (first > second).mean(
+        axis=(1, 2)
+    )  # how often an item of the first half is above one of the second
     assert likes_first[::2].mean() > 0.6
     assert likes_first[1::2].mean() < 0.4
 
@@ -98,10 +111,16 @@ def test_the_served_model_scores_as_the_trained_one(tmp_path):
     data = split(clusters())
     weights = train(TINY, data, lambda *_: None)
     net = NeuMF(TINY, data.n_users, data.n_items)
-    for table, name in zip(net.tables, ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1"), strict=True):
+    for table, name in zip(
+        net.tables, ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1"), strict=True
+    ):
         table.weight.data = torch.from_numpy(weights[f"param.{name}_w"])
-    for layer, name in zip((*net.tower, net.final), ("mlpfc.fc1", "mlpfc.fc2", "final.fc1"), strict=True):
-        layer.weight.data, layer.bias.data = (torch.from_numpy(weights[f"param.{name}_{end}"]) for end in "wb")
+    for layer, name in zip(
+        (*net.tower, net.final), ("mlpfc.fc1", "mlpfc.fc2", "final.fc1"), strict=True
+    ):
+        layer.weight.data, layer.bias.data = (
+            torch.from_numpy(weights[f"param.{name}_{end}"]) for end in "wb"
+        )
     user, item = np.divmod(np.arange(data.n_users * data.n_items), data.n_items)
     with torch.no_grad():
         expected = torch.sigmoid(net(torch.from_numpy(user), torch.from_numpy(item))).numpy()
@@ -120,7 +139,9 @@ def test_a_query_has_what_its_user_had_not_taken_and_seeks_the_item_taken_last()
         assert list(queries.ids_QNT[user, :n, 1]) == list(data.candidates(user))
         assert (queries.ids_QNT[user, :n, 0] == user).all()
         assert (queries.ids_QNT[user, :, :2] == queries.ids_QNT[user, :, 2:]).all()
-        assert list(queries.ids_QNT[user, :n, 1][queries.labels(user) == 1]) == [data.test_item[user]]
+        assert list(queries.ids_QNT[user, :n, 1][queries.labels(user) == 1]) == [
+            data.test_item[user]
+        ]
         assert not queries.labels_QN[user, n:].any()
 
 
@@ -133,7 +154,9 @@ def test_a_chain_keeps_exactly_the_best_of_each_stage():
         expected = sorted(kept, key=lambda i, user=user: (-second[user, i], i))[:4]
         assert list(chain([first, second], user, pool, (10, 4))) == expected
         everything = chain([first, second], user, pool, (30, 4))
-        assert list(everything) == list(chain([second], user, pool, (4,)))  # a filter that keeps all is no filter
+        assert list(everything) == list(
+            chain([second], user, pool, (4,))
+        )  # a filter that keeps all is no filter
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])
@@ -145,8 +168,12 @@ def test_filters_that_work_in_parts_keep_their_share_of_each_part(n_parts):
     for query in range(2):
         kept = []
         for begin, end in bounds:
-            own = sorted(pool[begin:end], key=lambda i, query=query: (-first[query, i], i))[: -(-20 // n_parts)]
-            kept += sorted(own, key=lambda i, query=query: (-second[query, i], i))[: -(-10 // n_parts)]
+            own = sorted(pool[begin:end], key=lambda i, query=query: (-first[query, i], i))[
+                : -(-20 // n_parts)
+            ]
+            kept += sorted(own, key=lambda i, query=query: (-second[query, i], i))[
+                : -(-10 // n_parts)
+            ]
         expected = sorted(kept, key=lambda i, query=query: (-third[query, i], i))[:5]
         assert list(handed_on([first, second], query, pool, (20, 10), n_parts)) == kept
         assert list(chain([first, second, third], query, pool, (20, 10, 5), n_parts)) == expected
@@ -154,15 +181,23 @@ def test_filters_that_work_in_parts_keep_their_share_of_each_part(n_parts):
 
 def oracle(n_queries=20, n_items=200, rate=0.2, seed=4):
     """Queries with a few clicks and a ranker that knows them."""
-    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
+    rng = np.random.default_rng(seed)
+    shape = (n_queries, n_items)
     labels = (rng.random(shape) < rate).astype(np.uint8)
-    queries = Queries(np.zeros((*shape, 1), np.int32), np.zeros((*shape, 0), np.float32), labels,
-                      np.full(n_queries, n_items, np.int32))  # fmt: skip
-    return quality.Scored(RankedData("clicks", {}, queries, 10, {}), {"large": labels.astype(np.float32)})
+    queries = Queries(
+        np.zeros((*shape, 1), np.int32),
+        np.zeros((*shape, 0), np.float32),
+        labels,
+        np.full(n_queries, n_items, np.int32),
+    )
+    return quality.Scored(
+        RankedData("clicks", {}, queries, 10, {}), {"large": labels.astype(np.float32)}
+    )
 
 
 def test_an_oracle_s_quality_is_one_and_falls_with_the_items_it_gets():
-    scored, own = oracle(), quality.Chain(("large",), (10,))
+    scored = oracle()
+    own = quality.Chain(("large",), (10,))
     found = quality.quality_of(own, scored)
     for name in quality.MEASURES:
         assert (found[name] == 1).all()
@@ -174,7 +209,8 @@ def test_an_oracle_s_quality_is_one_and_falls_with_the_items_it_gets():
 
 
 def test_the_release_s_measure_asks_for_a_full_list_of_clicks():
-    scored, own = oracle(rate=0.02), quality.Chain(("large",), (10,))
+    scored = oracle(rate=0.02)
+    own = quality.Chain(("large",), (10,))
     found = quality.quality_of(own, scored)
     n_clicks = scored.data.queries.labels_QN.sum(axis=1)
     assert (found["ndcg"][n_clicks > 0] == 1).all()
@@ -192,12 +228,19 @@ def test_quality_is_computed_once_a_chain(monkeypatch):
 def test_flops_of_a_chain_are_those_of_the_items_each_stage_ranks():
     of_item = {"small": 1.0, "medium": 10.0, "large": 100.0}
     assert quality.Chain(("large",), (10,)).flops(1000, of_item) == 100_000
-    assert quality.Chain(("small", "medium", "large"), (200, 50, 10)).flops(1000, of_item) == 1000 + 2000 + 5000
-    assert quality.Chain(("small", "large"), (200, 10)).flops(100, of_item) == 100 + 10_000  # no more than there are
+    assert (
+        quality.Chain(("small", "medium", "large"), (200, 50, 10)).flops(1000, of_item)
+        == 1000 + 2000 + 5000
+    )
+    assert (
+        quality.Chain(("small", "large"), (200, 10)).flops(100, of_item) == 100 + 10_000
+    )  # no more than there are
 
 
 def test_the_front_has_what_no_other_beats():
-    rows = pd.DataFrame({"chain": list("abcd"), "mflops": [1.0, 2.0, 3.0, 3.0], "ndcg": [0.1, 0.05, 0.2, 0.3]})
+    rows = pd.DataFrame(
+        {"chain": list("abcd"), "mflops": [1.0, 2.0, 3.0, 3.0], "ndcg": [0.1, 0.05, 0.2, 0.3]}
+    )
     assert list(quality.pareto(rows)["chain"]) == ["a", "d"]
 
 
@@ -206,8 +249,19 @@ def test_the_quality_study_runs(tmp_path):
     lines = [f"{u}\t{i}\t5\t{t}" for u, i, t in zip(data.user, data.item, data.time, strict=True)]
     (tmp_path / "u.data").write_text("\n".join(lines))
     here = str(tmp_path)
-    done = run_script("experiments/recpipe/quality.py", "--quick", "--data", "movielens", "--movielens", here,
-                      "--cache", here, "--out", here, cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "experiments/recpipe/quality.py",
+        "--quick",
+        "--data",
+        "movielens",
+        "--movielens",
+        here,
+        "--cache",
+        here,
+        "--out",
+        here,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(tmp_path / "chain_quality_movielens.csv").set_index("chain")
     assert rows.loc["large", "less_than_large"] == 0
@@ -233,7 +287,9 @@ def test_small_arrays_are_used_better_and_none_more_than_whole():
 def test_the_access_time_weighs_both_caches_by_their_bytes():
     uniform = Locality(np.arange(1000), np.array([1, 1000, 100_000]), np.array([0.2, 0.6, 1.0]))
     whole = arrays.amat_cycles([0.0, 1.0], 1000 * 128 / 1e6, 1 / 8, uniform)
-    assert whole == pytest.approx([0.3 + 0.7 * 100] * 2)  # half of the bytes each, 0.6 of its accesses hit
+    assert whole == pytest.approx(
+        [0.3 + 0.7 * 100] * 2
+    )  # half of the bytes each, 0.6 of its accesses hit
     packed = arrays.amat_cycles([1.0], 1000 * 16 / 1e6, 1 / 8, uniform, arrays.ROW_BYTES)
     assert packed == pytest.approx([0.3 + 0.7 * 100])
 

@@ -1,4 +1,6 @@
-"""RPAccel's study: published service times, queues as obvious ones, caches on the ids that stages get, sub-batches."""
+"""RPAccel's study: published service times, queues as obvious ones, caches on the ids that stages
+get, sub-batches.
+"""
 
 import heapq
 import itertools
@@ -21,11 +23,18 @@ WHOLE = replace(Corrections.all(), sub_batches=False)
 
 def drawn_misses(n_queries=6, n_items=400, seed=1, rows=(50, 300, 7)):
     """Three tables, two of them with a few popular rows; scores drawn."""
-    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
-    ids = np.stack([np.minimum(rng.zipf(1.3, shape) - 1, n - 1) for n in rows], axis=2).astype(np.int32)
+    rng = np.random.default_rng(seed)
+    shape = (n_queries, n_items)
+    ids = np.stack([np.minimum(rng.zipf(1.3, shape) - 1, n - 1) for n in rows], axis=2).astype(
+        np.int32
+    )
     ids[:, :, 1] = rng.integers(0, rows[1], shape)
-    queries = Queries(ids, np.zeros((*shape, 13), np.float32), rng.integers(0, 2, shape).astype(np.uint8),
-                      np.full(n_queries, n_items, np.int32))  # fmt: skip
+    queries = Queries(
+        ids,
+        np.zeros((*shape, 13), np.float32),
+        rng.integers(0, 2, shape).astype(np.uint8),
+        np.full(n_queries, n_items, np.int32),
+    )
     rankers = {config.name: Ranker(config.model_config(rows), {}) for config in RANKERS}
     data = RankedData("drawn", rankers, queries, 64, {})
     return chip.Misses((Scored(data, {name: rng.random(shape, np.float32) for name in rankers}),))
@@ -35,11 +44,14 @@ def test_every_published_service_time_is_the_model_s():
     rows = pd.read_csv(accelerator.HERE / "published_accelerator.csv", comment="#")
     table = accelerator.compare_services(rows)
     assert len(table) == 647
-    assert (table["computed_ms"] - table["service_ms"]).abs().max() < 1e-5  # published with six digits
+    assert (
+        table["computed_ms"] - table["service_ms"]
+    ).abs().max() < 1e-5  # published with six digits
 
 
 def obvious_departures(arrivals, n_engines, service):
-    free, out = [0] * n_engines, []
+    free = [0] * n_engines
+    out = []
     for arrival in arrivals:
         i = free.index(min(free))
         free[i] = max(free[i], arrival) + service
@@ -59,15 +71,20 @@ def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
     out = chip.departures_ns(arrivals, 1, 2_000_000)
     waits = (out - arrivals) / 1e6 - 2
     blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
-    assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40))  # Pollaczek-Khinchine
+    assert waits.mean() == pytest.approx(
+        0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40)
+    )  # Pollaczek-Khinchine
 
 
 def test_corrections_alone_and_together_begin_at_the_released_time():
-    one, misses = chip.Design(("rm-large",), (400,), (1,), (1,)), drawn_misses()
+    one = chip.Design(("rm-large",), (400,), (1,), (1,))
+    misses = drawn_misses()
     table = accelerator.corrections_of({"one": one}, misses).set_index("correction")
     assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
     last = replace(one, n_sub_batches=accelerator.N_SUB_BATCHES)
-    assert table["together_ms"].iloc[-1] == pytest.approx(chip.total_ms(last, Corrections.all(), misses))
+    assert table["together_ms"].iloc[-1] == pytest.approx(
+        chip.total_ms(last, Corrections.all(), misses)
+    )
     whole = chip.Design(("rm-large",), (4096,), (1,), (1,))
     assert sum(whole.stage_ms(Corrections(), [0.5])) == pytest.approx(2.0907438257427215, rel=1e-12)
 
@@ -77,7 +94,8 @@ def test_corrections_alone_and_together_begin_at_the_released_time():
 
 def lru_misses(keys, cache_rows, first_counted):
     """Step by step."""
-    cache, missed = OrderedDict(), 0
+    cache = OrderedDict()
+    missed = 0
     for i, key in enumerate(keys):
         if key in cache:
             cache.move_to_end(key)
@@ -99,17 +117,28 @@ def stream_of(misses, rankers, items, n_parts=1):
             for name, keep in zip(rankers, items[1:], strict=True):
                 own = pools.scores[chip.TRAINED[name]][query]
                 kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[: -(-keep // n_parts)]
-            keys += [(t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])]
+            keys += [
+                (t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])
+            ]
     return keys
 
 
-@pytest.mark.parametrize(("rankers", "items"), [((), (400,)), ((), (100,)), (("rm-small",), (400, 60)),
-                                               (("rm-small", "rm-med"), (400, 100, 30))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rankers", "items"),
+    [
+        ((), (400,)),
+        ((), (100,)),
+        (("rm-small",), (400, 60)),
+        (("rm-small", "rm-med"), (400, 100, 30)),
+    ],
+)
 @pytest.mark.parametrize("cache_rows", [1, 20, 150, 10_000])
 def test_miss_rates_are_those_of_a_cache_kept_step_by_step(rankers, items, cache_rows):
     misses = drawn_misses()
     keys = stream_of(misses, rankers, items)
-    assert misses.rate(rankers, items, cache_rows) == pytest.approx(lru_misses(keys, cache_rows, len(keys) // 2))
+    assert misses.rate(rankers, items, cache_rows) == pytest.approx(
+        lru_misses(keys, cache_rows, len(keys) // 2)
+    )
 
 
 def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_chip():
@@ -131,7 +160,9 @@ def test_behind_a_filter_that_works_in_parts_come_the_best_of_each_part():
     expected = lru_misses(keys, int(1e6 / 64 / 4 / 32), len(keys) // 2)
     assert misses.of(design, WHOLE)[1] == pytest.approx(expected)
     whole = misses.of(replace(design, n_sub_batches=1), WHOLE)
-    assert whole[0] == misses.of(design, WHOLE)[0]  # the first stage gets everything, whole or in parts
+    assert (
+        whole[0] == misses.of(design, WHOLE)[0]
+    )  # the first stage gets everything, whole or in parts
     assert whole[1] != pytest.approx(expected)
 
 
@@ -144,13 +175,19 @@ def test_pools_that_have_too_few_candidates_are_refused():
 
 
 def obvious_answers(stage_ns, engines, arrivals, n_parts):
-    """A heap of events; each stage a list of waiting tasks and of free engines. Also busy (start, end) by engine."""
+    """A heap of events; each stage a list of waiting tasks and of free engines.
+
+    Also busy (start, end) by engine.
+    """
     free = [list(range(n)) for n in engines]
-    waiting, events, left = [[] for _ in engines], [], dict.fromkeys(range(len(arrivals)), n_parts)
+    waiting = [[] for _ in engines]
+    events = []
+    left = dict.fromkeys(range(len(arrivals)), n_parts)
     for query, at in enumerate(arrivals):
         for part in range(n_parts):
             heapq.heappush(events, (at, query, part, 0, -1))
-    done, busy = {}, {}
+    done = {}
+    busy = {}
     while events:
         at, query, part, stage, engine = heapq.heappop(events)
         if engine >= 0:  # leaves the stage
@@ -163,7 +200,8 @@ def obvious_answers(stage_ns, engines, arrivals, n_parts):
         else:
             waiting[stage].append((query, part))
         while waiting[stage] and free[stage]:
-            own, engine = waiting[stage].pop(0), free[stage].pop()
+            own = waiting[stage].pop(0)
+            engine = free[stage].pop()
             busy.setdefault((stage, engine), []).append((at, at + stage_ns[stage]))
             heapq.heappush(events, (at + stage_ns[stage], *own, stage, engine))
     assert not any(left.values())
@@ -171,7 +209,9 @@ def obvious_answers(stage_ns, engines, arrivals, n_parts):
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 4])
-@pytest.mark.parametrize(("stage_ms", "engines"), [((1.0,), (1,)), ((0.9, 2.3), (1, 3)), ((2.1, 0.7, 1.3), (4, 1, 2))])
+@pytest.mark.parametrize(
+    ("stage_ms", "engines"), [((1.0,), (1,)), ((0.9, 2.3), (1, 3)), ((2.1, 0.7, 1.3), (4, 1, 2))]
+)
 def test_sub_batches_leave_as_from_an_obvious_simulation(stage_ms, engines, n_parts):
     arrivals = np.cumsum(np.random.default_rng(n_parts).integers(1, 4_000_000 * n_parts, 300))
     stage_ns = [round(ms * 1e6) for ms in stage_ms]
@@ -194,7 +234,9 @@ def test_one_sub_batch_is_the_query_itself():
 @pytest.mark.parametrize("n_parts", [1, 3, 8])
 def test_an_idle_pipeline_of_single_engines_takes_what_the_formula_says(n_parts):
     stage_ms = (0.5, 1.25, 0.75)
-    found = chip.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array([0, 10**9])
+    found = chip.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array(
+        [0, 10**9]
+    )
     expected = accelerator.rpaccel.pipelined_s(stage_ms, n_parts) * 1e6
     assert list(found) == pytest.approx([expected] * 2)
 
@@ -203,12 +245,23 @@ def test_a_part_ranks_and_hands_on_its_share_of_the_items():
     whole = chip.Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
     quarter = chip.Design(("rm-small", "rm-large"), (1024, 128), (4, 4), (2, 2))
     cut = replace(whole, n_sub_batches=4).stage_ms(Corrections.all(), [0.3, 0.4])
-    assert cut == quarter.stage_ms(Corrections.all(), [0.3, 0.4])  # the last stage's list is 64 in both
+    assert cut == quarter.stage_ms(
+        Corrections.all(), [0.3, 0.4]
+    )  # the last stage's list is 64 in both
 
 
 def test_the_accelerator_study_runs(tmp_path):
-    done = run_script("experiments/recpipe/accelerator.py", "--queries", "2000", "--quick", "--cache",
-                      str(tmp_path), "--out", str(tmp_path), cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "experiments/recpipe/accelerator.py",
+        "--queries",
+        "2000",
+        "--quick",
+        "--cache",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     best = pd.read_csv(tmp_path / "best.csv").set_index(["stages", "rate_qps"])
     assert best.loc[(2, 2000.0), "Poisson"] < 20

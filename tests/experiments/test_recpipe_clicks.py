@@ -1,4 +1,6 @@
-"""Synthetic clicks: the rate is met, popularity is Zipf's, splits share no pair; rankers learn and repeat."""
+"""Synthetic clicks: the rate is met, popularity is Zipf's, splits share no pair; rankers learn and
+repeat.
+"""
 
 from dataclasses import replace
 
@@ -15,7 +17,9 @@ from experiments.recpipe.datasets.click_rankers import DLRM, train, trained, val
 from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
 from experiments.recpipe.datasets.ranked import Ranker, scores
 
-TINY = ClickConfig(n_users=60, n_items=300, n_train=12_000, n_valid_queries=3, n_queries=40, n_candidates=80)
+TINY = ClickConfig(
+    n_users=60, n_items=300, n_train=12_000, n_valid_queries=3, n_queries=40, n_candidates=80
+)
 RANKER = replace(click_rankers.RANKERS[0], bottom=(13, 8, 4), top=(8, 1), learning_rate=1e-2)
 
 
@@ -74,7 +78,9 @@ def test_items_are_shown_by_zipf_s_law(world):
 
 
 def test_candidates_are_drawn_by_popularity_one_by_one():
-    config = replace(TINY, n_users=800, n_items=30, n_train=1, n_valid_queries=0, n_queries=700, n_candidates=8)
+    config = replace(
+        TINY, n_users=800, n_items=30, n_train=1, n_valid_queries=0, n_queries=700, n_candidates=8
+    )
     world = Clicks(config)
     queries = world.test()[0]
     items = queries.ids_QNT[:, :, 1 + len(config.user_rows)]
@@ -84,7 +90,9 @@ def test_candidates_are_drawn_by_popularity_one_by_one():
     rng = np.random.default_rng(1)
     slow = [rng.choice(30, 8, replace=False, p=weights / weights.sum()) for _ in range(4000)]
     expected = np.bincount(np.concatenate(slow), minlength=30) / 4000
-    assert (np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) * (1 / 700 + 1 / 4000))).all()
+    assert (
+        np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) * (1 / 700 + 1 / 4000))
+    ).all()
     first = np.bincount(items[:, 0], minlength=30) / 700  # their order tells nothing
     assert (np.abs(first - expected / 8) < 5 * np.sqrt(expected / 8 / 700 + 1e-4)).all()
 
@@ -97,8 +105,13 @@ def test_no_pair_of_training_is_a_candidate_and_no_user_is_in_two_splits(world, 
     users = [{user for user, _ in pairs(queries)} for queries in (test, examples.valid)]
     assert not users[0] & users[1]
     assert [len(own) for own in users] == [TINY.n_queries, TINY.n_valid_queries]
-    in_training = {*zip(examples.ids_NT[:, 0].tolist(), examples.ids_NT[:, 1 + len(TINY.user_rows)].tolist(),
-                        strict=True)}  # fmt: skip
+    in_training = {
+        *zip(
+            examples.ids_NT[:, 0].tolist(),
+            examples.ids_NT[:, 1 + len(TINY.user_rows)].tolist(),
+            strict=True,
+        )
+    }
     assert in_training == shown
 
 
@@ -127,7 +140,10 @@ def test_sessions_of_queries_are_as_those_of_training(examples):
     sessions = many.test()[0].ids_QNT[:, 0, -len(TINY.session_rows) :]
     for column in (0, 2):
         rows = TINY.session_rows[column]
-        shares = np.bincount(examples.ids_NT[:, -len(TINY.session_rows) + column], minlength=rows) / TINY.n_train
+        shares = (
+            np.bincount(examples.ids_NT[:, -len(TINY.session_rows) + column], minlength=rows)
+            / TINY.n_train
+        )
         counts = np.bincount(sessions[:, column], minlength=rows)
         assert stats.chisquare(counts, shares * 590).pvalue > 1e-3
 
@@ -191,10 +207,16 @@ def net_with(weights, examples):
 def test_a_ranker_learns_what_is_likely_to_be_clicked_but_not_what_is_chance(world, examples):
     queries, known = world.test()
     config = RANKER.model_config(examples.table_rows)
-    found = scores(Ranker(config, train(replace(RANKER, epochs=4), examples, lambda *_: None)).model(), queries)
+    found = scores(
+        Ranker(config, train(replace(RANKER, epochs=4), examples, lambda *_: None)).model(), queries
+    )
     drawn = np.random.default_rng(1).random(found.shape)
-    auc = [np.mean([roc_auc_score(labels, own) for own, labels in zip(by, queries.labels_QN, strict=True)])
-           for by in (drawn, found, known)]  # fmt: skip
+    auc = [
+        np.mean(
+            [roc_auc_score(labels, own) for own, labels in zip(by, queries.labels_QN, strict=True)]
+        )
+        for by in (drawn, found, known)
+    ]
     assert abs(auc[0] - 0.5) < 0.05
     assert auc[0] + 0.05 < auc[1] < auc[2] < 0.95  # no ranker is perfect
 
@@ -207,7 +229,9 @@ def test_of_several_passes_the_best_is_kept(examples):
             found.append(float(detail.split()[-1]))
 
     weights = train(replace(RANKER, epochs=6, learning_rate=0.05), examples, listen)
-    best = validation_ndcg(Ranker(RANKER.model_config(examples.table_rows), weights), examples.valid)
+    best = validation_ndcg(
+        Ranker(RANKER.model_config(examples.table_rows), weights), examples.valid
+    )
     assert len(found) == 6
     assert best == pytest.approx(max(found), abs=1e-4)
     assert max(found) > found[-1]  # else this test shows nothing
@@ -215,13 +239,25 @@ def test_of_several_passes_the_best_is_kept(examples):
 
 @pytest.mark.parametrize("part", ["ids_NT", "dense_NF", "label_N", "valid"])
 def test_the_digest_is_of_everything(examples, part):
-    first = {part: getattr(examples, part)[::-1]} if part != "valid" else {part: examples.valid.sample(1)}
+    first = (
+        {part: getattr(examples, part)[::-1]}
+        if part != "valid"
+        else {part: examples.valid.sample(1)}
+    )
     assert replace(examples, **first).digest != examples.digest == replace(examples).digest
 
 
 def test_a_checkpoint_is_of_its_data(examples, tmp_path):
-    few = replace(examples, ids_NT=examples.ids_NT[:100], dense_NF=examples.dense_NF[:100],
-                  label_N=examples.label_N[:100])  # fmt: skip
-    for own, data in ((RANKER, few), (RANKER, replace(few, label_N=1 - few.label_N)), (replace(RANKER, seed=2), few)):
+    few = replace(
+        examples,
+        ids_NT=examples.ids_NT[:100],
+        dense_NF=examples.dense_NF[:100],
+        label_N=examples.label_N[:100],
+    )
+    for own, data in (
+        (RANKER, few),
+        (RANKER, replace(few, label_N=1 - few.label_N)),
+        (replace(RANKER, seed=2), few),
+    ):
         trained(own, data, tmp_path, lambda *_: None)
     assert len([*tmp_path.iterdir()]) == 3

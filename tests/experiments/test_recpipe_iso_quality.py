@@ -1,4 +1,6 @@
-"""RPAccel at a floor of quality: nothing below it, nothing that a stage cannot carry, published levels as published."""
+"""RPAccel at a floor of quality: nothing below it, nothing that a stage cannot carry, published
+levels as published.
+"""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,10 @@ def test_at_the_floor_is_the_lowest_p95_of_what_has_the_quality():
     assert best.loc[(1, 100.0), ["chain", "design", "p95_ms"]].tolist() == ["large", "b", 4.0]
     assert best.loc[(2, 100.0), "p95_ms"] == 2.0
     assert best.loc[(2, 200.0), ["design", "p95_ms"]].tolist() == ["-", np.inf]  # above 500 ms
-    assert iso_quality.at_floor(ROWS, 0.7).set_index(["stages", "rate_qps"]).loc[(1, 100.0), "chain"] == "small"
+    assert (
+        iso_quality.at_floor(ROWS, 0.7).set_index(["stages", "rate_qps"]).loc[(1, 100.0), "chain"]
+        == "small"
+    )
     assert set(iso_quality.at_floor(ROWS, 0.895)["stages"]) == {1}
 
 
@@ -38,7 +43,9 @@ def test_the_frontier_has_every_chain_once():
 @pytest.mark.parametrize(("rate_qps", "carried"), [(249.0, True), (251.0, False)])
 def test_a_stage_carries_less_work_than_it_has_time_for(rate_qps, carried):
     design = Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (1, 2), 4)
-    trial = Trial(Chain(("small", "large"), (512, 64)), design, (1.0, 1.9))  # 4 parts of 1 ms: 250 a second
+    trial = Trial(
+        Chain(("small", "large"), (512, 64)), design, (1.0, 1.9)
+    )  # 4 parts of 1 ms: 250 a second
     assert trial.carries(rate_qps) == carried
     arrivals = chip.arrivals_ns("exponential", rate_qps, 500)
     found = trial.p95_ms(arrivals, rate_qps)
@@ -48,29 +55,45 @@ def test_a_stage_carries_less_work_than_it_has_time_for(rate_qps, carried):
 
 
 def test_every_stage_has_an_even_share_of_the_chip():
-    for own in (Chain(("large",), (64,)), Chain(("small", "large"), (512, 64)),
-                Chain(("small", "medium", "large"), (512, 128, 64))):  # fmt: skip
+    for own in (
+        Chain(("large",), (64,)),
+        Chain(("small", "large"), (512, 64)),
+        Chain(("small", "medium", "large"), (512, 128, 64)),
+    ):
         found = [*iso_quality.designs_of(own, 4096)]
-        assert len(set(found)) == len(found) == len(iso_quality.PARTS) * {1: 4, 2: 9, 3: 27}[len(own.rankers)]
+        assert (
+            len(set(found))
+            == len(found)
+            == len(iso_quality.PARTS) * {1: 4, 2: 9, 3: 27}[len(own.rankers)]
+        )
         for design in found:
-            shares = [n / n_chip for n, n_chip in zip(design.engines, design.sub_arrays, strict=True)]
+            shares = [
+                n / n_chip for n, n_chip in zip(design.engines, design.sub_arrays, strict=True)
+            ]
             assert all(share <= 1 / len(shares) + 1e-9 for share in shares)
             assert design.items == (4096, *own.keeps[:-1])
 
 
 def drawn_scores(n_queries=4, n_items=4096, seed=1):
     """One table, many clicks, scores drawn: filters in parts let other items through."""
-    rng, shape = np.random.default_rng(seed), (n_queries, n_items)
-    queries = Queries(rng.integers(0, 50, (*shape, 1), np.int32), np.zeros((*shape, 13), np.float32),
-                      rng.integers(0, 2, shape).astype(np.uint8), np.full(n_queries, n_items, np.int32))  # fmt: skip
+    rng = np.random.default_rng(seed)
+    shape = (n_queries, n_items)
+    queries = Queries(
+        rng.integers(0, 50, (*shape, 1), np.int32),
+        np.zeros((*shape, 13), np.float32),
+        rng.integers(0, 2, shape).astype(np.uint8),
+        np.full(n_queries, n_items, np.int32),
+    )
     rankers = {config.name: Ranker(config.model_config((50,)), {}) for config in RANKERS}
     return Scored(
-        RankedData("clicks", rankers, queries, 64, {}), {name: rng.random(shape, np.float32) for name in rankers}
+        RankedData("clicks", rankers, queries, 64, {}),
+        {name: rng.random(shape, np.float32) for name in rankers},
     )
 
 
 def test_a_design_has_the_quality_of_its_filters_whole_or_in_parts(monkeypatch):
-    scored, own = drawn_scores(), Chain(("small", "large"), (128, 64))
+    scored = drawn_scores()
+    own = Chain(("small", "large"), (128, 64))
     monkeypatch.setattr(iso_quality, "chains", lambda *_: [own])
     monkeypatch.setattr(iso_quality, "RATES_QPS", (100.0,))
     monkeypatch.setattr(iso_quality, "PARTS", (1, 4))
@@ -85,22 +108,38 @@ def test_a_design_has_the_quality_of_its_filters_whole_or_in_parts(monkeypatch):
 
 
 def test_published_levels_are_those_of_figure_14():
-    found = iso_quality.published_levels().pivot_table(index=["kind", "stages"], columns="level", values="p95_ms",
-                                                       dropna=False).loc[:, ["low", "medium", "high"]]  # fmt: skip
+    found = (
+        iso_quality.published_levels()
+        .pivot_table(index=["kind", "stages"], columns="level", values="p95_ms", dropna=False)
+        .loc[:, ["low", "medium", "high"]]
+    )
     inf = np.inf
     expected = {
-        ("CPU, published", 1): (68.49, 88.39, inf), ("CPU, published", 2): (40.78, 48.07, inf),
-        ("CPU, published", 3): (47.63, 63.8, inf), ("GPU, published", 1): (15.85, inf, inf),
-        ("GPU, published", 2): (17.78, inf, inf), ("RPAccel, published", 1): (2.5, 13.95, inf),
-        ("RPAccel, published", 2): (1.91, 2.88, 6.33), ("RPAccel, published", 3): (2.17, 3.41, 6.32),
-    }  # fmt: skip
+        ("CPU, published", 1): (68.49, 88.39, inf),
+        ("CPU, published", 2): (40.78, 48.07, inf),
+        ("CPU, published", 3): (47.63, 63.8, inf),
+        ("GPU, published", 1): (15.85, inf, inf),
+        ("GPU, published", 2): (17.78, inf, inf),
+        ("RPAccel, published", 1): (2.5, 13.95, inf),
+        ("RPAccel, published", 2): (1.91, 2.88, 6.33),
+        ("RPAccel, published", 3): (2.17, 3.41, 6.32),
+    }
     for key, values in expected.items():
         assert tuple(found.loc[key]) == pytest.approx(values, abs=0.006)
 
 
 def test_the_study_runs(tmp_path):
-    done = run_script("experiments/recpipe/iso_quality.py", "--quick", "--queries", "500", "--cache", str(tmp_path),
-                      "--out", str(tmp_path), cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "experiments/recpipe/iso_quality.py",
+        "--quick",
+        "--queries",
+        "500",
+        "--cache",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     best = pd.read_csv(tmp_path / "at_floor.csv")
     large = pd.read_csv(tmp_path / "frontier.csv").set_index("chain").loc["large", "ndcg"]

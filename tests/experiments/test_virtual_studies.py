@@ -1,4 +1,7 @@
-"""The studies of virtual time in their quick setting. Where they need engines, virtual time stands in for them."""
+"""The studies of virtual time in their quick setting.
+
+Where they need engines, virtual time stands in for them.
+"""
 
 import importlib.util
 
@@ -20,7 +23,15 @@ def script(folder, path, *words, timeout=240):
 
 
 def test_the_validation_of_engines_that_are_the_model_finds_no_error(tmp_path):
-    script(tmp_path, "experiments/simulator_validation/run.py", "--quick", "--models", "wnd", "--backend", "simulated")
+    script(
+        tmp_path,
+        "experiments/simulator_validation/run.py",
+        "--quick",
+        "--models",
+        "wnd",
+        "--backend",
+        "simulated",
+    )
     rows = pd.read_csv(tmp_path / "validation.csv")
     assert len(rows) == 2 * 4 * 3 * 3  # modes, loads, kinds, quantiles
     assert rows.query("kind == 'replay'")["error"].abs().max() < 1e-9
@@ -34,10 +45,13 @@ def test_the_validation_of_engines_that_are_the_model_finds_no_error(tmp_path):
 
 
 def test_the_tables_of_the_validation_say_what_the_rows_say():
-    rows = pd.DataFrame([
-        {"kind": kind, "quantile": 0.95, "load": load, "error": error, "service_ratio": 1.1}
-        for kind in validation_plot.KINDS for load, error in ((0.3, 0.02), (0.3, -0.04), (0.9, 0.2))
-    ])  # fmt: skip
+    rows = pd.DataFrame(
+        [
+            {"kind": kind, "quantile": 0.95, "load": load, "error": error, "service_ratio": 1.1}
+            for kind in validation_plot.KINDS
+            for load, error in ((0.3, 0.02), (0.3, -0.04), (0.9, 0.2))
+        ]
+    )
     table = validation_plot.summary(rows).loc[("model", 0.95)]
     assert table["median"] == pytest.approx(4.0)
     assert table["worst"] == pytest.approx(20.0)
@@ -52,11 +66,18 @@ def test_the_fleet_study_runs_and_its_numbers_hang_together(tmp_path):
     script(tmp_path, "experiments/cluster/run.py", "--quick")
     routing = pd.read_csv(tmp_path / "routing.csv").set_index(["load", "route"])
     for load in (0.8, 0.9):
-        assert routing.loc[(load, "shortest_queue"), "p99_ms"] <= routing.loc[(load, "random"), "p99_ms"]
+        assert (
+            routing.loc[(load, "shortest_queue"), "p99_ms"]
+            <= routing.loc[(load, "random"), "p99_ms"]
+        )
     tuning = pd.read_csv(tmp_path / "tuning.csv").set_index("policies")
     tail = tuning.loc["tuned for the tail"]
-    assert tail["p95 gain"] == pytest.approx(tuning.loc["static", "p95_ms"] / tail["p95_ms"], rel=1e-3)
-    assert tail["p95 gain"] > 0.98  # the static policy is one to choose from, but for the load of the day
+    assert tail["p95 gain"] == pytest.approx(
+        tuning.loc["static", "p95_ms"] / tail["p95_ms"], rel=1e-3
+    )
+    assert (
+        tail["p95 gain"] > 0.98
+    )  # the static policy is one to choose from, but for the load of the day
     sampling = pd.read_csv(tmp_path / "sampling.csv")
     assert sampling["error_95"].iloc[-1] < sampling["error_95"].iloc[0]
     assert (sampling["median_error"] <= sampling["error_95"]).all()
@@ -84,11 +105,15 @@ def test_the_speed_bench_runs_every_simulator_that_is_there(tmp_path):
     assert rows["largest_difference_ms"].max() < 1e-3
     assert (rows["tasks_per_s"] > 0).all()
     assert set(pd.read_csv(tmp_path / "ours.csv")["what"]) == {
-        "kernel alone", "event loop, 1 tasks a query", "event loop, 6 tasks a query",
-    }  # fmt: skip
+        "kernel alone",
+        "event loop, 1 tasks a query",
+        "event loop, 6 tasks a query",
+    }
 
 
-@pytest.mark.parametrize(("module", "simulate"), [("simpy", peers.simpy_mmc), ("ciw", peers.ciw_mmc)])
+@pytest.mark.parametrize(
+    ("module", "simulate"), [("simpy", peers.simpy_mmc), ("ciw", peers.ciw_mmc)]
+)
 def test_a_peer_simulates_the_same_customers(module, simulate):
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is optional: build/bench_requirements.txt")
@@ -98,8 +123,17 @@ def test_a_peer_simulates_the_same_customers(module, simulate):
 
 
 def test_guided_against_exhaustive(tmp_path):
-    script(tmp_path, "experiments/scheduling/guided.py", "--quick", "--models", "wnd", "--backend", "simulated",
-           "--table_scale", "1")  # fmt: skip
+    script(
+        tmp_path,
+        "experiments/scheduling/guided.py",
+        "--quick",
+        "--models",
+        "wnd",
+        "--backend",
+        "simulated",
+        "--table_scale",
+        "1",
+    )
     (line,) = pd.read_csv(tmp_path / "guided.csv").to_dict("records")
     assert line["guided trials"] <= 3
     assert line["exhaustive trials"] > line["guided trials"]

@@ -1,4 +1,6 @@
-"""Ranked lists: the best items against a full sort, measures against scikit-learn and recorded numbers."""
+"""Ranked lists: the best items against a full sort, measures against scikit-learn and recorded
+numbers.
+"""
 
 import json
 
@@ -12,18 +14,24 @@ from sklearn.metrics import ndcg_score
 
 from infra import ranking
 
-QUALITY = {case["id"]: case for case in json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())["quality"]}
+QUALITY = {
+    case["id"]: case
+    for case in json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())["quality"]
+}
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(1, 70))
 def test_the_best_items_are_those_of_a_full_sort_with_ties_by_id(scores, k):
     ids = np.random.default_rng(len(scores)).permutation(len(scores))
     best = ranking.top_items(ids, np.array(scores, dtype=np.float32), k)
-    assert list(best) == [i for _, i in sorted((-s, i) for s, i in zip(scores, ids, strict=True))][:k]
+    assert (
+        list(best) == [i for _, i in sorted((-s, i) for s, i in zip(scores, ids, strict=True))][:k]
+    )
 
 
 @pytest.mark.parametrize(
-    ("scores", "k", "said"), [([1.0, np.nan], 1, "NaN"), ([1.0], 0, "best 0"), ([1.0, 2.0, 3.0], 1, "3 scores")]
+    ("scores", "k", "said"),
+    [([1.0, np.nan], 1, "NaN"), ([1.0], 0, "best 0"), ([1.0, 2.0, 3.0], 1, "3 scores")],
 )
 def test_a_list_that_cannot_be_ranked_is_refused(scores, k, said):
     with pytest.raises(ValueError, match=said):
@@ -34,7 +42,8 @@ def test_a_list_that_cannot_be_ranked_is_refused(scores, k, said):
 def test_ndcg_is_scikit_learn_s(k):
     rng = np.random.default_rng(k)
     for _ in range(50):
-        gains, scores = rng.integers(0, 4, 60).astype(float), rng.permutation(60).astype(float)
+        gains = rng.integers(0, 4, 60).astype(float)
+        scores = rng.permutation(60).astype(float)
         ours = ranking.ndcg_at_k(gains[np.argsort(-scores)], gains, k)
         assert ours == pytest.approx(ndcg_score([gains], [scores], k=k), abs=1e-9)
 
@@ -59,7 +68,9 @@ def test_the_released_measure_is_the_release_s(case):
 
 
 def test_the_released_measure_of_ones_after_zeros():
-    assert ranking.ndcg_released([0] * 16 + [1] * 48, 64) == pytest.approx(QUALITY["Q03"]["output"], rel=1e-12)
+    assert ranking.ndcg_released([0] * 16 + [1] * 48, 64) == pytest.approx(
+        QUALITY["Q03"]["output"], rel=1e-12
+    )
 
 
 def test_hits_and_reciprocal_ranks():
@@ -86,7 +97,8 @@ def test_pairing_sees_a_difference_that_the_spread_over_queries_hides():
     assert found.differs
     assert found.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
     assert found.difference.value == pytest.approx(0.2, abs=0.03)
-    few, other = base[:12], rng.normal(0, 10, 12)
+    few = base[:12]
+    other = rng.normal(0, 10, 12)
     assert ranking.paired(few, other).p_value == pytest.approx(stats.ttest_rel(few, other).pvalue)
     assert ranking.paired([3.0, 5.0, 7.0], [2.0, 4.0, 6.0]).p_value == 0
     assert np.isnan(ranking.paired([3.0], [2.0]).p_value)

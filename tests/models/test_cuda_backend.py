@@ -1,4 +1,5 @@
-"""The tuner on the GPU's backend, in Triton's interpreter: every schedule's sums are checked before it is timed.
+"""The tuner on the GPU's backend, in Triton's interpreter: every schedule's sums are checked before
+it is timed.
 
 Needs Triton: pip install -r build/bench_requirements.txt
 """
@@ -47,22 +48,29 @@ print(json.dumps({"plan": json.loads(found.to_json()), "specs": len(drawn.specs)
 
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs triton (pip install -r build/bench_requirements.txt)"
+    importlib.util.find_spec("triton") is None,
+    reason="needs triton (pip install -r build/bench_requirements.txt)",
 )
 
 
 @needs_triton
-def test_what_triton_cannot_launch_is_refused_in_one_line_and_does_not_end_compiling_ahead(monkeypatch):
+def test_what_triton_cannot_launch_is_refused_in_one_line_and_does_not_end_compiling_ahead(
+    monkeypatch,
+):
     from triton.runtime.errors import OutOfResources  # noqa: PLC0415
 
     def fail(*_, **__):
         raise OutOfResources(300_000, 232_448, "shared\nmemory")
 
     bags = Bags(torch.zeros(1, dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32), 1)
-    with pytest.raises(Refused, match="out of resource: shared memory, Required: 300000") as refused:
+    with pytest.raises(
+        Refused, match="out of resource: shared memory, Required: 300000"
+    ) as refused:
         CudaRun(fail, Meter())(bags, torch.empty(1, 4))
     assert "\n" not in str(refused.value)
-    monkeypatch.setattr(cuda, "TritonBags", lambda *_: SimpleNamespace(compiling=lambda *_, **__: {"a": fail}))
+    monkeypatch.setattr(
+        cuda, "TritonBags", lambda *_: SimpleNamespace(compiling=lambda *_, **__: {"a": fail})
+    )
     CudaBackend().prepare(None, None, [None], bags, 10.0)
 
 
@@ -85,4 +93,6 @@ def test_the_tuner_makes_a_plan_for_the_gpu(tmp_path):
     assert plan["provenance"]["refused"] == []
     assert {row["batch"] for row in plan["provenance"]["sizes"]} == {2}
     assert len(plan["tables"]) > 1
-    assert {group["schedule"] for bucket in plan["buckets"] for group in bucket["groups"]} <= {*CUDA_SCHEDULES}
+    assert {group["schedule"] for bucket in plan["buckets"] for group in bucket["groups"]} <= {
+        *CUDA_SCHEDULES
+    }

@@ -1,4 +1,6 @@
-"""Every schedule against a slow and obvious sum in float64; weights are small whole numbers, so sums are exact."""
+"""Every schedule against a slow and obvious sum in float64; weights are small whole numbers, so
+sums are exact.
+"""
 
 import itertools
 
@@ -34,11 +36,17 @@ def whole_weights(module, seed=0):
 
 def drawn(specs, n_items, rng, dtype=np.int32, longest=9):
     """Feature-major ids and offsets: some bags empty, where the table allows it."""
-    lengths = [np.full(n_items, spec.bag_ids) if spec.bag_ids else rng.integers(0, longest + 1, n_items)
-               * (rng.random(n_items) < 0.8) for spec in specs]  # fmt: skip
+    lengths = [
+        np.full(n_items, spec.bag_ids)
+        if spec.bag_ids
+        else rng.integers(0, longest + 1, n_items) * (rng.random(n_items) < 0.8)
+        for spec in specs
+    ]
     ids = [rng.integers(0, spec.rows, own.sum()) for spec, own in zip(specs, lengths, strict=True)]
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
-    return torch.from_numpy(np.concatenate(ids).astype(dtype)), torch.from_numpy(offsets.astype(dtype))
+    return torch.from_numpy(np.concatenate(ids).astype(dtype)), torch.from_numpy(
+        offsets.astype(dtype)
+    )
 
 
 def oracle(module, values, offsets):
@@ -69,11 +77,19 @@ def check(module, values, offsets):
 
 VARIANTS = [
     *((name, {}) for name in SCHEDULES["cpu"] if name != "one_width"),
-    *(("compiled", {"ahead": ahead, "unroll": unroll, "order": order})
-      for ahead, unroll, order in (("none", 2, "table"), ("table", 8, "table"),
-                                   ("ids", 4, "item"), ("none", 1, "item"))),
-    ("compiled", {"distance": 128}), ("copy", {"ahead": "table"}), ("copy", {"ahead": "none"}),
-]  # fmt: skip
+    *(
+        ("compiled", {"ahead": ahead, "unroll": unroll, "order": order})
+        for ahead, unroll, order in (
+            ("none", 2, "table"),
+            ("table", 8, "table"),
+            ("ids", 4, "item"),
+            ("none", 1, "item"),
+        )
+    ),
+    ("compiled", {"distance": 128}),
+    ("copy", {"ahead": "table"}),
+    ("copy", {"ahead": "none"}),
+]
 
 
 @pytest.mark.parametrize("n_items", [0, 1, 7, 16, 512])
@@ -87,7 +103,9 @@ def test_every_schedule_gives_the_exact_sum(schedule, knobs, n_items):
         check(module, *drawn(specs, n_items, np.random.default_rng(n_items), dtype))
 
 
-@pytest.mark.parametrize(("schedule", "knobs"), [v for v in VARIANTS if v[0] not in ONE_ID | FIXED_IDS])
+@pytest.mark.parametrize(
+    ("schedule", "knobs"), [v for v in VARIANTS if v[0] not in ONE_ID | FIXED_IDS]
+)
 def test_empty_single_and_very_long_bags(schedule, knobs):
     specs = [TableSpec(ROWS, 8), TableSpec(5, 3), TableSpec(1, 8), TableSpec(ROWS, 8)]
     module = FusedEmbeddingBags(specs, one_schedule(specs, schedule, **knobs))
@@ -104,18 +122,30 @@ def test_empty_single_and_very_long_bags(schedule, knobs):
 @given(data=st.data())
 def test_any_mix_of_schedules_gives_what_no_plan_gives(data):
     n = data.draw(st.integers(1, 8))
-    specs = [TableSpec(data.draw(st.integers(1, 50)), data.draw(st.sampled_from((1, 3, 4, 6, 8))),
-                       data.draw(st.sampled_from((None, 1, 2)))) for _ in range(n)]  # fmt: skip
+    specs = [
+        TableSpec(
+            data.draw(st.integers(1, 50)),
+            data.draw(st.sampled_from((1, 3, 4, 6, 8))),
+            data.draw(st.sampled_from((None, 1, 2))),
+        )
+        for _ in range(n)
+    ]
     groups = {}
     for t, spec in enumerate(specs):
-        usable = [v for v in VARIANTS if (v[0] not in ONE_ID or spec.bag_ids == 1)
-                  and (v[0] not in FIXED_IDS or spec.bag_ids)]  # fmt: skip
+        usable = [
+            v
+            for v in VARIANTS
+            if (v[0] not in ONE_ID or spec.bag_ids == 1) and (v[0] not in FIXED_IDS or spec.bag_ids)
+        ]
         schedule, knobs = data.draw(st.sampled_from(usable))
         groups.setdefault((schedule, params(**knobs)), []).append(t)
     parts = tuple(Group(schedule, own, tuple(tables)) for (schedule, own), tables in groups.items())
     threads = params(threads=data.draw(st.integers(1, 3)))
-    plan = Plan("cpu", tuple(specs), (Bucket(2, parts, threads), Bucket(None, parts[::-1], threads)))
-    planned, default = FusedEmbeddingBags(specs, plan), FusedEmbeddingBags(specs)
+    plan = Plan(
+        "cpu", tuple(specs), (Bucket(2, parts, threads), Bucket(None, parts[::-1], threads))
+    )
+    planned = FusedEmbeddingBags(specs, plan)
+    default = FusedEmbeddingBags(specs)
     for module in (planned, default):
         whole_weights(module)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -125,9 +155,16 @@ def test_any_mix_of_schedules_gives_what_no_plan_gives(data):
 
 
 @settings(deadline=None, max_examples=40)
-@given(n_tables=st.integers(1, 6), n_items=st.integers(1, 9), seed=st.integers(0, 99), threads=st.integers(1, 4),
-       variant=st.sampled_from([v for v in VARIANTS if v[0] not in ONE_ID | FIXED_IDS]))  # fmt: skip
-def test_item_major_bags_with_ids_through_all_tables_give_the_same(n_tables, n_items, seed, threads, variant):
+@given(
+    n_tables=st.integers(1, 6),
+    n_items=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    threads=st.integers(1, 4),
+    variant=st.sampled_from([v for v in VARIANTS if v[0] not in ONE_ID | FIXED_IDS]),
+)
+def test_item_major_bags_with_ids_through_all_tables_give_the_same(
+    n_tables, n_items, seed, threads, variant
+):
     rng = np.random.default_rng(seed)
     specs = [TableSpec(int(rows), 8) for rows in rng.integers(1, 40, n_tables)]
     module = FusedEmbeddingBags(specs)
@@ -137,12 +174,16 @@ def test_item_major_bags_with_ids_through_all_tables_give_the_same(n_tables, n_i
     dense = torch.cat([module.table(t) for t in range(n_tables)]).view(-1)
     lengths = torch.diff(offsets).view(n_tables, n_items)
     tables = torch.arange(n_tables).repeat_interleave(lengths.sum(1).long())
-    bags = (values + torch.from_numpy(joined.first_ids_T.astype(np.int32))[tables]).split(lengths.reshape(-1).tolist())
+    bags = (values + torch.from_numpy(joined.first_ids_T.astype(np.int32))[tables]).split(
+        lengths.reshape(-1).tolist()
+    )
     turned = [bags[t * n_items + b] for b, t in itertools.product(range(n_items), range(n_tables))]
     turned_offsets = torch.cat((offsets[:1], lengths.T.reshape(-1).cumsum(0, dtype=torch.int32)))
     plan = one_schedule(specs, variant[0], threads=threads, **variant[1])
     out = torch.full((n_items, 8 * n_tables), torch.nan)
-    Planned(joined, dense, plan, checked=True)(Bags(torch.cat(turned), turned_offsets, n_tables, True), out)
+    Planned(joined, dense, plan, checked=True)(
+        Bags(torch.cat(turned), turned_offsets, n_tables, True), out
+    )
     assert torch.equal(out.double(), oracle(module, values, offsets))
 
 
@@ -178,36 +219,55 @@ def test_the_buckets_meet_at_their_border():
     module = FusedEmbeddingBags(specs)
     module.weight_E.copy_(torch.linspace(0.1, 0.9, len(module.weight_E)))
     module.use(plan)
-    exact = [torch.equal(module(torch.ones(n, dtype=torch.int32), torch.arange(n + 1, dtype=torch.int32)),
-                         module.table(0)[1].expand(n, 4)) for n in (4, 5)]  # fmt: skip
+    exact = [
+        torch.equal(
+            module(torch.ones(n, dtype=torch.int32), torch.arange(n + 1, dtype=torch.int32)),
+            module.table(0)[1].expand(n, 4),
+        )
+        for n in (4, 5)
+    ]
     assert exact == [False, True]
 
 
-@pytest.mark.parametrize("values", [torch.zeros(4), torch.zeros(4, dtype=torch.int32), torch.zeros(8, dtype=int)[::2]])
+@pytest.mark.parametrize(
+    "values", [torch.zeros(4), torch.zeros(4, dtype=torch.int32), torch.zeros(8, dtype=int)[::2]]
+)
 def test_ids_of_another_kind_than_the_offsets_are_refused(values):
     with pytest.raises(ValueError, match=r"expected both int32 or both int64|gaps"):
         FusedEmbeddingBags([TableSpec(9, 4)])(values, torch.arange(5))
 
 
-@pytest.mark.parametrize("out", [
-    torch.empty(4, 5), torch.empty(3, 4), torch.empty(4, 4).double(), torch.empty(4, 8)[:, ::2]
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "out",
+    [torch.empty(4, 5), torch.empty(3, 4), torch.empty(4, 4).double(), torch.empty(4, 8)[:, ::2]],
+)
 def test_an_output_of_another_shape_is_refused(out):
     with pytest.raises(ValueError, match=r"expected float32 \(4, 4\) with dense rows"):
         FusedEmbeddingBags([TableSpec(9, 4)])(torch.zeros(4, dtype=int), torch.arange(5), out=out)
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 999), n_threads=st.integers(2, 5), n_items=st.integers(1, 12), n_tables=st.integers(1, 8))
+@given(
+    seed=st.integers(0, 999),
+    n_threads=st.integers(2, 5),
+    n_items=st.integers(1, 12),
+    n_tables=st.integers(1, 8),
+)
 def test_threads_share_every_bag_once_and_the_cost_evenly(seed, n_threads, n_items, n_tables):
     rng = np.random.default_rng(seed)
-    _, offsets = drawn([TableSpec(50, 8)] * n_tables, n_items, rng, longest=int(rng.integers(1, 60)))
+    _, offsets = drawn(
+        [TableSpec(50, 8)] * n_tables, n_items, rng, longest=int(rng.integers(1, 60))
+    )
     bags = Bags(torch.zeros(int(offsets[-1]), dtype=torch.int32), offsets, n_tables)
-    order, cut = rng.permutation(n_tables), int(rng.integers(0, n_tables))
+    order = rng.permutation(n_tables)
+    cut = int(rng.integers(0, n_tables))
     tables = [np.sort(order[:cut]), np.sort(order[cut:])]
-    parts = np.array([[k, 0, 0, 0, len(own), 0, n_items, n_items, len(own), 32] for k, own in enumerate(tables)])
+    parts = np.array(
+        [[k, 0, 0, 0, len(own), 0, n_items, n_items, len(own), 32] for k, own in enumerate(tables)]
+    )
     bag_costs = 64 + 32 * np.diff(offsets.numpy()).reshape(n_tables, n_items)
-    seen, costs = np.zeros((n_tables, n_items), int), []
+    seen = np.zeros((n_tables, n_items), int)
+    costs = []
     for share in split(parts, tables, [8, 8], bags, n_threads):
         costs.append(0)
         for k, _, _, first, end, first_item, end_item, run_bags, n_runs, _ in share:

@@ -31,11 +31,15 @@ def test_the_interval_of_the_paired_median_covers_it(n):
 
 def test_calls_are_timed_in_turn_and_neighbours_are_gone_afterwards():
     order = []
-    times = seconds([lambda _: (order.append("a"), time.sleep(0.002)), lambda _: order.append("b")], 3)
+    times = seconds(
+        [lambda _: (order.append("a"), time.sleep(0.002)), lambda _: order.append("b")], 3
+    )
     assert times.shape[0] == 2
     assert 3 <= times.shape[1] <= 15
     assert (times[0] > 0.0019).all()
     assert {*order} == {"a", "b"}
     with neighbours(1):
         pass
-    assert not [child for child in __import__("multiprocessing").active_children() if child.is_alive()]
+    assert not [
+        child for child in __import__("multiprocessing").active_children() if child.is_alive()
+    ]

@@ -14,8 +14,18 @@ from models.inputs.synthetic import InputPool
 
 N_ITEMS = 9
 CPU = torch.device("cpu")
-SAME_ORDER = [("compiled", {"ahead": "none"}), ("compiled", {"order": "item"}), ("one_width", {}), ("fused", {})]
-OTHER_ORDER = [("compiled", {"unroll": 4}), ("per_table", {}), ("dedup", {}), ("compiled", {"ahead": "table"})]
+SAME_ORDER = [
+    ("compiled", {"ahead": "none"}),
+    ("compiled", {"order": "item"}),
+    ("one_width", {}),
+    ("fused", {}),
+]
+OTHER_ORDER = [
+    ("compiled", {"unroll": 4}),
+    ("per_table", {}),
+    ("dedup", {}),
+    ("compiled", {"ahead": "table"}),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +36,17 @@ def _one_thread():
 
 
 def config_of(name, *flags):
-    return parse(["--config_file", str(model_configs()[name]), "--num_batches", "2", "--table_scale", "0.0005", *flags])
+    return parse(
+        [
+            "--config_file",
+            str(model_configs()[name]),
+            "--num_batches",
+            "2",
+            "--table_scale",
+            "0.0005",
+            *flags,
+        ]
+    )
 
 
 def save(path, specs, buckets):
@@ -37,13 +57,18 @@ def save(path, specs, buckets):
 @pytest.mark.parametrize("name", sorted(model_configs()))
 def test_every_model_scores_the_same_on_a_plan(name, tmp_path):
     config = config_of(name)
-    specs, plain = model_specs(config.model), build(config.model, 4, device=CPU)
+    specs = model_specs(config.model)
+    plain = build(config.model, 4, device=CPU)
     pool = InputPool(config.model, 2, N_ITEMS, seed=1)
     batches = [pool.batch(i, 0, n_items) for i, n_items in ((0, N_ITEMS), (1, 1))]
     every = tuple(range(len(specs)))
     assert plain(batches[0]).abs().max() > 0
     for schedule, knobs in SAME_ORDER + OTHER_ORDER:
-        flags = save(tmp_path / "plan.json", specs, (Bucket(None, (Group(schedule, params(**knobs), every),)),))
+        flags = save(
+            tmp_path / "plan.json",
+            specs,
+            (Bucket(None, (Group(schedule, params(**knobs), every),)),),
+        )
         planned = build(config_of(name, *flags).model, 4, device=CPU, tables_of=plain)
         assert planned.tables.is_packed
         for batch in batches:
@@ -55,10 +80,16 @@ def test_every_model_scores_the_same_on_a_plan(name, tmp_path):
 
 def test_a_mixed_plan_with_buckets(tmp_path):
     config = config_of("rm2")
-    specs, plain = model_specs(config.model), build(config.model, 4, device=CPU)
-    odd, even = tuple(range(1, len(specs), 2)), tuple(range(0, len(specs), 2))
+    specs = model_specs(config.model)
+    plain = build(config.model, 4, device=CPU)
+    odd = tuple(range(1, len(specs), 2))
+    even = tuple(range(0, len(specs), 2))
     mixed = (Group("per_table", (), odd), Group("compiled", params(unroll=2), even))
-    flags = save(tmp_path / "plan.json", specs, (Bucket(4, mixed), Bucket(None, mixed[::-1], params(threads=2))))
+    flags = save(
+        tmp_path / "plan.json",
+        specs,
+        (Bucket(4, mixed), Bucket(None, mixed[::-1], params(threads=2))),
+    )
     planned = build(config_of("rm2", *flags).model, 4, device=CPU, tables_of=plain)
     pool = InputPool(config.model, 1, 64, seed=1)
     for n_items in (1, 4, 5, 64):
@@ -79,14 +110,24 @@ def test_engines_serve_on_a_plan(tmp_path):
     specs = model_specs(config.model)
     group = Group("compiled", params(ahead="none", order="item"), tuple(range(len(specs))))
     flags = save(tmp_path / "plan.json", specs, (Bucket(None, (group,)),))
-    done = run_script("DeepRecSys.py", *TINY, *flags, "--results_dir", str(tmp_path), "--log_file", "", cwd=tmp_path)
+    done = run_script(
+        "DeepRecSys.py",
+        *TINY,
+        *flags,
+        "--results_dir",
+        str(tmp_path),
+        "--log_file",
+        "",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "Measured QPS" in done.stdout
 
 
 def test_profiles_are_known_by_the_plans_content_and_not_by_its_name(tmp_path):
     plain = config_of("ncf").model
-    specs, every = model_specs(plain), (0, 1, 2, 3)
+    specs = model_specs(plain)
+    every = (0, 1, 2, 3)
     keys = []
     for file, schedule in (("a", "fused"), ("b", "fused"), ("c", "compiled")):
         flags = save(tmp_path / file, specs, (Bucket(None, (Group(schedule, (), every),)),))

@@ -23,14 +23,36 @@ from models.embedding.plan.spec import (
 )
 
 SPECS = (TableSpec(10, 6, 1), TableSpec(100, 4), TableSpec(10, 6, 3))
-PLAN = Plan("cpu", SPECS, (
-    Bucket(8, (Group("copy", params(ahead="none"), (0,)), Group("compiled", params(order="item"), (1, 2)))),
-    Bucket(None, (Group("compiled", (), (0, 1, 2)),), params(threads=2)),
-), {"date": "today"})  # fmt: skip
-TINY = ["--table_scale", "0.0005", "--num_batches", "2", "--max_mini_batch_size", "8", "--mini_batch_size", "8"]
+PLAN = Plan(
+    "cpu",
+    SPECS,
+    (
+        Bucket(
+            8,
+            (
+                Group("copy", params(ahead="none"), (0,)),
+                Group("compiled", params(order="item"), (1, 2)),
+            ),
+        ),
+        Bucket(None, (Group("compiled", (), (0, 1, 2)),), params(threads=2)),
+    ),
+    {"date": "today"},
+)
+TINY = [
+    "--table_scale",
+    "0.0005",
+    "--num_batches",
+    "2",
+    "--max_mini_batch_size",
+    "8",
+    "--mini_batch_size",
+    "8",
+]
 
-specs = st.lists(st.builds(TableSpec, st.integers(1, 9999), st.integers(1, 300), st.none() | st.integers(1, 9)),
-                 max_size=9)  # fmt: skip
+specs = st.lists(
+    st.builds(TableSpec, st.integers(1, 9999), st.integers(1, 300), st.none() | st.integers(1, 9)),
+    max_size=9,
+)
 
 
 @given(tables=specs)
@@ -40,7 +62,9 @@ def test_tables_do_not_overlap_and_are_rows_of_one_matrix(tables):
         assert starts[t] % LINE_ELEMENTS == 0
         assert starts[t] % spec.dim == 0
         assert starts[t] + spec.rows * spec.dim <= starts[t + 1]
-    assert column_offsets(tables).tolist() == [sum(s.dim for s in tables[:t]) for t in range(len(tables) + 1)]
+    assert column_offsets(tables).tolist() == [
+        sum(s.dim for s in tables[:t]) for t in range(len(tables) + 1)
+    ]
 
 
 @given(tables=st.sets(st.integers(0, 60)))
@@ -58,10 +82,17 @@ def test_a_plan_is_read_as_it_was_written(tables, data):
     limits = sorted(data.draw(st.sets(st.integers(1, 999), max_size=3)))
     buckets = []
     for limit in (*limits, None):
-        of = data.draw(st.lists(st.sampled_from(("fused", "compiled", "dedup")), min_size=len(tables),
-                                max_size=len(tables)))  # fmt: skip
+        of = data.draw(
+            st.lists(
+                st.sampled_from(("fused", "compiled", "dedup")),
+                min_size=len(tables),
+                max_size=len(tables),
+            )
+        )
         knobs = {"compiled": params(unroll=2)}
-        tables_of = {name: tuple(t for t, own in enumerate(of) if own == name) for name in sorted({*of})}
+        tables_of = {
+            name: tuple(t for t, own in enumerate(of) if own == name) for name in sorted({*of})
+        }
         groups = tuple(Group(name, knobs.get(name, ()), own) for name, own in tables_of.items())
         buckets.append(Bucket(limit, groups))
     plan = Plan("cpu", tuple(tables), tuple(buckets))
@@ -81,20 +112,38 @@ def test_a_saved_plan_keeps_where_it_comes_from(tmp_path):
     assert table["batch"].tolist() == ["1-8", "1-8", "9-"]
 
 
-@pytest.mark.parametrize(("groups", "message"), [
-    ((("compiled", (), (0, 1)),), "table 2 is in 0 groups; expected exactly one"),
-    ((("compiled", (), (0, 1, 2)), ("dedup", (), (1,))), "table 1 is in 2 groups"),
-    ((("compiled", (), (0, 1, 2, 3)),), "table 3 is in a group, but the plan has 3 tables"),
-    ((("compiled", (), (1, 0, 2)),), "not ascending"),
-    ((("compield", (), (0, 1, 2)),), "unknown schedule 'compield'; expected one of per_table, fused"),
-    ((("compiled", params(unrol=2), (0, 1, 2)),), "compiled: unknown parameter 'unrol'; it knows ahead, distance"),
-    ((("fused", params(x=2), (0, 1, 2)),), "fused: unknown parameter 'x'; it has none"),
-    ((("compiled", params(unroll=3), (0, 1, 2)),), "compiled: unroll is 3; expected one of 1, 2, 4, 8"),
-    ((("compiled", params(unroll=True), (0, 1, 2)),), "compiled: unroll is True"),
-    ((("one_width", (), (0, 2)), ("fused", (), (1,))), "one_width: for 2 of 3 tables; it looks up all at once"),
-    ((("copy", (), (0, 1)), ("fused", (), (2,))), "table 1: copy needs bags of exactly one id; the table is 100 x 4"),
-    ((("fixed_length", (), (0, 1, 2)),), "table 1: fixed_length needs bags of so many ids"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ((("compiled", (), (0, 1)),), "table 2 is in 0 groups; expected exactly one"),
+        ((("compiled", (), (0, 1, 2)), ("dedup", (), (1,))), "table 1 is in 2 groups"),
+        ((("compiled", (), (0, 1, 2, 3)),), "table 3 is in a group, but the plan has 3 tables"),
+        ((("compiled", (), (1, 0, 2)),), "not ascending"),
+        (
+            (("compield", (), (0, 1, 2)),),
+            ("unknown schedule 'compield'; expected one of per_table, fused"),
+        ),
+        (
+            (("compiled", params(unrol=2), (0, 1, 2)),),
+            ("compiled: unknown parameter 'unrol'; it knows ahead, distance"),
+        ),
+        ((("fused", params(x=2), (0, 1, 2)),), "fused: unknown parameter 'x'; it has none"),
+        (
+            (("compiled", params(unroll=3), (0, 1, 2)),),
+            ("compiled: unroll is 3; expected one of 1, 2, 4, 8"),
+        ),
+        ((("compiled", params(unroll=True), (0, 1, 2)),), "compiled: unroll is True"),
+        (
+            (("one_width", (), (0, 2)), ("fused", (), (1,))),
+            ("one_width: for 2 of 3 tables; it looks up all at once"),
+        ),
+        (
+            (("copy", (), (0, 1)), ("fused", (), (2,))),
+            ("table 1: copy needs bags of exactly one id; the table is 100 x 4"),
+        ),
+        ((("fixed_length", (), (0, 1, 2)),), "table 1: fixed_length needs bags of so many ids"),
+    ],
+)
 def test_groups_that_cannot_be_are_refused(groups, message):
     with pytest.raises(ValueError, match=message):
         Plan("cpu", SPECS, (Bucket(None, tuple(Group(*group) for group in groups)),))
@@ -113,26 +162,38 @@ def test_settings_are_checked_too():
         replace(PLAN, device="tpu")
 
 
-@pytest.mark.parametrize(("own", "message"), [
-    ((*SPECS[:2], TableSpec(10, 32, 3)), "table 2: plan has 10 x 6, 3 ids a bag, model has 10 x 32, 3 ids a bag"),
-    ((SPECS[0], TableSpec(99, 4), SPECS[2]), "table 1: plan has 100 x 4, model has 99 x 4"),
-    ((TableSpec(10, 6), *SPECS[1:]), "table 0: plan has 10 x 6, 1 id a bag, model has 10 x 6$"),
-    (SPECS[:2], "plan has 3 tables, model has 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            (*SPECS[:2], TableSpec(10, 32, 3)),
+            "table 2: plan has 10 x 6, 3 ids a bag, model has 10 x 32, 3 ids a bag",
+        ),
+        ((SPECS[0], TableSpec(99, 4), SPECS[2]), "table 1: plan has 100 x 4, model has 99 x 4"),
+        ((TableSpec(10, 6), *SPECS[1:]), "table 0: plan has 10 x 6, 1 id a bag, model has 10 x 6$"),
+        (SPECS[:2], "plan has 3 tables, model has 2"),
+    ],
+)
 def test_a_plan_for_other_tables_names_the_first_difference(own, message):
     with pytest.raises(ValueError, match=message):
         PLAN.check_specs(own)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda d: d.pop("buckets"), "is no plan: KeyError 'buckets'"),
-    (lambda d: d.update(version=99), "plan of version 99"),
-    (lambda d: d.update(specs_hash="0"), "specs_hash is 0, but that of its tables is"),
-    (lambda d: d["tables"][0].update(tables="0-"), "expected numbers and ranges"),
-    (lambda d: d["tables"][0].update(rows=0), "rows is 0; expected a whole number of at least 1"),
-    (lambda d: d["buckets"][0]["groups"][0].update(tables=[0]), "is no plan"),
-    (lambda d: d.update(buckets=3), "is no plan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("buckets"), "is no plan: KeyError 'buckets'"),
+        (lambda d: d.update(version=99), "plan of version 99"),
+        (lambda d: d.update(specs_hash="0"), "specs_hash is 0, but that of its tables is"),
+        (lambda d: d["tables"][0].update(tables="0-"), "expected numbers and ranges"),
+        (
+            lambda d: d["tables"][0].update(rows=0),
+            "rows is 0; expected a whole number of at least 1",
+        ),
+        (lambda d: d["buckets"][0]["groups"][0].update(tables=[0]), "is no plan"),
+        (lambda d: d.update(buckets=3), "is no plan"),
+    ],
+)
 def test_a_file_that_is_no_plan_is_refused_in_one_line(change, message, tmp_path):
     document = json.loads(PLAN.to_json())
     change(document)
@@ -162,17 +223,35 @@ def test_every_schedule_is_told_apart_by_its_first_values():
             assert len({*values}) == len(values)
 
 
-@pytest.mark.parametrize("mode", [["DeepRecSys.py", "--queue"], ["DeepRecSys.py"], ["models/wide_and_deep.py"]])
-@pytest.mark.parametrize(("text", "message"), [
-    (None, "No such file or directory"), ("{", "is no JSON"), (PLAN.to_json(), "table 0: plan has 10 x 6, 1 id a bag"),
-    (replace(PLAN, device="cuda", buckets=(Bucket(None, ()),), specs=()).to_json(), "is a plan for cuda"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode", [["DeepRecSys.py", "--queue"], ["DeepRecSys.py"], ["models/wide_and_deep.py"]]
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory"),
+        ("{", "is no JSON"),
+        (PLAN.to_json(), "table 0: plan has 10 x 6, 1 id a bag"),
+        (
+            replace(PLAN, device="cuda", buckets=(Bucket(None, ()),), specs=()).to_json(),
+            "is a plan for cuda",
+        ),
+    ],
+)
 def test_an_unusable_plan_ends_with_one_line_and_code_2(mode, text, message, tmp_path):
     file = tmp_path / "plan.json"
     if text is not None:
         file.write_text(text)
-    done = run_script(mode[0], "--config_file", str(ROOT / "models/configs/wide_and_deep.json"), *mode[1:], *TINY,
-                      "--embedding_plan", str(file), cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        mode[0],
+        "--config_file",
+        str(ROOT / "models/configs/wide_and_deep.json"),
+        *mode[1:],
+        *TINY,
+        "--embedding_plan",
+        str(file),
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

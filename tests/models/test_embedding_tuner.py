@@ -21,11 +21,17 @@ from models.embedding.tuning.search import Search, merged, replaced
 
 
 class FakeBackend(CpuBackend):
-    """Right sums, but time passes as `cost(schedule, spec, n_items)` says; `broken` leaves empty bags as they are."""
+    """Right sums, but time passes as `cost(schedule, spec, n_items)` says; `broken` leaves empty
+    bags as they are.
+    """
 
     def __init__(self, cost, names, broken=None):
-        self.now_s, self._cost, self._names, self._broken = 0.0, cost, names, broken
-        self.timed, self.contended_with = set(), []
+        self.now_s = 0.0
+        self._cost = cost
+        self._names = names
+        self._broken = broken
+        self.timed = set()
+        self.contended_with = []
 
     def build(self, layout, weight_E, bucket, *, checked):
         right = super().build(layout, weight_E, bucket, checked=checked)
@@ -50,14 +56,18 @@ class FakeBackend(CpuBackend):
 
     def default_plan(self, specs, *, joined=False):
         del joined
-        return Plan("cpu", specs, (Bucket(None, (Group("compiled", (), tuple(range(len(specs)))),)),))
+        return Plan(
+            "cpu", specs, (Bucket(None, (Group("compiled", (), tuple(range(len(specs)))),)),)
+        )
 
     def uniform(self, specs, *_, **__):
         every = tuple(range(len(specs)))
         return [(Group(name, (), every),) for name in self._names if name != "copy"]
 
     def candidates(self, cluster, *_):
-        return [Choice(name, ()) for name in self._names if name != "copy" or cluster.spec.bag_ids == 1]
+        return [
+            Choice(name, ()) for name in self._names if name != "copy" or cluster.spec.bag_ids == 1
+        ]
 
     def contended(self, settings):
         self.contended_with.append(settings)
@@ -73,20 +83,30 @@ class FakeBackend(CpuBackend):
         return times
 
 
-SPECS = (TableSpec(30, 4, 1), TableSpec(30, 4, 1), TableSpec(900, 8), TableSpec(900, 8), TableSpec(40, 3))
+SPECS = (
+    TableSpec(30, 4, 1),
+    TableSpec(30, 4, 1),
+    TableSpec(900, 8),
+    TableSpec(900, 8),
+    TableSpec(40, 3),
+)
 
 
 def recorded(n_items=64, n_batches=2):
     rng = np.random.default_rng(0)
     batches = []
     for _ in range(n_batches):
-        lengths = np.stack([np.ones(n_items, int) if s.bag_ids else rng.integers(0, 9, n_items) for s in SPECS])
+        lengths = np.stack(
+            [np.ones(n_items, int) if s.bag_ids else rng.integers(0, 9, n_items) for s in SPECS]
+        )
         ids = [rng.integers(0, s.rows, n.sum()) for s, n in zip(SPECS, lengths, strict=True)]
         batches.append(joined(np.concatenate(ids), lengths))
     return Recorded(SPECS, tuple(batches))
 
 
-def search(cost, sizes=(2, 32), names=("compiled", "fused", "copy", "dedup"), broken=None, budget_s=1e9):
+def search(
+    cost, sizes=(2, 32), names=("compiled", "fused", "copy", "dedup"), broken=None, budget_s=1e9
+):
     own = FakeBackend(cost, names, broken)
     found = Search(of_recorded(recorded(), sizes), own, budget_s, clock=lambda: own.now_s)
     with torch.inference_mode():
@@ -94,7 +114,9 @@ def search(cost, sizes=(2, 32), names=("compiled", "fused", "copy", "dedup"), br
 
 
 def chosen(plan, n_items):
-    return {table: group.schedule for group in plan.bucket(n_items).groups for table in group.tables}
+    return {
+        table: group.schedule for group in plan.bucket(n_items).groups for table in group.tables
+    }
 
 
 def test_each_kind_of_table_gets_its_cheapest_schedule():
@@ -103,18 +125,26 @@ def test_each_kind_of_table_gets_its_cheapest_schedule():
     for n_items in (1, 32, 500):
         assert chosen(plan, n_items) == {0: "copy", 1: "copy", 2: "fused", 3: "fused", 4: "dedup"}
     assert len(plan.buckets) == 1  # one plan serves all sizes
-    assert [row["single_over_tuned"] for row in plan.provenance["sizes"]] == pytest.approx([1.6, 1.6])
+    assert [row["single_over_tuned"] for row in plan.provenance["sizes"]] == pytest.approx(
+        [1.6, 1.6]
+    )
     assert found.refused == []
     assert own.contended_with == [params(threads=1)] * 2
 
 
 def test_the_winners_of_all_kinds_are_what_the_search_begins_with_and_are_not_tried_together():
     cheap = {4: "copy", 8: "fused", 3: "dedup"}
-    own = FakeBackend(lambda name, spec, _: 1.0 if cheap[spec.dim] == name else 2.0, [*cheap.values(), "compiled"])
+    own = FakeBackend(
+        lambda name, spec, _: 1.0 if cheap[spec.dim] == name else 2.0, [*cheap.values(), "compiled"]
+    )
     found = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s)
     with torch.inference_mode():
         groups = found.winners(32, params(threads=1))
-    assert {group.schedule: group.tables for group in groups} == {"copy": (0, 1), "fused": (2, 3), "dedup": (4,)}
+    assert {group.schedule: group.tables for group in groups} == {
+        "copy": (0, 1),
+        "fused": (2, 3),
+        "dedup": (4,),
+    }
     assert own.contended_with == [params(threads=1)]
 
 
@@ -129,7 +159,9 @@ def test_a_plan_by_batch_size_where_that_pays():
 
 
 def test_what_gains_too_little_is_not_trusted():
-    plan, _, _ = search(lambda name, spec, _: 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 1.04)
+    plan, _, _ = search(
+        lambda name, spec, _: 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 1.04
+    )
     assert len({*chosen(plan, 32).values()}) == 1
 
 
@@ -137,7 +169,9 @@ def test_a_mix_that_only_noise_favours_is_not_taken():
     class Noisy(FakeBackend):
         def seconds(self, calls, n_rounds):
             times = super().seconds(calls, n_rounds)
-            mixed = times.min(1) < times.min(1).max()  # the cheapest of the calls, but in two rounds of five
+            mixed = (
+                times.min(1) < times.min(1).max()
+            )  # the cheapest of the calls, but in two rounds of five
             times[np.ix_(mixed, np.arange(n_rounds) % 5 < 2)] *= 9.0
             return times
 
@@ -148,12 +182,16 @@ def test_a_mix_that_only_noise_favours_is_not_taken():
     with torch.inference_mode():
         plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
     assert len({*chosen(plan, 32).values()}) == 1
-    assert len({*chosen(search(cost, (32,), ("compiled", "fused"))[0], 32).values()}) == 2  # without the noise
+    assert (
+        len({*chosen(search(cost, (32,), ("compiled", "fused"))[0], 32).values()}) == 2
+    )  # without the noise
 
 
 def test_what_runs_without_a_plan_stays_where_nothing_is_clearly_faster():
     for ms, schedule in ((0.96, "compiled"), (0.9, "fused")):
-        plan, found, _ = search(lambda name, *_, ms=ms: ms if name == "fused" else 1.0, names=("compiled", "fused"))
+        plan, found, _ = search(
+            lambda name, *_, ms=ms: ms if name == "fused" else 1.0, names=("compiled", "fused")
+        )
         assert {*chosen(plan, 32).values()} == {schedule}
         row = plan.provenance["sizes"][0]
         assert row["default_over_tuned"] == pytest.approx(1.0 if schedule == "compiled" else 1 / ms)
@@ -164,7 +202,9 @@ def test_what_runs_without_a_plan_stays_where_nothing_is_clearly_faster():
 def test_a_candidate_that_leaves_empty_bags_is_refused_however_fast():
     free = {"dedup": 0.001}
     plan, found, _ = search(lambda name, *_: free.get(name, 1.0), broken="dedup")
-    assert "dedup" not in {chosen(plan, 2)[table] for table in (2, 3, 4)}  # tables 0 and 1 have no empty bags
+    assert "dedup" not in {
+        chosen(plan, 2)[table] for table in (2, 3, 4)
+    }  # tables 0 and 1 have no empty bags
     assert found.refused
     assert all(line.startswith("dedup: table ") for line in found.refused)
     assert plan.provenance["refused"] == found.refused
@@ -206,11 +246,15 @@ def test_the_climb_finds_what_is_cheaper_only_together():
 
             return slower
 
-    own = Coupled(lambda name, spec, _: 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 2.0,
-                  ("compiled", "fused"))  # fmt: skip
+    own = Coupled(
+        lambda name, spec, _: 1.0 if name == ("fused" if spec.dim == 8 else "compiled") else 2.0,
+        ("compiled", "fused"),
+    )
     with torch.inference_mode():
         plan = Search(of_recorded(recorded(), [32]), own, 1e9, clock=lambda: own.now_s).run()
-    assert {*chosen(plan, 32).values()} == {"compiled"}  # 7, against 5 + 5 for the local winners and 8 for all fused
+    assert {*chosen(plan, 32).values()} == {
+        "compiled"
+    }  # 7, against 5 + 5 for the local winners and 8 for all fused
 
 
 def test_the_climb_goes_on_from_a_second_best():
@@ -226,7 +270,11 @@ def test_the_climb_goes_on_from_a_second_best():
             return slower
 
     def cost(name, spec, _):
-        return {"compiled": 3.0, "fused": 1.0, "dedup": 1.5}[name] if spec.dim == 8 else 5.0 - 4 * (name == "compiled")
+        return (
+            {"compiled": 3.0, "fused": 1.0, "dedup": 1.5}[name]
+            if spec.dim == 8
+            else 5.0 - 4 * (name == "compiled")
+        )
 
     own = Coupled(cost, ("compiled", "fused", "dedup"))
     with torch.inference_mode():
@@ -240,7 +288,9 @@ def test_the_climb_leaves_a_schedule_for_all_tables_at_once_whole():
             return [(Group("one_width", (), tuple(range(len(specs)))),)]
 
         def build(self, layout, weight_E, bucket, *, checked):
-            Plan("cpu", layout.specs, (bucket,)) if len(bucket.groups) > 1 else None  # a group of each table once
+            Plan("cpu", layout.specs, (bucket,)) if len(
+                bucket.groups
+            ) > 1 else None  # a group of each table once
             own = Bucket(None, tuple(Group("compiled", (), g.tables) for g in bucket.groups))
             run = super().build(layout, weight_E, own, checked=checked)
             whole = bucket.groups[0].schedule == "one_width"
@@ -301,14 +351,18 @@ def test_the_search_is_repeatable():
 def test_the_cost_model_keeps_the_best_guess_and_drops_the_hopeless():
     problem = of_recorded(draw("A", [64], seed=1, tables_frac=0.02), [64])
     found = clusters(problem.layout, problem.batches[64])
-    assert sorted(t for cluster in found for t in cluster.tables) == [*range(len(problem.layout.specs))]
+    assert sorted(t for cluster in found for t in cluster.tables) == [
+        *range(len(problem.layout.specs))
+    ]
     for cluster in found:
         names = [choice.schedule for choice in choices(cluster, 0.0)]
         assert names
         assert {"compiled", "copy"} & {*names}
         assert ("copy" in names) <= (cluster.spec.bag_ids == 1)
         assert all(dict(choice.params).get("storage") is None for choice in choices(cluster, 0.0))
-        assert any(dict(choice.params).get("storage") == "int8" for choice in choices(cluster, 0.01))
+        assert any(
+            dict(choice.params).get("storage") == "int8" for choice in choices(cluster, 0.01)
+        )
 
 
 def test_few_clusters_where_many_tables_differ():
@@ -316,7 +370,15 @@ def test_few_clusters_where_many_tables_differ():
     exact, coarse = (clusters(problem.layout, problem.batches[16], most) for most in (1000, 20))
     assert len(coarse) <= 20 < len(exact)
     for cluster in coarse:
-        assert len({(problem.layout.specs[t].dim, problem.layout.specs[t].bag_ids) for t in cluster.tables}) == 1
+        assert (
+            len(
+                {
+                    (problem.layout.specs[t].dim, problem.layout.specs[t].bag_ids)
+                    for t in cluster.tables
+                }
+            )
+            == 1
+        )
 
 
 def test_a_round_of_batches_reads_more_than_a_cache_holds():
@@ -346,7 +408,8 @@ def test_samples_are_cut_anew_and_none_is_lost():
 
 
 def test_wrong_sums_are_told_apart_from_right_ones():
-    problem, own = of_recorded(recorded(), [8]), CpuBackend()
+    problem = of_recorded(recorded(), [8])
+    own = CpuBackend()
     bucket = Bucket(None, (Group("compiled", (), tuple(range(len(SPECS)))),))
     right = own.build(problem.layout, problem.weight_E, bucket, checked=True)
     assert problem.wrong(right, range(len(SPECS)), 0.0) is None
@@ -363,9 +426,22 @@ def test_wrong_sums_are_told_apart_from_right_ones():
     assert problem.wrong(run, [2], 1 / 255) is None
 
 
-def test_the_command_writes_a_plan_that_the_model_runs_on_and_remembers_it(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_plan_that_the_model_runs_on_and_remembers_it(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    words = ["--model", "ncf", "--table_scale", "0.001", "--budget_s", "2", "--batch", "1,16", "--out", "p.json"]
+    words = [
+        "--model",
+        "ncf",
+        "--table_scale",
+        "0.001",
+        "--budget_s",
+        "2",
+        "--batch",
+        "1,16",
+        "--out",
+        "p.json",
+    ]
     assert tuner.main(words) == 0
     plan = from_json((tmp_path / "p.json").read_text())
     assert plan.provenance["model"] == "ncf"
@@ -374,8 +450,18 @@ def test_the_command_writes_a_plan_that_the_model_runs_on_and_remembers_it(tmp_p
     assert tuner.main(words) == 0
     assert "--again searches anew" in capsys.readouterr().err
     assert json.loads((tmp_path / "p.json").read_text()) == json.loads(plan.to_json())
-    done = run_script("models/ncf.py", "--config_file", str(tuner.CONFIGS / "ncf.json"), "--table_scale", "0.001",
-                      "--num_batches", "1", "--embedding_plan", "p.json", cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "models/ncf.py",
+        "--config_file",
+        str(tuner.CONFIGS / "ncf.json"),
+        "--table_scale",
+        "0.001",
+        "--num_batches",
+        "1",
+        "--embedding_plan",
+        "p.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -393,7 +479,15 @@ def test_what_cannot_be_tuned_is_said_in_one_line(words, message, capsys, monkey
 
 
 def test_tables_change_their_schedule_and_no_table_is_lost():
-    groups = merged([(Choice("fused", ()), [3, 0]), (Choice("dedup", ()), [1]), (Choice("fused", ()), [2])])
+    groups = merged(
+        [(Choice("fused", ()), [3, 0]), (Choice("dedup", ()), [1]), (Choice("fused", ()), [2])]
+    )
     assert groups == (Group("fused", (), (0, 2, 3)), Group("dedup", (), (1,)))
-    assert replaced(groups, Choice("dedup", ()), [0, 3]) == (Group("fused", (), (2,)), Group("dedup", (), (0, 1, 3)))
-    assert replaced(groups, Choice("fused", ()), [0, 3]) == (Group("fused", (), (0, 2, 3)), Group("dedup", (), (1,)))
+    assert replaced(groups, Choice("dedup", ()), [0, 3]) == (
+        Group("fused", (), (2,)),
+        Group("dedup", (), (0, 1, 3)),
+    )
+    assert replaced(groups, Choice("fused", ()), [0, 3]) == (
+        Group("fused", (), (0, 2, 3)),
+        Group("dedup", (), (1,)),
+    )

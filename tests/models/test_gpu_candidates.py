@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from models.embedding.backend import Cluster, backend
 from models.embedding.gpu import backend as cuda
-from models.embedding.gpu.candidates import MOST_WASTE, Load, _every, clocks, gpu_candidates, idle, steps, wasted
+from models.embedding.gpu.candidates import (
+    MOST_WASTE,
+    Load,
+    _every,
+    clocks,
+    gpu_candidates,
+    idle,
+    steps,
+    wasted,
+)
 from models.embedding.gpu.schedules import CUDA_SCHEDULES, branch_of, branches
 from models.embedding.gpu.timing import device_seconds, wall_seconds
 from models.embedding.jagged import Bags
@@ -59,7 +68,9 @@ def test_the_cheapest_guess_comes_first(spec, n_items):
 def test_one_hot_tables_are_gathered_and_fixed_ones_read_no_offsets():
     for n_items in (1, 512):
         assert {s for s, _ in gpu_candidates(TableSpec(9, 8, 1), Load(n_items, 1, 1))} == {"gather"}
-    assert {s for s, _ in gpu_candidates(TableSpec(9, 8, 20), Load(512, 20, 20))} == {"fixed_length"}
+    assert {s for s, _ in gpu_candidates(TableSpec(9, 8, 20), Load(512, 20, 20))} == {
+        "fixed_length"
+    }
 
 
 def test_long_bags_of_few_items_are_offered_in_parts():
@@ -79,16 +90,23 @@ def test_no_part_of_the_longest_bag_has_less_than_two_steps(most):
 def test_a_tile_loops_until_its_longest_bag_is_done():
     # mean 4 ids, longest 16: one bag loops 4 times on average, many bags 16 times
     def steps_of(n):
-        return steps(branch_of(TableSpec(9, 8), "bags", params(tile_bags=n, tile_ids=1)), Load(512, 4, 16))
+        return steps(
+            branch_of(TableSpec(9, 8), "bags", params(tile_bags=n, tile_ids=1)), Load(512, 4, 16)
+        )
 
     assert steps_of(1) == 4
     assert 14 < steps_of(16) < 16
-    assert steps(branch_of(TableSpec(9, 8, 10), "fixed_length", params(tile_ids=4)), Load(512, 10, 10)) == 3
+    assert (
+        steps(branch_of(TableSpec(9, 8, 10), "fixed_length", params(tile_ids=4)), Load(512, 10, 10))
+        == 3
+    )
 
 
 def test_waste_counts_columns_bags_and_ids_that_are_not_there():
     def wasted_by(dim, n_items, **knobs):
-        return wasted(branch_of(TableSpec(9, dim, 1), "gather", params(**knobs)), Load(n_items, 1, 1))
+        return wasted(
+            branch_of(TableSpec(9, dim, 1), "gather", params(**knobs)), Load(n_items, 1, 1)
+        )
 
     assert wasted_by(8, 64, tile_bags=64) == 1
     assert wasted_by(6, 64, tile_bags=64) == pytest.approx(8 / 6)
@@ -96,7 +114,10 @@ def test_waste_counts_columns_bags_and_ids_that_are_not_there():
     assert wasted_by(8, 1, tile_bags=64) == 64
     fixed = branch_of(TableSpec(9, 8, 10), "fixed_length", params(tile_bags=64, tile_ids=4))
     assert wasted(fixed, Load(64, 10, 10)) == pytest.approx(12 / 10)
-    assert idle(branch_of(TableSpec(9, 4, 1), "gather", params(tile_bags=1, warps=8)), Load(1, 1, 1)) == 64
+    assert (
+        idle(branch_of(TableSpec(9, 4, 1), "gather", params(tile_bags=1, warps=8)), Load(1, 1, 1))
+        == 64
+    )
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,7 +135,9 @@ def test_the_backend_offers_the_warps_of_its_settings():
     for knobs in own.settings([cluster.spec]):
         warps = {dict(choice.params)["warps"] for choice in own.candidates(cluster, knobs, 0.0)}
         assert warps == {dict(knobs)["warps"]} if "warps" in dict(knobs) else len(warps) > 1
-        assert all(choice.schedule in CUDA_SCHEDULES for choice in own.candidates(cluster, knobs, 0.0))
+        assert all(
+            choice.schedule in CUDA_SCHEDULES for choice in own.candidates(cluster, knobs, 0.0)
+        )
 
 
 def test_equal_kernels_are_compiled_once_and_none_when_time_is_up(monkeypatch):
@@ -129,7 +152,8 @@ def test_equal_kernels_are_compiled_once_and_none_when_time_is_up(monkeypatch):
             return {name: lambda name=name: made.append(name) for name in (self.bucket, "same")}
 
     monkeypatch.setattr(cuda, "TritonBags", Kernels)
-    own, bags = cuda.make_backend(), Bags(torch.zeros(0), torch.zeros(5), 2, item_major=True)
+    own = cuda.make_backend()
+    bags = Bags(torch.zeros(0), torch.zeros(5), 2, item_major=True)
     own.prepare(None, None, ["a", "b"], bags, 0.0)
     assert made == []
     own.prepare(None, None, ["a", "b"], bags, 60.0)
@@ -143,7 +167,11 @@ def test_a_kind_of_tables_has_so_many_candidates_at_most():
     knobs = cuda.KNOBS[0]
     every = cuda.CudaBackend(most=99).candidates(cluster, knobs, 0.0)
     assert list(cuda.CudaBackend(most=3).candidates(cluster, knobs, 0.0)) == list(every[:3])
-    assert len(cuda.make_backend().candidates(cluster, knobs, 0.0)) == cuda.MOST_CANDIDATES < len(every)
+    assert (
+        len(cuda.make_backend().candidates(cluster, knobs, 0.0))
+        == cuda.MOST_CANDIDATES
+        < len(every)
+    )
 
 
 def test_contention_ends_with_its_block():
@@ -194,7 +222,9 @@ def test_a_run_tells_how_often_it_looked_up():
             return n_items + 1
 
     meter = cuda.Meter()
-    bags = Bags(torch.zeros(0, dtype=torch.int32), torch.zeros(5, dtype=torch.int32), 2, item_major=True)
+    bags = Bags(
+        torch.zeros(0, dtype=torch.int32), torch.zeros(5, dtype=torch.int32), 2, item_major=True
+    )
     cuda.CudaRun(Thrice(), meter)(bags, torch.empty(2, 4))
     assert meter.repeats == 3
 
@@ -217,7 +247,9 @@ def test_the_time_of_what_was_repeated_is_that_of_one_look_up(monkeypatch):
 
 def test_wall_times_are_of_every_call_and_round():
     seen = []
-    found = wall_seconds([lambda i: seen.append(("a", i)), lambda i: seen.append(("b", i))], 2, first=3)
+    found = wall_seconds(
+        [lambda i: seen.append(("a", i)), lambda i: seen.append(("b", i))], 2, first=3
+    )
     assert seen == [("a", 3), ("b", 3), ("a", 4), ("b", 4)]
     assert found.shape == (2, 2)
     assert (np.asarray(found) > 0).all()

@@ -20,7 +20,7 @@ from models.embedding.gpu.schedules import (
     check_settings,
     combining,
     power_of_two,
-)  # fmt: skip
+)
 from models.embedding.gpu.task_map import task_map
 from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import TableSpec
@@ -31,7 +31,9 @@ TABLES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.floats(0, 
 
 @given(tables=TABLES)
 def test_every_tile_of_every_table_is_in_the_map_exactly_once(tables):
-    branch, tiles, cost = (list(column) for column in zip(*tables, strict=True)) if tables else ([], [], [])
+    branch, tiles, cost = (
+        (list(column) for column in zip(*tables, strict=True)) if tables else ([], [], [])
+    )
     found = task_map(branch, tiles, cost)
     assert found.dtype == np.int32
     assert found.flags["C_CONTIGUOUS"]
@@ -65,10 +67,13 @@ def test_a_map_of_some_tables_names_them_by_their_own_numbers():
 def test_programs_are_ordered_by_the_ids_of_this_batch(lengths):
     own = [Branch("bags", 8, 0, 2, 1, 8, 1, 4, 1), Branch("split", 16, 0, 1, 1, 8, 2, 4, 1)]
     usual = task_map([0, 1], [own[0].tiles(3), own[1].tiles(3)], [1, 2])
-    offsets = torch.tensor(np.concatenate(([0], np.cumsum(lengths))))  # three bags in each of two tables
+    offsets = torch.tensor(
+        np.concatenate(([0], np.cumsum(lengths)))
+    )  # three bags in each of two tables
     found = LengthMap(usual, own, 3, torch.device("cpu")).tasks(offsets)
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, usual.tolist()))
-    # 8 lanes x (ids / parts + bags + 4) of a tile: two bags; or one, in two parts and two blocks of columns
+    # 8 lanes x (ids / parts + bags + 4) of a tile: two bags; or one, in two parts and two blocks of
+    # columns
     of_bags = [8 * (sum(lengths[0][:2]) + 6), 8 * (lengths[0][2] + 6)]
     of_split = [8 * (n / 2 + 5) for n in lengths[1]]
     costs = [of_split[tile // 4] if branch else of_bags[tile] for branch, _, tile in found.tolist()]
@@ -77,16 +82,20 @@ def test_programs_are_ordered_by_the_ids_of_this_batch(lengths):
 
 
 @settings(deadline=None)
-@given(n_items=st.integers(0, 60), dim=st.integers(1, 90), bags=POWERS, lanes=POWERS, parts=st.integers(1, 5))
+@given(
+    n_items=st.integers(0, 60),
+    dim=st.integers(1, 90),
+    bags=POWERS,
+    lanes=POWERS,
+    parts=st.integers(1, 5),
+)
 def test_tiles_cover_every_bag_column_and_part(n_items, dim, bags, lanes, parts):
     own = Branch("split", dim, 0, bags, 1, lanes, parts, 4, 1)
     tiles = np.arange(own.tiles(n_items))
     n_blocks = -(-dim // lanes)  # as the kernel reads a tile's number
-    first_bag, part, first_lane = (
-        tiles // (n_blocks * parts) * bags,
-        tiles // n_blocks % parts,
-        tiles % n_blocks * lanes,
-    )
+    first_bag = tiles // (n_blocks * parts) * bags
+    part = tiles // n_blocks % parts
+    first_lane = tiles % n_blocks * lanes
     covered = np.zeros((n_items + bags, parts, dim + lanes), int)
     for at in zip(first_bag, part, first_lane, strict=True):
         covered[at[0] : at[0] + bags, at[1], at[2] : at[2] + lanes] += 1
@@ -102,8 +111,15 @@ def test_the_next_power_of_two(n):
 
 def test_a_group_of_several_widths_is_a_branch_for_each():
     specs = [TableSpec(10, dim) for dim in (8, 6, 8, 200)]
-    own = branches(specs, [Group("bags", params(tile_bags=2, tile_lanes=64, warps=2), (0, 1, 2, 3))])
-    assert [(own[t].dim, own[t].tile_lanes) for t in range(4)] == [(8, 8), (6, 8), (8, 8), (200, 64)]
+    own = branches(
+        specs, [Group("bags", params(tile_bags=2, tile_lanes=64, warps=2), (0, 1, 2, 3))]
+    )
+    assert [(own[t].dim, own[t].tile_lanes) for t in range(4)] == [
+        (8, 8),
+        (6, 8),
+        (8, 8),
+        (200, 64),
+    ]
     assert own[0] == own[2]
     assert {own[t].warps for t in range(4)} == {2}
     assert own[3].tiles(5) == 3 * 4
@@ -124,24 +140,38 @@ def test_columns_are_aligned_as_far_as_all_tables_of_a_branch_are():
 def test_parts_are_combined_by_whole_rows_of_the_same_table():
     own = branches([TableSpec(10, 200)], [Group("split", params(parts=16), (0,))])[0]
     other = combining(own)
-    assert (other.schedule, other.dim, other.parts, other.column_align) == ("combine", 200, 16, own.column_align)
+    assert (other.schedule, other.dim, other.parts, other.column_align) == (
+        "combine",
+        200,
+        16,
+        own.column_align,
+    )
     assert other.tiles(5) == -(-5 // other.tile_bags) * -(-200 // other.tile_lanes)
 
 
 def test_the_defaults_of_every_schedule_can_be_built():
     for schedule in CUDA_SCHEDULES:
-        assert branches([TableSpec(9, 200, 1)], [Group(schedule, (), (0,))])[0].elements <= MOST_ELEMENTS
+        assert (
+            branches([TableSpec(9, 200, 1)], [Group(schedule, (), (0,))])[0].elements
+            <= MOST_ELEMENTS
+        )
 
 
-@pytest.mark.parametrize(("group", "words"), [
-    (Group("gather", (), (1,)), "table 1 (9 x 4): gather needs bags of exactly one id"),
-    (Group("fixed_length", (), (1,)), "fixed_length needs bags of a fixed number of ids"),
-    (Group("rows", (), (1,)), "unknown schedule 'rows'; expected one of bags, gather"),
-    (Group("bags", params(tile_bags=3), (1,)), "bags: tile_bags is 3; expected one of"),
-    (Group("gather", params(parts=2), (0,)), "gather: unknown parameter 'parts'"),
-    (Group("bags", (), (2,)), "table 2 is in a group, but there are 2 tables"),
-    (Group("bags", params(tile_bags=512, tile_ids=64), (0,)), "tiles of 131072 elements; at most 32768"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (Group("gather", (), (1,)), "table 1 (9 x 4): gather needs bags of exactly one id"),
+        (Group("fixed_length", (), (1,)), "fixed_length needs bags of a fixed number of ids"),
+        (Group("rows", (), (1,)), "unknown schedule 'rows'; expected one of bags, gather"),
+        (Group("bags", params(tile_bags=3), (1,)), "bags: tile_bags is 3; expected one of"),
+        (Group("gather", params(parts=2), (0,)), "gather: unknown parameter 'parts'"),
+        (Group("bags", (), (2,)), "table 2 is in a group, but there are 2 tables"),
+        (
+            Group("bags", params(tile_bags=512, tile_ids=64), (0,)),
+            "tiles of 131072 elements; at most 32768",
+        ),
+    ],
+)
 def test_groups_that_do_not_fit_are_refused_in_one_line(group, words):
     with pytest.raises(ValueError, match=r"table|expected|unknown") as caught:
         branches([TableSpec(9, 4, 1), TableSpec(9, 4)], [group])
@@ -162,12 +192,16 @@ def test_a_table_in_no_group_has_no_branch():
 def test_without_triton_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert cuda.make_backend().versions()["triton"] == "not installed"
-    with pytest.raises(ValueError, match=r"needs Triton: pip install -r build/bench_requirements\.txt"):
+    with pytest.raises(
+        ValueError, match=r"needs Triton: pip install -r build/bench_requirements\.txt"
+    ):
         load_kernel([Branch("bags", 4, 0, 2, 2, 4, 1, 4, 1)])
 
 
 def test_settings_have_defaults_and_are_checked():
-    assert check_settings(Bucket(None, ())) == {name: values[0] for name, values in CUDA_SETTINGS.items()}
+    assert check_settings(Bucket(None, ())) == {
+        name: values[0] for name, values in CUDA_SETTINGS.items()
+    }
     assert check_settings(Bucket(None, (), params(launch="grouped")))["launch"] == "grouped"
     with pytest.raises(ValueError, match="settings: launch is 'none'"):
         check_settings(Bucket(None, (), params(launch="none")))

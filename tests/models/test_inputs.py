@@ -1,4 +1,6 @@
-"""Generated inputs: ids that differ inside a bag and are uniform, slices that are what was generated."""
+"""Generated inputs: ids that differ inside a bag and are uniform, slices that are what was
+generated.
+"""
 
 import itertools
 
@@ -31,7 +33,9 @@ def test_every_set_of_ids_is_equally_likely(n_rows, bag_ids):
     ids = draw_distinct(n_rows, bag_ids, 60_000, np.random.default_rng(1))
     codes = (1 << ids.astype(np.int64)).sum(axis=1)
     _, counts = np.unique(codes, return_counts=True)
-    assert len(counts) == round(np.exp(sum(np.log(n_rows - i) - np.log(i + 1) for i in range(bag_ids))))
+    assert len(counts) == round(
+        np.exp(sum(np.log(n_rows - i) - np.log(i + 1) for i in range(bag_ids)))
+    )
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -42,16 +46,22 @@ def test_a_bag_larger_than_its_table_is_refused():
 
 def config(fixed, **settings):
     return ModelConfig(
-        model_type="wnd", arch_mlp_bot="5", arch_embedding_size="40-3000-40-40", arch_sparse_feature_size=4,
-        num_indices_per_lookup=6, num_indices_per_lookup_fixed=fixed, **settings,
-    )  # fmt: skip
+        model_type="wnd",
+        arch_mlp_bot="5",
+        arch_embedding_size="40-3000-40-40",
+        arch_sparse_feature_size=4,
+        num_indices_per_lookup=6,
+        num_indices_per_lookup_fixed=fixed,
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("fixed", [True, False])
 def test_ids_are_rows_of_their_own_table(fixed):
     batch = InputPool(config(fixed), 3, 200, seed=1).batch(2, 0, 200)
     starts = np.array([0, 40, 3040, 3080, 3120])
-    offsets, ids = batch.offsets.numpy(), batch.ids_L.numpy()
+    offsets = batch.offsets.numpy()
+    ids = batch.ids_L.numpy()
     assert batch.ids_L.dtype == batch.offsets.dtype == torch.int32
     lengths = np.diff(offsets)
     assert lengths.min() >= 1
@@ -73,12 +83,14 @@ def test_dense_features_are_uniform_in_zero_to_one():
 @pytest.mark.parametrize("fixed", [True, False])
 def test_a_slice_holds_the_items_that_it_names(fixed):
     pool = InputPool(config(fixed), 2, 30, seed=4)
-    whole, part = pool.batch(1, 0, 30), pool.batch(1, 11, 7)
+    whole = pool.batch(1, 0, 30)
+    part = pool.batch(1, 11, 7)
     assert torch.equal(part.dense_BF, whole.dense_BF[11:18])
     first_bag = 11 * 4
     for m in range(7 * 4):
         inside = part.ids_L[part.offsets[m] : part.offsets[m + 1]]
-        start, end = whole.offsets[first_bag + m], whole.offsets[first_bag + m + 1]
+        start = whole.offsets[first_bag + m]
+        end = whole.offsets[first_bag + m + 1]
         assert torch.equal(inside, whole.ids_L[start:end])
     assert int(part.offsets[0]) == 0
     assert int(part.offsets[-1]) == len(part.ids_L)
@@ -86,7 +98,8 @@ def test_a_slice_holds_the_items_that_it_names(fixed):
 
 def test_slices_share_memory_with_the_input():
     pool = InputPool(config(fixed=True), 1, 30, seed=4)
-    whole, part = pool.batch(0, 0, 30), pool.batch(0, 10, 5)
+    whole = pool.batch(0, 0, 30)
+    part = pool.batch(0, 10, 5)
     assert part.ids_L.data_ptr() == whole.ids_L.data_ptr() + 10 * 4 * 6 * 4
     assert part.dense_BF.data_ptr() == whole.dense_BF.data_ptr() + 10 * 5 * 4
 
@@ -98,14 +111,17 @@ def test_a_slice_outside_of_the_input_is_refused(bad):
 
 
 def test_inputs_differ_from_each_other_and_repeat_with_the_seed():
-    a, b = InputPool(config(fixed=True), 2, 30, seed=4), InputPool(config(fixed=True), 2, 30, seed=4)
+    a = InputPool(config(fixed=True), 2, 30, seed=4)
+    b = InputPool(config(fixed=True), 2, 30, seed=4)
     assert torch.equal(a.batch(1, 0, 30).ids_L, b.batch(1, 0, 30).ids_L)
     assert not torch.equal(a.batch(0, 0, 30).ids_L, a.batch(1, 0, 30).ids_L)
 
 
 def test_bags_of_equal_length_are_split_by_table_without_copying():
-    ids, offsets = torch.arange(24, dtype=torch.int32), torch.arange(0, 25, 3, dtype=torch.int32)
-    views, copies = split_by_table(ids, offsets, 2, 3), split_by_table(ids, offsets, 2)
+    ids = torch.arange(24, dtype=torch.int32)
+    offsets = torch.arange(0, 25, 3, dtype=torch.int32)
+    views = split_by_table(ids, offsets, 2, 3)
+    copies = split_by_table(ids, offsets, 2)
     for (own, ends), (same, same_ends) in zip(views, copies, strict=True):
         assert own.untyped_storage().data_ptr() == ids.untyped_storage().data_ptr()
         assert torch.equal(own.reshape(-1), same)
@@ -128,4 +144,6 @@ def test_every_embedding_operator_gathers_and_sums(operator, n_items, n_tables, 
     expected = np.stack([weight[ids[a:b]].sum(0) for a, b in itertools.pairwise(offsets)])
     pooled = operator(*map(torch.from_numpy, (weight, ids, offsets)), n_tables)
     assert pooled.shape == (n_items, n_tables, 4)
-    np.testing.assert_allclose(pooled.numpy(), expected.reshape(n_items, n_tables, 4), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        pooled.numpy(), expected.reshape(n_items, n_tables, 4), rtol=1e-5, atol=1e-5
+    )

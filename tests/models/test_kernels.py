@@ -32,16 +32,27 @@ def drawn(*shape, seed=0):
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths_BT=arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 4)),
-                         elements=st.integers(0, 2 * LONG_BAG_IDS + 3)), long=st.booleans())  # fmt: skip
+@given(
+    lengths_BT=arrays(
+        np.int64,
+        st.tuples(st.integers(1, 5), st.integers(1, 4)),
+        elements=st.integers(0, 2 * LONG_BAG_IDS + 3),
+    ),
+    long=st.booleans(),
+)
 def test_the_look_up_sums_every_bag_and_writes_nothing_else(lengths_BT, long):
     lengths_BT = lengths_BT + (2 * LONG_BAG_IDS if long else 0)
     n_items, n_tables = lengths_BT.shape
     offsets = np.concatenate(([0], np.cumsum(lengths_BT.reshape(-1)))).astype(np.int32)
     ids = np.random.default_rng(1).integers(0, 50, offsets[-1]).astype(np.int32)
-    weight, wider = drawn(50, 8), torch.full((n_items, 3 + n_tables * 8 + 2), 7.0)
+    weight = drawn(50, 8)
+    wider = torch.full((n_items, 3 + n_tables * 8 + 2), 7.0)
     expected = F.embedding_bag(
-        torch.from_numpy(ids), weight, torch.from_numpy(offsets), mode="sum", include_last_offset=True
+        torch.from_numpy(ids),
+        weight,
+        torch.from_numpy(offsets),
+        mode="sum",
+        include_last_offset=True,
     ).view(n_items, n_tables * 8)
     pooling(8)(weight.numpy(), ids, offsets, wider[:, 3:-2].view(n_items, n_tables, 8).numpy())
     assert torch.equal(wider[:, 3:-2], expected)  # the same order of summation, so the same bits
@@ -51,10 +62,14 @@ def test_the_look_up_sums_every_bag_and_writes_nothing_else(lengths_BT, long):
 
 @pytest.mark.parametrize("width", [4, 12, 32, 64, 100])
 def test_the_look_up_knows_every_width(width):
-    weight, offsets = drawn(9, width), np.array([0, 3, 3, 4], np.int32)
-    ids, out = np.array([8, 0, 8, 5], np.int32), torch.empty(1, 3, width)
+    weight = drawn(9, width)
+    offsets = np.array([0, 3, 3, 4], np.int32)
+    ids = np.array([8, 0, 8, 5], np.int32)
+    out = torch.empty(1, 3, width)
     pooling(width)(weight.numpy(), ids, offsets, out.numpy())
-    assert torch.equal(out[0], torch.stack([weight[8] + weight[0] + weight[8], torch.zeros(width), weight[5]]))
+    assert torch.equal(
+        out[0], torch.stack([weight[8] + weight[0] + weight[8], torch.zeros(width), weight[5]])
+    )
 
 
 @pytest.mark.parametrize("n_items", [1, 3, 4, 5, 9])
@@ -88,11 +103,14 @@ def test_a_stack_too_large_for_the_cache_goes_through_onednn():
     torch.testing.assert_close(large(x[:1]), expected[:1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("widths", "dtype", "most"), [
-    ((128, 256, 256, 64), torch.float32, float("inf")),
-    ((128, 256, 256, 64), torch.bfloat16, 64),  # beyond, bfloat16 is the faster
-    ((128, 64, 32), torch.bfloat16, float("inf")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("widths", "dtype", "most"),
+    [
+        ((128, 256, 256, 64), torch.float32, float("inf")),
+        ((128, 256, 256, 64), torch.bfloat16, 64),  # beyond, bfloat16 is the faster
+        ((128, 64, 32), torch.bfloat16, float("inf")),
+    ],
+)
 def test_a_small_stack_leaves_only_large_bfloat16_batches_to_onednn(widths, dtype, most):
     stack = mlp("a", widths)
     stack.pack(dtype)
@@ -102,21 +120,30 @@ def test_a_small_stack_leaves_only_large_bfloat16_batches_to_onednn(widths, dtyp
 @pytest.mark.parametrize(("width", "n_items"), [(8, 3), (12, 1), (32, 4)])
 def test_attention_units_are_summed(width, n_items):
     n_units = 7
-    rows, of_ad = drawn(n_items, n_units + 3, width), drawn(n_items, n_units)
+    rows = drawn(n_items, n_units + 3, width)
+    of_ad = drawn(n_items, n_units)
     own, weight, bias = (drawn(n_units, width, seed=seed) for seed in (1, 2, 3))
-    behaviours, out = rows[:, 1:-2], torch.empty(n_items, width)
+    behaviours = rows[:, 1:-2]
+    out = torch.empty(n_items, width)
     attention(width)(*(t.numpy() for t in (behaviours, of_ad, own, weight, bias, out)))
     hidden = torch.relu((behaviours * own).sum(2) + of_ad)
-    torch.testing.assert_close(out, torch.relu(hidden[:, :, None] * weight + bias).sum(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out, torch.relu(hidden[:, :, None] * weight + bias).sum(1), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("n_items", [1, 4, 7])
 @pytest.mark.parametrize(("n_in", "width"), [(3, 9), (32, 64), (5, 100)])
 def test_the_recurrence_is_that_of_torch_rnn(n_in, width, n_items):
-    rnn, x = torch.nn.RNN(n_in, width), drawn(6, n_items, n_in)
+    rnn = torch.nn.RNN(n_in, width)
+    x = drawn(6, n_items, n_in)
     from_input, from_state, bias_x, bias_h = (p.detach() for p in rnn.parameters())
     expected = rnn(x)[0]
-    weights = (from_input.T.contiguous().numpy(), (bias_x + bias_h).numpy(), from_state.T.contiguous().numpy())
+    weights = (
+        from_input.T.contiguous().numpy(),
+        (bias_x + bias_h).numpy(),
+        from_state.T.contiguous().numpy(),
+    )
     for n_kept in (6, 1):
         states = torch.empty(n_kept, n_items, width)
         recurrence(width)(x.numpy(), *weights, states.numpy())
@@ -126,20 +153,23 @@ def test_the_recurrence_is_that_of_torch_rnn(n_in, width, n_items):
 def test_tanh_is_right_over_its_whole_range():
     x = torch.linspace(-30, 30, 60_001).view(1, -1, 1)
     states = torch.empty_like(x)
-    one, zero = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    one = np.ones((1, 1), np.float32)
+    zero = np.zeros((1, 1), np.float32)
     recurrence(1)(x.numpy(), one, np.zeros(1, np.float32), zero, states.numpy())
     assert (states - torch.tanh(x.double())).abs().max() < 3e-7
 
 
 def test_softmax_is_added():
-    states, to = torch.tanh(drawn(5, 37)), drawn(5, 37, seed=1)
+    states = torch.tanh(drawn(5, 37))
+    to = drawn(5, 37, seed=1)
     expected = to + torch.softmax(states, dim=1)
     add_softmax()(states.numpy(), to.numpy())
     torch.testing.assert_close(to, expected)
 
 
 def test_task_towers_are_the_same_packed():
-    towers, x = TaskTowers(3, (6, 5, 2)), drawn(4, 6)
+    towers = TaskTowers(3, (6, 5, 2))
+    x = drawn(4, 6)
     for layer in towers.together:
         if hasattr(layer, "initialise"):
             layer.initialise(np.random.default_rng(0))
@@ -149,8 +179,15 @@ def test_task_towers_are_the_same_packed():
     torch.testing.assert_close(towers(x), expected)
 
 
-WND = ModelConfig(model_type="wnd", arch_embedding_size="50-60", arch_mlp_bot="600", arch_mlp_top="800-4",
-                  arch_sparse_feature_size=8, num_indices_per_lookup=2, num_indices_per_lookup_fixed=True)  # fmt: skip
+WND = ModelConfig(
+    model_type="wnd",
+    arch_embedding_size="50-60",
+    arch_mlp_bot="600",
+    arch_mlp_top="800-4",
+    arch_sparse_feature_size=8,
+    num_indices_per_lookup=2,
+    num_indices_per_lookup_fixed=True,
+)
 
 
 def scores(**settings_):
@@ -176,10 +213,18 @@ def test_fused_off_is_operator_by_operator_and_gives_the_same_scores():
 
 @pytest.mark.parametrize("n_behaviours", [1, 5])
 def test_units_one_by_one_have_the_weights_of_the_fused_ones(n_behaviours):
-    config = ModelConfig(model_type="din", arch_embedding_size="50-60-70-80", user_behavior_tables=n_behaviours,
-                         arch_mlp_bot="3-2", arch_mlp_top="9-2", arch_sparse_feature_size=8)  # fmt: skip
+    config = ModelConfig(
+        model_type="din",
+        arch_embedding_size="50-60-70-80",
+        user_behavior_tables=n_behaviours,
+        arch_mlp_bot="3-2",
+        arch_mlp_top="9-2",
+        arch_sparse_feature_size=8,
+    )
     batch = InputPool(config, 1, 20, seed=1).batch(0, 0, 20)
-    fused, one_by_one = (build(replace(config, fused=fused), seed=4)(batch) for fused in ("on", "off"))
+    fused, one_by_one = (
+        build(replace(config, fused=fused), seed=4)(batch) for fused in ("on", "off")
+    )
     assert fused.abs().max() > 0
     torch.testing.assert_close(fused, one_by_one, rtol=1e-5, atol=1e-6)
 

@@ -1,4 +1,6 @@
-"""Ids with locality: Zipf's law, LRU stack distances and ids drawn from them, the command line for traces."""
+"""Ids with locality: Zipf's law, LRU stack distances and ids drawn from them, the command line for
+traces.
+"""
 
 from pathlib import Path
 
@@ -9,7 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from models.inputs.__main__ import main
-from models.inputs.stack_distance import Locality, generate, locality_of, read_locality, stack_distances, write_locality
+from models.inputs.stack_distance import (
+    Locality,
+    generate,
+    locality_of,
+    read_locality,
+    stack_distances,
+    write_locality,
+)
 from models.inputs.zipf import draw_ranks, draw_rows
 
 P_LIMIT = 1e-3  # a right law fails once in a thousand seeds; the seeds are fixed
@@ -17,7 +26,8 @@ P_LIMIT = 1e-3  # a right law fails once in a thousand seeds; the seeds are fixe
 
 def obvious_distances(ids):
     """A list by last use, searched from the front."""
-    by_last_use, distances = [], []
+    by_last_use = []
+    distances = []
     for i in ids:
         distances.append(by_last_use.index(i) + 1 if i in by_last_use else 0)
         if i in by_last_use:
@@ -28,7 +38,8 @@ def obvious_distances(ids):
 
 def hits_of_a_cache(ids, n_rows):
     """An LRU cache, simulated."""
-    kept, hits = [], 0
+    kept = []
+    hits = 0
     for i in ids:
         hits += i in kept
         kept = [i, *(k for k in kept if k != i)][:n_rows]
@@ -51,20 +62,28 @@ def test_the_hit_rate_is_that_of_a_simulated_cache():
     ids = draw_rows(300, 0.9, 3000, np.random.default_rng(1))
     locality = locality_of(ids)
     for n_rows in (0, 1, 7, 50, 300):
-        assert locality.hit_rate(n_rows) == pytest.approx(hits_of_a_cache(ids.tolist(), n_rows), abs=1e-12)
+        assert locality.hit_rate(n_rows) == pytest.approx(
+            hits_of_a_cache(ids.tolist(), n_rows), abs=1e-12
+        )
 
 
 def counts_by_distance(locality, n, distances):
-    return np.array([dict(zip(locality.distance, locality.share, strict=True)).get(d, 0) * n for d in distances])
+    return np.array(
+        [dict(zip(locality.distance, locality.share, strict=True)).get(d, 0) * n for d in distances]
+    )
 
 
 @pytest.mark.parametrize("law", ["zipf", "uniform", "loops"])
 def test_the_profile_of_generated_ids_is_the_profile(law):
-    rng, n, n_rows = np.random.default_rng(3), 60_000, 2000
+    rng = np.random.default_rng(3)
+    n = 60_000
+    n_rows = 2000
     trace = {
         "zipf": lambda: draw_rows(n_rows, 1.1, n, rng),
         "uniform": lambda: rng.integers(0, n_rows, n),
-        "loops": lambda: np.concatenate([np.tile(np.arange(k), 40) for k in rng.integers(2, 200, 15)]),
+        "loops": lambda: np.concatenate(
+            [np.tile(np.arange(k), 40) for k in rng.integers(2, 200, 15)]
+        ),
     }[law]()
     wanted = locality_of(trace)
     ids = generate(wanted, n_rows, n, rng)
@@ -111,7 +130,9 @@ def test_no_ids_are_no_ids():
 def test_padding_draws_only_distances_that_are_possible():
     locality = Locality(np.arange(100), np.array([0, 1, 50]), np.array([0.2, 0.6, 1.0]))
     rng = np.random.default_rng(2)
-    plain, padded = (generate(locality, 1000, 2000, rng, padding=padding) for padding in (False, True))
+    plain, padded = (
+        generate(locality, 1000, 2000, rng, padding=padding) for padding in (False, True)
+    )
     assert (stack_distances(plain)[:60] == 0).sum() > (stack_distances(padded)[:60] == 0).sum()
     assert set(stack_distances(padded)) == {0, 1, 50}
 
@@ -142,7 +163,8 @@ def test_ranks_follow_zipf_s_law(alpha, n_rows):
     expected = np.arange(1, n_rows + 1) ** -alpha
     expected *= n / expected.sum()
     group = np.minimum((np.cumsum(expected) // 20).astype(int), n // 20)
-    observed, wanted = np.bincount(group[ranks - 1], minlength=group[-1] + 1), np.bincount(group, expected)
+    observed = np.bincount(group[ranks - 1], minlength=group[-1] + 1)
+    wanted = np.bincount(group, expected)
     kept = wanted > 10
     if kept.sum() > 1:
         chi2 = ((observed[kept] - wanted[kept]) ** 2 / wanted[kept]).sum()
@@ -199,19 +221,44 @@ def test_the_command_line_profiles_and_generates(tmp_path, capsys):
     ids = draw_rows(500, 1.0, 3000, np.random.default_rng(1))
     trace.write_text("\n".join(", ".join(map(str, row)) for row in ids.reshape(-1, 10)))
     shares = tmp_path / "shares.log"
-    words = ["profile", "--profile_trace_file", str(trace), "--sd_file_cumm", str(profile), "--sd_file", str(shares)]
+    words = [
+        "profile",
+        "--profile_trace_file",
+        str(trace),
+        "--sd_file_cumm",
+        str(profile),
+        "--sd_file",
+        str(shares),
+    ]
     assert main(words) == 0
     assert "3000 accesses" in capsys.readouterr().out
     assert (read_locality(profile).distance == locality_of(ids).distance).all()
-    assert sum(map(float, shares.read_text().splitlines()[2].split(","))) == pytest.approx(1, abs=1e-9)
-    words = ["generate", "--sd_file_cumm", str(profile), "--trace_file", str(out), "--table_size", "600",
-             "--num_batches", "4", "--mini_batch_size", "5", "--pooling_factor", "10"]  # fmt: skip
+    assert sum(map(float, shares.read_text().splitlines()[2].split(","))) == pytest.approx(
+        1, abs=1e-9
+    )
+    words = [
+        "generate",
+        "--sd_file_cumm",
+        str(profile),
+        "--trace_file",
+        str(out),
+        "--table_size",
+        "600",
+        "--num_batches",
+        "4",
+        "--mini_batch_size",
+        "5",
+        "--pooling_factor",
+        "10",
+    ]
     assert main(words) == 0
     lines = out.read_text().splitlines()
     assert len(lines) == 20
     assert {len(line.split()) for line in lines} == {10}
     assert main([*words[:4], str(out.with_suffix(".npy")), *words[5:]]) == 0
-    assert list(np.load(out.with_suffix(".npy"))) == [int(word) for line in lines for word in line.split()]
+    assert list(np.load(out.with_suffix(".npy"))) == [
+        int(word) for line in lines for word in line.split()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +271,18 @@ def test_a_bad_trace_is_one_line_and_exit_code_2(text, message, tmp_path, capsys
     trace = tmp_path / "trace.txt"
     if text is not None:
         trace.write_text(text)
-    assert main(["profile", "--profile_trace_file", str(trace), "--sd_file_cumm", str(tmp_path / "sd.log")]) == 2
+    assert (
+        main(
+            [
+                "profile",
+                "--profile_trace_file",
+                str(trace),
+                "--sd_file_cumm",
+                str(tmp_path / "sd.log"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -237,18 +295,38 @@ def test_an_empty_or_fractional_array_is_one_line(tmp_path, capsys):
             (tmp_path / name).write_bytes(content)
         else:
             np.save(tmp_path / name, content)
-        words = ["--profile_trace_file", str(tmp_path / name), "--sd_file_cumm", str(tmp_path / "sd.log")]
+        words = [
+            "--profile_trace_file",
+            str(tmp_path / name),
+            "--sd_file_cumm",
+            str(tmp_path / "sd.log"),
+        ]
         assert main(["profile", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--table_size", "0"], "table_size is 0"), (["--table_size", "3"], "id 7 is outside of its table of 3 rows")],
+    [
+        (["--table_size", "0"], "table_size is 0"),
+        (["--table_size", "3"], "id 7 is outside of its table of 3 rows"),
+    ],
 )
 def test_generating_refuses_tables_that_do_not_fit(words, message, tmp_path, capsys):
     write_locality(tmp_path / "sd.log", locality_of([7, 7, 2]))
     out = tmp_path / "out.txt"
-    assert main(["generate", "--sd_file_cumm", str(tmp_path / "sd.log"), "--trace_file", str(out), *words]) == 2
+    assert (
+        main(
+            [
+                "generate",
+                "--sd_file_cumm",
+                str(tmp_path / "sd.log"),
+                "--trace_file",
+                str(out),
+                *words,
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not out.exists()

@@ -1,4 +1,6 @@
-"""The nets against the recorded outputs of the release, and the published variants against slow NumPy."""
+"""The nets against the recorded outputs of the release, and the published variants against slow
+NumPy.
+"""
 
 import json
 
@@ -14,9 +16,16 @@ from models.inputs.synthetic import InputPool
 
 ARGUMENTS = json.loads((DATA / "nets/arguments.json").read_text())
 KEYS = (
-    "arch_mlp_bot", "arch_mlp_top", "arch_mlp_tasks", "num_multi_tasks", "arch_sparse_feature_size",
-    "num_indices_per_lookup", "arch_interaction_op", "arch_interaction_itself", "hidden_size",
-)  # fmt: skip
+    "arch_mlp_bot",
+    "arch_mlp_top",
+    "arch_mlp_tasks",
+    "num_multi_tasks",
+    "arch_sparse_feature_size",
+    "num_indices_per_lookup",
+    "arch_interaction_op",
+    "arch_interaction_itself",
+    "hidden_size",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +38,15 @@ def reference_model(name, execution="fused"):
     arguments = ARGUMENTS[name]
     arrays = dict(np.load(DATA / f"nets/{name}.npz"))
     config = ModelConfig(
-        model_type={"rm1": "dlrm", "rm2": "dlrm", "rm3": "dlrm"}.get(arguments["model"], arguments["model"]),
+        model_type={"rm1": "dlrm", "rm2": "dlrm", "rm3": "dlrm"}.get(
+            arguments["model"], arguments["model"]
+        ),
         arch_embedding_size="-".join([str(arguments["rows_per_table"])] * arguments["tables"]),
-        num_indices_per_lookup_fixed=True, fused="off" if execution == "off" else "on",
-        embedding_operator="fused" if execution == "off" else execution, **{key: arguments[key] for key in KEYS},
-    )  # fmt: skip
+        num_indices_per_lookup_fixed=True,
+        fused="off" if execution == "off" else "on",
+        embedding_operator="fused" if execution == "off" else execution,
+        **{key: arguments[key] for key in KEYS},
+    )
     model = architecture(config.model_type)(config)
     model.load_reference(arrays)
     return model, arrays, arguments
@@ -42,9 +55,11 @@ def reference_model(name, execution="fused"):
 def reference_batch(model, arrays, n_items):
     n_ids = model.config.num_indices_per_lookup
     return from_tables(
-        arrays["input.dense"][:n_items], arrays["input.indices"][:, : n_items * n_ids],
-        arrays["input.lengths"][:, :n_items], model.config.table_rows,
-    )  # fmt: skip
+        arrays["input.dense"][:n_items],
+        arrays["input.indices"][:, : n_items * n_ids],
+        arrays["input.lengths"][:, :n_items],
+        model.config.table_rows,
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -82,16 +97,27 @@ def test_a_weight_of_another_shape_is_refused_by_name():
 def small(model_type, **settings):
     defaults = {
         "wnd": {"arch_mlp_bot": "5", "arch_embedding_size": "50-60-70"},
-        "mtwnd": {"arch_mlp_bot": "5", "arch_mlp_top": "12-6", "arch_mlp_tasks": "6-5-3", "num_multi_tasks": 3},
+        "mtwnd": {
+            "arch_mlp_bot": "5",
+            "arch_mlp_top": "12-6",
+            "arch_mlp_tasks": "6-5-3",
+            "num_multi_tasks": 3,
+        },
         "dlrm": {"arch_mlp_bot": "5-6-8", "arch_interaction_op": "dot"},
         "ncf": {"arch_embedding_size": "50-60-70-80", "arch_mlp_top": "12-10-7"},
-        "din": {"arch_embedding_size": "50-60-70-80", "arch_mlp_bot": "6", "user_behavior_tables": 5},
+        "din": {
+            "arch_embedding_size": "50-60-70-80",
+            "arch_mlp_bot": "6",
+            "user_behavior_tables": 5,
+        },
         "dien": {"arch_embedding_size": "50-60-61-62-63-70-80", "hidden_size": 9},
     }[model_type]
     base = {
-        "arch_embedding_size": "50-60-70", "arch_sparse_feature_size": 8, "arch_mlp_top": "12-6-2",
+        "arch_embedding_size": "50-60-70",
+        "arch_sparse_feature_size": 8,
+        "arch_mlp_top": "12-6-2",
         "num_indices_per_lookup": 3,
-    }  # fmt: skip
+    }
     return ModelConfig(model_type=model_type, **{**base, **defaults, **settings})
 
 
@@ -128,7 +154,8 @@ def top_with_dice(model, x):
 def pooled_rows(model, batch, item):
     """(T, D) of one item, row by row."""
     n_tables = len(model.tables.table_rows)
-    weight, offsets = model.tables.weight_RD.numpy().astype(float), batch.offsets.numpy()
+    weight = model.tables.weight_RD.numpy().astype(float)
+    offsets = batch.offsets.numpy()
     bags = range(item * n_tables, (item + 1) * n_tables)
     return [sum(weight[i] for i in batch.ids_L[offsets[m] : offsets[m + 1]].tolist()) for m in bags]
 
@@ -152,7 +179,9 @@ def published_din(model, rows):
 
 
 def gated(cell, x, h, score=1.0):
-    w_x, w_h, b = (t.numpy().astype(float) for t in (cell.weight_x_3HI, cell.weight_h_3HH, cell.bias_3H))
+    w_x, w_h, b = (
+        t.numpy().astype(float) for t in (cell.weight_x_3HI, cell.weight_h_3HH, cell.bias_3H)
+    )
     n = len(h)
     u, r, c = (slice(i * n, (i + 1) * n) for i in range(3))
     update = score * sigmoid(w_x[u] @ x + w_h[u] @ h + b[u])
@@ -177,7 +206,8 @@ def published_dien(model, rows):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "slow"), [("ncf", published_ncf), ("din", published_din), ("dien", published_dien)]
+    ("model_type", "slow"),
+    [("ncf", published_ncf), ("din", published_din), ("dien", published_dien)],
 )
 def test_the_published_variant_agrees_with_a_slow_computation(model_type, slow):
     model = build(small(model_type, arch_variant="paper"), seed=3)
@@ -185,7 +215,9 @@ def test_the_published_variant_agrees_with_a_slow_computation(model_type, slow):
     batch = InputPool(model.config, 1, 7, seed=3).batch(0, 0, 7)
     scores = model(batch).numpy()
     for item in range(7):
-        np.testing.assert_allclose(scores[item], slow(model, pooled_rows(model, batch, item)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            scores[item], slow(model, pooled_rows(model, batch, item)), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("model_type", ["dlrm", "wnd", "mtwnd", "ncf", "din"])
@@ -208,10 +240,17 @@ def test_weights_come_from_the_seed_alone(model_type):
 
 
 def test_initial_weights_have_the_variances_of_the_release():
-    model = build(ModelConfig(
-        model_type="wnd", arch_embedding_size="20000-500", arch_mlp_bot="200", arch_mlp_top="300-1",
-        arch_sparse_feature_size=16, num_indices_per_lookup=1,
-    ), seed=1)  # fmt: skip
+    model = build(
+        ModelConfig(
+            model_type="wnd",
+            arch_embedding_size="20000-500",
+            arch_mlp_bot="200",
+            arch_mlp_top="300-1",
+            arch_sparse_feature_size=16,
+            num_indices_per_lookup=1,
+        ),
+        seed=1,
+    )
     weight, bias = numbers(model.top[0])
     n_in = 200 + 2 * 16
     assert weight.var() == pytest.approx(2 / (n_in + 300), rel=0.05)

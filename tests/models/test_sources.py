@@ -1,4 +1,6 @@
-"""Inputs with ids from Zipf's law, stack distances and data sets: what tables see, in which order, and bad files."""
+"""Inputs with ids from Zipf's law, stack distances and data sets: what tables see, in which order,
+and bad files.
+"""
 
 import numpy as np
 import pytest
@@ -14,20 +16,31 @@ N_INPUTS, N_ITEMS = 3, 16
 
 def small(model_type="wnd", **settings):
     shape = {
-        "arch_embedding_size": "40-30-50", "arch_mlp_bot": "4", "arch_mlp_top": "8-1", "arch_sparse_feature_size": 4,
-        "num_indices_per_lookup": 2, "num_indices_per_lookup_fixed": True,
-    }  # fmt: skip
+        "arch_embedding_size": "40-30-50",
+        "arch_mlp_bot": "4",
+        "arch_mlp_top": "8-1",
+        "arch_sparse_feature_size": 4,
+        "num_indices_per_lookup": 2,
+        "num_indices_per_lookup_fixed": True,
+    }
     return ModelConfig(model_type=model_type, **{**shape, **settings})
 
 
 def run_of(model, **settings):
-    return RunConfig(model=model, inputs=InputConfig(
-        num_batches=N_INPUTS, max_mini_batch_size=N_ITEMS, numpy_rand_seed=7, **settings))  # fmt: skip
+    return RunConfig(
+        model=model,
+        inputs=InputConfig(
+            num_batches=N_INPUTS, max_mini_batch_size=N_ITEMS, numpy_rand_seed=7, **settings
+        ),
+    )
 
 
 def ids_by_table(config):
-    """What every table is asked for, input after input, item after item, from the batches that engines slice."""
-    pool, rows = InputPool.of(config), config.model.table_rows
+    """What every table is asked for, input after input, item after item, from the batches that
+    engines slice.
+    """
+    pool = InputPool.of(config)
+    rows = config.model.table_rows
     seen = [[] for _ in rows]
     starts = np.concatenate(([0], np.cumsum(rows)))
     for i in range(N_INPUTS):
@@ -35,7 +48,9 @@ def ids_by_table(config):
             batch = pool.batch(i, first, 8)
             for bag in range(len(batch.offsets) - 1):
                 table = bag % len(rows)
-                ids = batch.ids_L[batch.offsets[bag] : batch.offsets[bag + 1]].numpy() - starts[table]
+                ids = (
+                    batch.ids_L[batch.offsets[bag] : batch.offsets[bag + 1]].numpy() - starts[table]
+                )
                 assert ids.min() >= 0
                 assert ids.max() < rows[table]
                 seen[table] += ids.tolist()
@@ -44,12 +59,16 @@ def ids_by_table(config):
 
 def test_zipf_ids_are_skewed_and_popular_rows_differ_between_tables():
     config = run_of(
-        small(arch_embedding_size="1000-1000", num_indices_per_lookup=20), data_generation="zipf", zipf_alpha=2.0
+        small(arch_embedding_size="1000-1000", num_indices_per_lookup=20),
+        data_generation="zipf",
+        zipf_alpha=2.0,
     )
     seen = ids_by_table(config)
     tops = [np.bincount(ids, minlength=1000) for ids in seen]
     for counts in tops:
-        assert counts.max() / counts.sum() == pytest.approx(1 / 1.6439, abs=0.06)  # 1 / (1 + 1/4 + 1/9 + ...)
+        assert counts.max() / counts.sum() == pytest.approx(
+            1 / 1.6439, abs=0.06
+        )  # 1 / (1 + 1/4 + 1/9 + ...)
     assert tops[0].argmax() != tops[1].argmax()
 
 
@@ -58,8 +77,11 @@ def test_stack_distances_come_from_one_file_a_table_and_run_through_all_inputs(f
     traces = [np.tile([3, 1, 4], 100), np.tile([1, 5, 9, 2, 6], 100), np.array([7])]
     for table, trace in enumerate(traces):
         write_locality(tmp_path / f"join_{table}.log", locality_of(trace))
-    config = run_of(small(num_indices_per_lookup_fixed=fixed), data_generation="synthetic",
-                    data_trace_file=str(tmp_path / "join_j.log"))  # fmt: skip
+    config = run_of(
+        small(num_indices_per_lookup_fixed=fixed),
+        data_generation="synthetic",
+        data_trace_file=str(tmp_path / "join_j.log"),
+    )
     seen = ids_by_table(config)
     assert set(seen[0][:3]) == {3, 1, 4}
     assert locality_of(seen[0]).distance.tolist()[-1] == 3
@@ -84,12 +106,20 @@ def test_a_profile_outside_of_its_table_is_refused(tmp_path):
 
 
 def test_a_missing_profile_is_named_with_its_table(tmp_path):
-    config = run_of(small(), data_generation="synthetic", data_trace_file=str(tmp_path / "sd_j.log"))
+    config = run_of(
+        small(), data_generation="synthetic", data_trace_file=str(tmp_path / "sd_j.log")
+    )
     with pytest.raises(ConfigError, match=r"sd_0\.log"):
         source_of(config.model, config.inputs)
 
 
-RATINGS = [("u9", "i5", 3, 400), ("u2", "i5", 4, 100), ("u9", "i1", 1, 200), ("u9", "i3", 2, 300), ("u2", "i1", 5, 500)]
+RATINGS = [
+    ("u9", "i5", 3, 400),
+    ("u2", "i5", 4, 100),
+    ("u9", "i1", 1, 200),
+    ("u9", "i3", 2, 300),
+    ("u2", "i1", 5, 500),
+]
 LAYOUTS = {
     "u.data": ("", "\t"),
     "ratings.dat": ("", "::"),
@@ -112,7 +142,8 @@ def test_interactions_are_read_in_the_order_of_time(layout, as_folder, tmp_path)
     data = read_interactions(str(tmp_path if as_folder else file))
     assert data.time.tolist() == [100, 200, 300, 400, 500]
     assert data.rating.tolist() == [4, 1, 2, 3, 5]
-    u9, u2 = data.user[1], data.user[0]
+    u9 = data.user[1]
+    u2 = data.user[0]
     assert data.user.tolist() == [u2, u9, u9, u9, u2]
     i5, i1, i3 = data.item[:3]
     assert data.item.tolist() == [i5, i1, i3, i5, i1]
@@ -124,22 +155,41 @@ def test_ncf_reads_users_and_items_in_order(tmp_path):
     write_ratings(tmp_path, "u.data")
     model = small("ncf", arch_embedding_size="1000-1000-1000-1000", num_indices_per_lookup=1)
     config = run_of(
-        model, data_generation="dataset", data_set="movielens", raw_data_file=str(tmp_path), data_randomize="none"
+        model,
+        data_generation="dataset",
+        data_set="movielens",
+        raw_data_file=str(tmp_path),
+        data_randomize="none",
     )
     users, items, more_users, more_items = ids_by_table(config)
     assert users[:5] == users[5:10]  # the data begins anew
-    for ids, groups in ((users, (0, 1, 1, 1, 0)), (items, (0, 1, 2, 0, 1)), (more_users, (0, 1, 1, 1, 0)),
-                        (more_items, (0, 1, 2, 0, 1))):  # fmt: skip
-        assert [[a == b for b in ids[:5]] for a in ids[:5]] == [[a == b for b in groups] for a in groups]
+    for ids, groups in (
+        (users, (0, 1, 1, 1, 0)),
+        (items, (0, 1, 2, 0, 1)),
+        (more_users, (0, 1, 1, 1, 0)),
+        (more_items, (0, 1, 2, 0, 1)),
+    ):
+        assert [[a == b for b in ids[:5]] for a in ids[:5]] == [
+            [a == b for b in groups] for a in groups
+        ]
     assert users[:5] != more_users[:5]  # hashed anew for every table
 
 
 def test_din_reads_the_user_s_earlier_items(tmp_path):
     ratings = [("u", f"i{k}", 5, k) for k in range(50)]
     write_ratings(tmp_path, "u.data", ratings)
-    model = small("din", arch_embedding_size="500-90000-90000-24", num_indices_per_lookup=1, user_behavior_tables=3)
+    model = small(
+        "din",
+        arch_embedding_size="500-90000-90000-24",
+        num_indices_per_lookup=1,
+        user_behavior_tables=3,
+    )
     config = run_of(
-        model, data_generation="dataset", data_set="movielens", raw_data_file=str(tmp_path), data_randomize="none"
+        model,
+        data_generation="dataset",
+        data_set="movielens",
+        raw_data_file=str(tmp_path),
+        data_randomize="none",
     )
     user, last, before, third, ad, hour = ids_by_table(config)
     assert len(set(user)) == 1
@@ -154,8 +204,15 @@ def shuffled(tmp_path, randomize):
     ratings = [(f"u{k}", "i", 5, k) for k in range(70)]
     write_ratings(tmp_path, "u.data", ratings)
     model = small("ncf", arch_embedding_size="100000-100-100-100", num_indices_per_lookup=1)
-    return ids_by_table(run_of(model, data_generation="dataset", data_set="movielens", raw_data_file=str(tmp_path),
-                               data_randomize=randomize))[0]  # fmt: skip
+    return ids_by_table(
+        run_of(
+            model,
+            data_generation="dataset",
+            data_set="movielens",
+            raw_data_file=str(tmp_path),
+            data_randomize=randomize,
+        )
+    )[0]
 
 
 def test_samples_are_shuffled_in_whole_or_by_sevenths(tmp_path):
@@ -169,7 +226,11 @@ def test_samples_are_shuffled_in_whole_or_by_sevenths(tmp_path):
 BAD_RATINGS = [
     ("u.data", "", "not readable|is empty"),
     ("u.data", "1\t2\n", "2 columns; expected user, item, rating, time"),
-    ("u.data", "user\titem\trating\ttime\n1\t2\t3\t4\n", "line 1: user, item, rating, time; expected .* no header"),
+    (
+        "u.data",
+        "user\titem\trating\ttime\n1\t2\t3\t4\n",
+        "line 1: user, item, rating, time; expected .* no header",
+    ),
     ("u.data", "1\t2\t3\t4\n1\t2\tnan\t4\n", "line 2"),
     ("ratings.csv", "userId,movieId,rating,timestamp\n1,2,3,4\n1,,3,4\n", "line 3"),
     ("ratings.csv", "1,2,3,4\n5,6,7,8\n", "its header has no column for the user"),
@@ -180,7 +241,9 @@ BAD_RATINGS = [
 @pytest.mark.parametrize(("layout", "text", "message"), BAD_RATINGS)
 def test_bad_interactions_are_named_with_their_line(layout, text, message, tmp_path):
     (tmp_path / layout).write_text(text)
-    config = run_of(small(), data_generation="dataset", data_set="movielens", raw_data_file=str(tmp_path))
+    config = run_of(
+        small(), data_generation="dataset", data_set="movielens", raw_data_file=str(tmp_path)
+    )
     with pytest.raises(ConfigError, match=message) as error:
         source_of(config.model, config.inputs)
     assert layout in str(error.value)
@@ -199,9 +262,16 @@ def criteo_line(label=1, dense="5", sparse="68fd1e64"):
 
 def test_click_logs_give_dense_features_and_one_column_a_table(tmp_path):
     file = tmp_path / "train.txt"
-    file.write_text("\n".join([criteo_line(dense="-1"), criteo_line(0, "", ""), criteo_line(1, "9", "aa")] * 10) + "\n")
-    model = small(arch_embedding_size="-".join(["1000"] * 27), arch_mlp_bot="15", num_indices_per_lookup=1)
-    config = run_of(model, data_generation="dataset", raw_data_file=str(file), data_randomize="none")
+    file.write_text(
+        "\n".join([criteo_line(dense="-1"), criteo_line(0, "", ""), criteo_line(1, "9", "aa")] * 10)
+        + "\n"
+    )
+    model = small(
+        arch_embedding_size="-".join(["1000"] * 27), arch_mlp_bot="15", num_indices_per_lookup=1
+    )
+    config = run_of(
+        model, data_generation="dataset", raw_data_file=str(file), data_randomize="none"
+    )
     dense = InputPool.of(config).batch(0, 0, 3).dense_BF.numpy()
     assert dense.shape == (3, 15)
     assert dense[:, 0] == pytest.approx([0, 0, np.log(10)])

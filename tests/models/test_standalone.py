@@ -1,4 +1,6 @@
-"""Models on their own: the lines that scripts cut, time by operator, tables shared by forked engines."""
+"""Models on their own: the lines that scripts cut, time by operator, tables shared by forked
+engines.
+"""
 
 import os
 import re
@@ -19,20 +21,38 @@ FILES = {
     "dlrm": ["dlrm_rm1", "dlrm_rm2", "dlrm_rm3"], "ncf": ["ncf"], "wide_and_deep": ["wide_and_deep"],
     "mtwnd": ["mtwnd"], "din": ["din"], "dien": ["dien"],
 }  # fmt: skip
-SMALL = ["--inference_only", "--num_batches", "2", "--nepochs", "2", "--mini_batch_size", "8",
-         "--max_mini_batch_size", "8", "--table_scale", "0.0005"]  # fmt: skip
+SMALL = [
+    "--inference_only",
+    "--num_batches",
+    "2",
+    "--nepochs",
+    "2",
+    "--mini_batch_size",
+    "8",
+    "--max_mini_batch_size",
+    "8",
+    "--table_scale",
+    "0.0005",
+]
 LINE = re.compile(r"^Total (data loading|computation|execution) time: \*\*\*  (\S+)  (ms|ms/iter)$")
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_a_model_file_runs_directly_and_prints_the_six_lines(file, tmp_path):
     for config in FILES[file]:
-        done = run_script(f"models/{file}.py", "--config_file", str(ROOT / f"models/configs/{config}.json"), *SMALL,
-                          cwd=tmp_path)  # fmt: skip
+        done = run_script(
+            f"models/{file}.py",
+            "--config_file",
+            str(ROOT / f"models/configs/{config}.json"),
+            *SMALL,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         found = [LINE.match(line).groups() for line in done.stdout.splitlines()]
         assert [(name, unit) for name, _, unit in found] == [
-            (name, unit) for name in ("data loading", "computation", "execution") for unit in ("ms", "ms/iter")
+            (name, unit)
+            for name in ("data loading", "computation", "execution")
+            for unit in ("ms", "ms/iter")
         ]
         numbers = [float(number) for _, number, _ in found]
         for total, each in zip(numbers[::2], numbers[1::2], strict=True):
@@ -40,17 +60,37 @@ def test_a_model_file_runs_directly_and_prints_the_six_lines(file, tmp_path):
         assert numbers[4] == pytest.approx(numbers[0] + numbers[2], rel=1e-4)
 
 
-RELEASED_OPERATORS = {"FC", "SparseLengthsSum", "Concat", "Relu", "RecurrentNetwork", "Softmax", "Other"}
+RELEASED_OPERATORS = {
+    "FC",
+    "SparseLengthsSum",
+    "Concat",
+    "Relu",
+    "RecurrentNetwork",
+    "Softmax",
+    "Other",
+}
 
 
 @pytest.mark.parametrize(
-    ("fused", "operators"), [("off", RELEASED_OPERATORS), ("on", RELEASED_OPERATORS - {"Relu", "Softmax"})]
+    ("fused", "operators"),
+    [("off", RELEASED_OPERATORS), ("on", RELEASED_OPERATORS - {"Relu", "Softmax"})],
 )
 def test_profiling_names_the_operators_of_the_release(tmp_path, fused, operators):
-    done = run_script("models/dien.py", "--config_file", str(ROOT / "models/configs/dien.json"), *SMALL,
-                      "--enable_profiling", "--fused", fused, cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "models/dien.py",
+        "--config_file",
+        str(ROOT / "models/configs/dien.json"),
+        *SMALL,
+        "--enable_profiling",
+        "--fused",
+        fused,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: float(line.split()[2].rstrip("%")) for line in done.stdout.splitlines()[1:-6]}
+    rows = {
+        line.split()[0]: float(line.split()[2].rstrip("%"))
+        for line in done.stdout.splitlines()[1:-6]
+    }
     assert operators == set(rows)
     assert sum(rows.values()) == pytest.approx(100, abs=1)
 
@@ -61,7 +101,9 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
     class Takes(torch.nn.Module):
         def __init__(self, operator, ms, *inside):
             super().__init__()
-            self.operator, self.ms, self.inside = operator, ms, torch.nn.ModuleList(inside)
+            self.operator = operator
+            self.ms = ms
+            self.inside = torch.nn.ModuleList(inside)
 
         def forward(self, x):
             clock_ns[0] += self.ms * 1_000_000
@@ -69,16 +111,22 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
                 x = module(x)
             return x
 
-    model = torch.nn.Sequential(Takes("RecurrentNetwork", 5, Takes("FC", 2), Takes("FC", 3)), Takes("Relu", 1))
+    model = torch.nn.Sequential(
+        Takes("RecurrentNetwork", 5, Takes("FC", 2), Takes("FC", 3)), Takes("Relu", 1)
+    )
     monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: clock_ns[0])
     with operator_times(model) as own_ms:
         model(torch.zeros(1))
         model(torch.zeros(1))
     model(torch.zeros(1))
     assert own_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
-    now = iter(range(0, 10**12, 1_000_000))  # every look at the clock takes 1 ms: those of hooks are in nobody's time
+    now = iter(
+        range(0, 10**12, 1_000_000)
+    )  # every look at the clock takes 1 ms: those of hooks are in nobody's time
     monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: next(now))
-    with operator_times(torch.nn.Sequential(Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)]))) as own_ms:
+    with operator_times(
+        torch.nn.Sequential(Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)]))
+    ) as own_ms:
         pass
     outer = Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)])
     with operator_times(outer) as own_ms:
@@ -90,8 +138,14 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_use_accel_without_a_device_is_one_line(tmp_path):
-    done = run_script("models/ncf.py", "--config_file", str(ROOT / "models/configs/ncf.json"), *SMALL, "--use_accel",
-                      cwd=tmp_path)  # fmt: skip
+    done = run_script(
+        "models/ncf.py",
+        "--config_file",
+        str(ROOT / "models/configs/ncf.json"),
+        *SMALL,
+        "--use_accel",
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -99,7 +153,13 @@ def test_use_accel_without_a_device_is_one_line(tmp_path):
 
 
 def test_a_configuration_of_another_architecture_is_refused(tmp_path):
-    done = run_script("models/ncf.py", "--config_file", str(ROOT / "models/configs/din.json"), *SMALL, cwd=tmp_path)
+    done = run_script(
+        "models/ncf.py",
+        "--config_file",
+        str(ROOT / "models/configs/din.json"),
+        *SMALL,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert "model_type is 'din'" in done.stderr
 
@@ -109,9 +169,16 @@ def test_a_configuration_of_another_architecture_is_refused(tmp_path):
 @pytest.mark.parametrize("model_type", ["dlrm", "wnd", "ncf"])
 def test_a_cuda_device_gives_the_scores_of_the_cpu(model_type):
     tables = "50-60-70-80"
-    config = ModelConfig(model_type=model_type, arch_embedding_size=tables, arch_mlp_bot="5-8", arch_mlp_top="9-2",
-                         arch_sparse_feature_size=8, num_indices_per_lookup=3)  # fmt: skip
-    model, batch = build(config, 1), InputPool(config, 1, 50, 1).batch(0, 0, 50)
+    config = ModelConfig(
+        model_type=model_type,
+        arch_embedding_size=tables,
+        arch_mlp_bot="5-8",
+        arch_mlp_top="9-2",
+        arch_sparse_feature_size=8,
+        num_indices_per_lookup=3,
+    )
+    model = build(config, 1)
+    batch = InputPool(config, 1, 50, 1).batch(0, 0, 50)
     expected = model(batch)
     cuda = torch.device("cuda")
     torch.testing.assert_close(model.to(cuda)(batch.to(cuda)).cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,5 @@
-"""The GPU's look-up: its suite in Triton's interpreter (and on a GPU), and its kernels compiled for sm_90 without one.
+"""The GPU's look-up: its suite in Triton's interpreter (and on a GPU), and its kernels compiled for
+sm_90 without one.
 
 Needs Triton: pip install -r build/bench_requirements.txt
 """
@@ -26,13 +27,21 @@ from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec, element_offsets
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton (pip install -r build/bench_requirements.txt)", allow_module_level=True)
+    pytest.skip(
+        "needs triton (pip install -r build/bench_requirements.txt)", allow_module_level=True
+    )
 ROOT = Path(__file__).resolve().parents[2]  # helpers needs SciPy, which a GPU machine may lack
 SUITE = ROOT / "tests" / "models" / "triton_suite.py"
-TESTS = [node.name for node in ast.parse(SUITE.read_text()).body
-         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]  # fmt: skip
-GPU_ONLY = {"test_twenty_runs_give_the_same_bits", "test_rows_beyond_two_to_the_31_elements_are_found",
-            "test_a_large_batch"}  # fmt: skip
+TESTS = [
+    node.name
+    for node in ast.parse(SUITE.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+GPU_ONLY = {
+    "test_twenty_runs_give_the_same_bits",
+    "test_rows_beyond_two_to_the_31_elements_are_found",
+    "test_a_large_batch",
+}
 
 
 def compiling():
@@ -44,10 +53,22 @@ def run_suite(folder, **environment):
     """Outcomes of the suite's cases by test: (case, what went wrong, skipped)."""
     report = folder / "report.xml"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", f"--basetemp={folder / 'tmp'}", str(SUITE)],
-        cwd=ROOT, env=compiling() | environment | {"TRITON_CACHE_DIR": str(folder / "triton")}, capture_output=True,
-        text=True, timeout=230, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            f"--junitxml={report}",
+            f"--basetemp={folder / 'tmp'}",
+            str(SUITE),
+        ],
+        cwd=ROOT,
+        env=compiling() | environment | {"TRITON_CACHE_DIR": str(folder / "triton")},
+        capture_output=True,
+        text=True,
+        timeout=230,
+        check=False,
+    )
     assert report.is_file(), done.stdout + done.stderr
     outcomes = defaultdict(list)
     for case in ET.parse(report).iter("testcase"):  # noqa: S314 (our own pytest wrote it)
@@ -90,12 +111,22 @@ def branch(schedule, dim, tile_bags, tile_ids=1, lanes=0, parts=1, ids=0, align=
 
 COMPILED = {
     "gather": [branch("gather", 8, 64), branch("gather", 128, 4), branch("gather", 6, 64, align=2)],
-    "fixed_length": [branch("fixed_length", 16, 32, 4, ids=10), branch("fixed_length", 200, 2, 8, lanes=64, ids=50)],
-    "bags": [branch("bags", 8, 64), branch("bags", 128, 1, 16), branch("bags", 1, 128, align=1), branch("bags", 3, 64)],
+    "fixed_length": [
+        branch("fixed_length", 16, 32, 4, ids=10),
+        branch("fixed_length", 200, 2, 8, lanes=64, ids=50),
+    ],
+    "bags": [
+        branch("bags", 8, 64),
+        branch("bags", 128, 1, 16),
+        branch("bags", 1, 128, align=1),
+        branch("bags", 3, 64),
+    ],
     "split": [branch("split", 64, 1, 8, parts=8), branch("split", 4, 1, 64, parts=16)],
 }
 COMPILED["combine"] = [combining(own) for own in COMPILED["split"]]
-COMPILED["all"] = [own for name in ("gather", "fixed_length", "bags", "split") for own in COMPILED[name]]
+COMPILED["all"] = [
+    own for name in ("gather", "fixed_length", "bags", "split") for own in COMPILED[name]
+]
 
 
 COMPILE = """
@@ -116,12 +147,23 @@ def compiled(tmp_path_factory):
     """Resources by name of COMPILED, from a process of its own: nothing is interpreted there."""
     folder = tmp_path_factory.mktemp("compiled")
     wanted = [(name, own, "fp32", "i64") for name, own in COMPILED.items()]
-    wanted += [("half", COMPILED["bags"], "fp16", "i32"), ("bfloat16", COMPILED["split"], "bf16", "i32")]
-    words = json.dumps([(name, [dataclasses.astuple(b) for b in own], *types) for name, own, *types in wanted])
+    wanted += [
+        ("half", COMPILED["bags"], "fp16", "i32"),
+        ("bfloat16", COMPILED["split"], "bf16", "i32"),
+    ]
+    words = json.dumps(
+        [(name, [dataclasses.astuple(b) for b in own], *types) for name, own, *types in wanted]
+    )
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE, str(folder)], cwd=ROOT, input=words, capture_output=True, text=True, timeout=99,
-        env=compiling() | {"TRITON_CACHE_DIR": str(folder / "triton")}, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", COMPILE, str(folder)],
+        cwd=ROOT,
+        input=words,
+        capture_output=True,
+        text=True,
+        timeout=99,
+        env=compiling() | {"TRITON_CACHE_DIR": str(folder / "triton")},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -146,20 +188,31 @@ def test_one_kernel_of_all_branches_needs_the_registers_of_its_largest(compiled)
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """What look-ups would launch, from Triton's own compiler and launcher with a device that does nothing."""
+    """What look-ups would launch, from Triton's own compiler and launcher with a device that does
+    nothing.
+    """
     folder = tmp_path_factory.mktemp("launched")
-    own = {"TRITON_CACHE_DIR": str(folder / "triton"),
-           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    own = {
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     done = subprocess.run(
-        [sys.executable, str(SUITE.with_name("triton_launches.py")), str(folder)], cwd=ROOT, env=compiling() | own,
-        capture_output=True, text=True, timeout=99, check=False,
-    )  # fmt: skip
+        [sys.executable, str(SUITE.with_name("triton_launches.py")), str(folder)],
+        cwd=ROOT,
+        env=compiling() | own,
+        capture_output=True,
+        text=True,
+        timeout=99,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_groups_of_equal_warps_share_a_launch_and_parts_are_combined_in_another(launched):
-    def tiles(n):  # bags: two tables, 4 bags a tile; split: 4 parts of every bag; 32 bags are gathered a tile
+    def tiles(
+        n,
+    ):  # bags: two tables, 4 bags a tile; split: 4 parts of every bag; 32 bags are gathered a tile
         return [2 * -(-n // 4) + 4 * n, -(-n // 32), -(-n // 8)]
 
     for n in (1, 2, 16, 5, 64):
@@ -178,9 +231,10 @@ def test_schedules_may_be_launched_apart(launched):
 
 
 def test_settings_reach_the_compiler(launched):
-    assert [(launch["grid"][0], launch["warps"], launch["registers"]) for launch in launched["one launch"]] == [
-        (25, 8, 40), (1, 4, 40)
-    ]  # fmt: skip
+    assert [
+        (launch["grid"][0], launch["warps"], launch["registers"])
+        for launch in launched["one launch"]
+    ] == [(25, 8, 40), (1, 4, 40)]
 
 
 def test_what_is_compiled_before_is_what_is_launched(launched):
@@ -199,7 +253,9 @@ def test_no_batch_size_or_width_is_compiled_anew_but_other_types_are(launched):
 def test_a_kernel_has_one_branch_for_each_schedule_and_literals_for_its_numbers():
     text = source(COMPILED["all"])
     assert text.count("if branch < ") == len(COMPILED["all"]) - 1
-    assert max(len(line) - len(line.lstrip()) for line in text.splitlines() if "(values" in line) <= 4 * (1 + 4)
+    assert max(
+        len(line) - len(line.lstrip()) for line in text.splitlines() if "(values" in line
+    ) <= 4 * (1 + 4)
     calls = re.findall(r"^ +(gather|fixed_length|bags|split)\(", text, re.MULTILINE)
     assert calls == [own.schedule for own in COMPILED["all"]]
     assert "D=200, L=50, BB=2, BL=8, BD=64, AO=4, COUNT=COUNT" in text
@@ -238,5 +294,7 @@ def test_tables_on_the_cpu_are_refused_where_triton_compiles(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     specs = [TableSpec(4, 4)]
     weight = torch.zeros(int(element_offsets(specs)[-1]))
-    with pytest.raises(ValueError, match="the tables are on cpu; Triton's kernels need a CUDA device"):
+    with pytest.raises(
+        ValueError, match="the tables are on cpu; Triton's kernels need a CUDA device"
+    ):
         TritonBags(Layout.apart(specs), Bucket(None, (Group("bags", params(), (0,)),)), weight)

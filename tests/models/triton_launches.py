@@ -1,4 +1,5 @@
-"""Runs TritonBags against a driver that compiles for sm_90 and writes down what would be launched; prints it as JSON.
+"""Runs TritonBags against a driver that compiles for sm_90 and writes down what would be launched;
+prints it as JSON.
 
 test_triton_bags.py runs it in a process of its own, as Triton's driver belongs to the process.
 """
@@ -29,8 +30,14 @@ class Launcher:
         self.metadata = metadata
 
     def __call__(self, x, y, z, _stream, _function, *_arguments):
-        LAUNCHES.append({"grid": [x, y, z], "warps": self.metadata.num_warps, "registers": self.metadata.maxnreg,
-                         "hash": self.metadata.hash})  # fmt: skip
+        LAUNCHES.append(
+            {
+                "grid": [x, y, z],
+                "warps": self.metadata.num_warps,
+                "registers": self.metadata.maxnreg,
+                "hash": self.metadata.hash,
+            }
+        )
 
 
 class Utils:
@@ -46,7 +53,8 @@ class Utils:
 class Driver:
     """A CUDA device of compute capability 9.0 that does nothing."""
 
-    utils, launcher_cls = Utils(), Launcher
+    utils = Utils()
+    launcher_cls = Launcher
 
     def get_current_target(self):
         return GPUTarget("cuda", 90, 32)
@@ -76,11 +84,13 @@ def compiled_before(bags):
     def n_kernels():
         return sum(len(kernel.device_caches[0][0]) for kernel in kernels)
 
-    before, ids = n_kernels(), torch.zeros(4 * 5, dtype=torch.int64)
+    before = n_kernels()
+    ids = torch.zeros(4 * 5, dtype=torch.int64)
     LAUNCHES.clear()
     for compiling in bags.compiling(ids, torch.arange(4 * 5 + 1)).values():
         compiling()
-    made, launched = n_kernels() - before, len(LAUNCHES)
+    made = n_kernels() - before
+    launched = len(LAUNCHES)
     launches(bags, 5)
     return [made, launched, n_kernels() - before]
 
@@ -91,13 +101,16 @@ def main():
     specs = [TableSpec(20, 8), TableSpec(20, 32, 1), TableSpec(30, 64), TableSpec(10, 6)]
     layout = Layout.apart(specs)
     groups = (
-        Group("bags", params(tile_bags=4, warps=2), (0, 3)), Group("gather", params(tile_bags=32, warps=4), (1,)),
+        Group("bags", params(tile_bags=4, warps=2), (0, 3)),
+        Group("gather", params(tile_bags=32, warps=4), (1,)),
         Group("split", params(parts=4, warps=2), (2,)),
-    )  # fmt: skip
+    )
 
     def bags(**settings):
         bucket = Bucket(None, groups, params(**settings))
-        return triton_bags.TritonBags(layout, bucket, torch.zeros(layout.n_elements), cache=Path(sys.argv[1]))
+        return triton_bags.TritonBags(
+            layout, bucket, torch.zeros(layout.n_elements), cache=Path(sys.argv[1])
+        )
 
     own = bags()
     found = {f"fused {n}": launches(own, n) for n in (1, 2, 16, 5, 64)}

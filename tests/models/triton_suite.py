@@ -1,6 +1,8 @@
-"""What TritonBags must do, run by test_triton_bags.py: in Triton's interpreter, and on a GPU where there is one.
+"""What TritonBags must do, run by test_triton_bags.py: in Triton's interpreter, and on a GPU where
+there is one.
 
-Weights are small whole numbers, so float32 sums are exact in any order and results are compared bit for bit.
+Weights are small whole numbers, so float32 sums are exact in any order and results are compared bit
+for bit.
 """
 
 import numpy as np
@@ -13,9 +15,13 @@ from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec
 
 torch.set_num_threads(1)
-ON_GPU = pytest.mark.skipif(INTERPRETED, reason="says nothing in the interpreter, where programs run in turn")
+ON_GPU = pytest.mark.skipif(
+    INTERPRETED, reason="says nothing in the interpreter, where programs run in turn"
+)
 WIDTHS = (1, 3, 4, 6, 8, 48, 128, 200)
-FREE = [TableSpec(rows, dim) for rows, dim in zip((1, 2, 17, 50, 33, 9, 40, 21), WIDTHS, strict=True)]
+FREE = [
+    TableSpec(rows, dim) for rows, dim in zip((1, 2, 17, 50, 33, 9, 40, 21), WIDTHS, strict=True)
+]
 ONE_HOT = [TableSpec(spec.rows, spec.dim, 1) for spec in FREE]
 FIVE = [TableSpec(spec.rows, spec.dim, 5) for spec in FREE]
 SCHEDULES = {
@@ -25,9 +31,15 @@ SCHEDULES = {
     "gather": (ONE_HOT, ("gather", params(tile_bags=4))),
     "gather, narrow tiles": (ONE_HOT, ("gather", params(tile_bags=16, tile_lanes=64))),
     "fixed_length": (FIVE, ("fixed_length", params(tile_bags=4, tile_ids=4))),
-    "fixed_length, narrow tiles": (FIVE, ("fixed_length", params(tile_bags=8, tile_ids=8, tile_lanes=64))),
+    "fixed_length, narrow tiles": (
+        FIVE,
+        ("fixed_length", params(tile_bags=8, tile_ids=8, tile_lanes=64)),
+    ),
     "split": (FREE, ("split", params(tile_ids=4, parts=2, tile_bags=4))),
-    "split, narrow tiles": (FREE[5:], ("split", params(tile_ids=8, parts=4, tile_lanes=128, tile_bags=8))),
+    "split, narrow tiles": (
+        FREE[5:],
+        ("split", params(tile_ids=8, parts=4, tile_lanes=128, tile_bags=8)),
+    ),
     "split, bag by bag": (ONE_HOT[:2], ("split", params(parts=2))),
 }
 
@@ -60,7 +72,9 @@ def test_every_schedule_sums_every_bag_of_every_width(name, n_items, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs, n_items, seed=n_items)
     out = nan_out(n_items, int(case.layout.columns[-1]))
-    found = bags_of(case, everything(specs, schedule, knobs), tmp_path)(case.values, case.offsets, out)
+    found = bags_of(case, everything(specs, schedule, knobs), tmp_path)(
+        case.values, case.offsets, out
+    )
     assert found is out
     assert torch.equal(found.cpu(), case.expected())
 
@@ -69,7 +83,9 @@ def test_every_schedule_sums_every_bag_of_every_width(name, n_items, tmp_path):
 def test_every_element_is_written_exactly_once(name, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs, 3)
-    counts = bags_of(case, everything(specs, schedule, knobs), tmp_path).count_writes(case.values, case.offsets)
+    counts = bags_of(case, everything(specs, schedule, knobs), tmp_path).count_writes(
+        case.values, case.offsets
+    )
     assert (counts == 1).all()
 
 
@@ -80,7 +96,11 @@ def test_however_it_is_launched_it_gives_the_same_bits_and_the_sums(index, tmp_p
     grouped = bags_of(case, MIXED_GROUPS, tmp_path, "grouped")
     cut = [Group("bags", MIXED_GROUPS[2].params, tables) for tables in ((0,), (2, 5))]
     by_schedule = bags_of(case, [*MIXED_GROUPS[:2], *cut, MIXED_GROUPS[3]], tmp_path, "by_schedule")
-    assert [len(x.launches) for x in (fused, grouped, by_schedule)] == [2, 5, 5]  # of them one that combines parts
+    assert [len(x.launches) for x in (fused, grouped, by_schedule)] == [
+        2,
+        5,
+        5,
+    ]  # of them one that combines parts
     found = fused(case.values, case.offsets)
     assert torch.equal(found.cpu(), case.expected())
     for apart in (grouped, by_schedule):
@@ -90,8 +110,10 @@ def test_however_it_is_launched_it_gives_the_same_bits_and_the_sums(index, tmp_p
 
 def test_groups_of_other_warps_are_launched_apart(tmp_path):
     case = make_case(MIXED, 3)
-    groups = [Group(g.schedule, tuple(sorted((*g.params, ("warps", 1 + i % 2)))), g.tables)
-              for i, g in enumerate(MIXED_GROUPS)]  # fmt: skip
+    groups = [
+        Group(g.schedule, tuple(sorted((*g.params, ("warps", 1 + i % 2)))), g.tables)
+        for i, g in enumerate(MIXED_GROUPS)
+    ]
     fused = bags_of(case, groups, tmp_path)
     assert [launch.warps for launch in fused.launches[:2]] == [1, 2]
     assert torch.equal(fused(case.values, case.offsets).cpu(), case.expected())
@@ -102,7 +124,9 @@ def test_groups_of_other_warps_are_launched_apart(tmp_path):
 def test_narrow_rows_are_summed_in_float32(name, dtype, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs[2:7], 3, dtype=dtype)
-    found = bags_of(case, everything(specs[2:7], schedule, knobs), tmp_path)(case.values, case.offsets)
+    found = bags_of(case, everything(specs[2:7], schedule, knobs), tmp_path)(
+        case.values, case.offsets
+    )
     assert found.dtype == torch.float32
     assert torch.equal(found.cpu(), case.expected())
 
@@ -131,7 +155,9 @@ def test_empty_bags_give_zeros_also_where_there_are_no_ids_at_all(name, tmp_path
     for lengths in ([np.zeros(3, np.int64)] * 3, [None, np.zeros(3, np.int64), None]):
         case = make_case(FREE[4:7], 3, lengths=lengths)
         out = nan_out(3, int(case.layout.columns[-1]))
-        found = bags_of(case, everything(FREE[4:7], schedule, knobs), tmp_path)(case.values, case.offsets, out)
+        found = bags_of(case, everything(FREE[4:7], schedule, knobs), tmp_path)(
+            case.values, case.offsets, out
+        )
         assert torch.equal(found.cpu(), case.expected())
 
 
@@ -139,7 +165,9 @@ def test_empty_bags_give_zeros_also_where_there_are_no_ids_at_all(name, tmp_path
 def test_one_table(name, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs[3:4], 16)
-    found = bags_of(case, everything(specs[3:4], schedule, knobs), tmp_path)(case.values, case.offsets)
+    found = bags_of(case, everything(specs[3:4], schedule, knobs), tmp_path)(
+        case.values, case.offsets
+    )
     assert torch.equal(found.cpu(), case.expected())
 
 
@@ -170,7 +198,9 @@ def test_columns_of_tables_in_no_group_and_beyond_the_rows_stay_as_they_are(tmp_
     columns = case.layout.columns
     wider = torch.full((4, int(columns[-1]) + 6), 77.0, device=DEVICE)
     out = wider[:, 4 : 4 + int(columns[-1])]
-    bags_of(case, [g for g in MIXED_GROUPS if 2 not in g.tables], tmp_path)(case.values, case.offsets, out)
+    bags_of(case, [g for g in MIXED_GROUPS if 2 not in g.tables], tmp_path)(
+        case.values, case.offsets, out
+    )
     left = {0, 2, 5}
     for table in range(len(MIXED)):
         own = out[:, int(columns[table]) : int(columns[table + 1])].cpu()
@@ -182,7 +212,9 @@ def test_columns_of_tables_in_no_group_and_beyond_the_rows_stay_as_they_are(tmp_
 
 def test_some_tables_are_looked_up_until_they_load_a_device_as_all_do(tmp_path):
     case = make_case([FREE[2], FREE[3], FREE[2]], 3)
-    groups = [Group("bags", (), (0, 2))]  # of 2 and 2 ids of 4 columns, beside 6 ids of 6: 16 of 52 elements
+    groups = [
+        Group("bags", (), (0, 2))
+    ]  # of 2 and 2 ids of 4 columns, beside 6 ids of 6: 16 of 52 elements
     for most, times in ((1000, 3), (3 * 32, 2), (5, 1), (0, 1)):
         filled = bags_of(case, groups, tmp_path, mean_bag_ids=[2, 6, 2], fill_elements=most)
         counts = filled.count_writes(case.values, case.offsets).cpu()
@@ -196,7 +228,10 @@ def test_some_tables_are_looked_up_until_they_load_a_device_as_all_do(tmp_path):
 def test_the_first_batch_of_a_size_says_how_often_few_tables_are_looked_up(tmp_path):
     lengths = [[2] * 4, [6] * 4, [2] * 4]
     case = make_case([FREE[2], FREE[3], FREE[2]], 4, lengths=lengths)
-    for item_major, (values, offsets) in ((False, (case.values, case.offsets)), (True, case.item_major())):
+    for item_major, (values, offsets) in (
+        (False, (case.values, case.offsets)),
+        (True, case.item_major()),
+    ):
         filled = bags_of(case, [Group("bags", (), (0, 2))], tmp_path, fill_elements=1000)
         assert filled.repeats(4) == 1  # not known yet
         assert (filled.count_writes(values, offsets, item_major=item_major)[:, :4] == 3).all()
@@ -215,7 +250,9 @@ def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_
     orders = [torch.cat(own.maps_of(one.offsets)) for one in (case, other)]
     assert not torch.equal(*orders)
     made = own.maps_of(other.offsets)
-    assert torch.equal(own.forward(other.values, other.offsets, maps=made), usual(other.values, other.offsets))
+    assert torch.equal(
+        own.forward(other.values, other.offsets, maps=made), usual(other.values, other.offsets)
+    )
     out = nan_out(7, int(case.layout.columns[-1]))
     own.forward(other.values, other.offsets, out, maps=[tasks[:1] for tasks in made])
     assert 0 < out.isnan().sum() < out.numel()
@@ -225,7 +262,9 @@ def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_
 
 def test_the_order_of_programs_changes_no_bit(tmp_path):
     case = make_case(MIXED, 2)
-    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(1)).to(
+        DEVICE
+    )
     found = [
         bags_of(case, MIXED_GROUPS, tmp_path, mean_bag_ids=mean)(case.values, case.offsets)
         for mean in (list(range(8)), list(range(8, 0, -1)))
@@ -235,9 +274,13 @@ def test_the_order_of_programs_changes_no_bit(tmp_path):
 
 def test_sums_of_any_floats_are_as_exact_as_float32_allows(tmp_path):
     case = make_case(MIXED, 2, most=40)
-    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(2)).to(
+        DEVICE
+    )
     found = bags_of(case, MIXED_GROUPS, tmp_path)(case.values, case.offsets).cpu()
-    bound = torch.finfo(torch.float32).eps * 40 * float(case.weight_E.abs().max())  # n ids: n roundings of half an ulp
+    bound = (
+        torch.finfo(torch.float32).eps * 40 * float(case.weight_E.abs().max())
+    )  # n ids: n roundings of half an ulp
     assert float((found - case.expected()).abs().max()) <= bound
 
 
@@ -245,7 +288,8 @@ def test_sums_of_any_floats_are_as_exact_as_float32_allows(tmp_path):
 def test_plans_drawn_at_random(seed, tmp_path):
     rng = np.random.default_rng(100 + seed)
     specs = [
-        TableSpec(int(rng.integers(1, 60)), int(rng.choice(WIDTHS)), [None, 1, 3][rng.integers(3)]) for _ in range(6)
+        TableSpec(int(rng.integers(1, 60)), int(rng.choice(WIDTHS)), [None, 1, 3][rng.integers(3)])
+        for _ in range(6)
     ]
     groups = []
     for table, spec in enumerate(specs):
@@ -256,13 +300,18 @@ def test_plans_drawn_at_random(seed, tmp_path):
             *(["fixed_length"] if spec.bag_ids else []),
         ]
         schedule = str(rng.choice(allowed))
-        knobs = {"tile_bags": 1 << int(rng.integers(2, 5)), "tile_lanes": int(rng.choice([0, 32, 128]))}
+        knobs = {
+            "tile_bags": 1 << int(rng.integers(2, 5)),
+            "tile_lanes": int(rng.choice([0, 32, 128])),
+        }
         if schedule != "gather":
             knobs["tile_ids"] = 1 << int(rng.integers(0, 4))
         if schedule == "split":
             knobs["parts"] = 1 << int(rng.integers(1, 3))
         groups.append(Group(schedule, params(**knobs), (table,)))
-    case = make_case(specs, int(rng.integers(1, 12)), seed=seed, index=[torch.int32, torch.int64][seed % 2])
+    case = make_case(
+        specs, int(rng.integers(1, 12)), seed=seed, index=[torch.int32, torch.int64][seed % 2]
+    )
     bags = bags_of(case, groups, tmp_path, ["fused", "grouped"][seed // 2 % 2])
     assert torch.equal(bags(case.values, case.offsets).cpu(), case.expected())
 
@@ -327,7 +376,9 @@ def test_maps_of_few_batch_sizes_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("launch", ["fused", "grouped"])
 def test_twenty_runs_give_the_same_bits(launch, tmp_path):
     case = make_case(MIXED, 64, most=200)
-    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(3)).to(
+        DEVICE
+    )
     bags = bags_of(case, MIXED_GROUPS, tmp_path, launch)
     first = bags(case.values, case.offsets)
     for _ in range(19):
@@ -343,7 +394,9 @@ def test_rows_beyond_two_to_the_31_elements_are_found(tmp_path):
     values = torch.tensor([specs[0].rows - 1, specs[0].rows - 3, 49, 0], device=DEVICE)
     case = Case(layout, weight, values, torch.tensor([0, 2, 4], device=DEVICE), 1)
     found = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets).cpu()
-    assert torch.equal(found[0, ::128], torch.tensor([(999 % 8) + (997 % 8), (1049 % 8) + (1000 % 8)]).float())
+    assert torch.equal(
+        found[0, ::128], torch.tensor([(999 % 8) + (997 % 8), (1049 % 8) + (1000 % 8)]).float()
+    )
 
 
 @ON_GPU

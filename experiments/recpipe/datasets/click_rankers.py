@@ -31,7 +31,9 @@ VALIDATION_K = 64
 
 @dataclass(frozen=True)
 class DlrmConfig:
-    """Embedding width, widths of the MLPs (the bottom's first is the dense features), passes over the data."""
+    """Embedding width, widths of the MLPs (the bottom's first is the dense features), passes over
+    the data.
+    """
 
     name: str
     width: int
@@ -44,17 +46,23 @@ class DlrmConfig:
     def model_config(self, table_rows: tuple[int, ...]) -> ModelConfig:
         """The same net as one of models/."""
         return ModelConfig(
-            model_type="dlrm", model_name=f"rm-{self.name}", arch_sparse_feature_size=self.width,
-            arch_embedding_size="-".join(map(str, table_rows)), arch_mlp_bot="-".join(map(str, self.bottom)),
-            arch_mlp_top="-".join(map(str, self.top)), arch_interaction_op="dot", num_indices_per_lookup=1,
+            model_type="dlrm",
+            model_name=f"rm-{self.name}",
+            arch_sparse_feature_size=self.width,
+            arch_embedding_size="-".join(map(str, table_rows)),
+            arch_mlp_bot="-".join(map(str, self.bottom)),
+            arch_mlp_top="-".join(map(str, self.top)),
+            arch_interaction_op="dot",
+            num_indices_per_lookup=1,
             num_indices_per_lookup_fixed=True,
-        )  # fmt: skip
+        )
 
 
 RANKERS = (
-    DlrmConfig("small", 4, (13, 64, 4), (64, 1)), DlrmConfig("medium", 16, (13, 64, 16), (64, 1)),
+    DlrmConfig("small", 4, (13, 64, 4), (64, 1)),
+    DlrmConfig("medium", 16, (13, 64, 16), (64, 1)),
     DlrmConfig("large", 32, (13, 512, 256, 128, 64, 32), (96, 1)),
-)  # fmt: skip
+)
 
 
 class DLRM(nn.Module):
@@ -65,7 +73,8 @@ class DLRM(nn.Module):
 
     def __init__(self, config: DlrmConfig, table_rows: tuple[int, ...]) -> None:
         super().__init__()
-        starts, n_vectors = first_rows(table_rows), len(table_rows) + 1
+        starts = first_rows(table_rows)
+        n_vectors = len(table_rows) + 1
         self.tables = nn.Embedding(int(starts[-1]), config.width)
         nn.init.normal_(self.tables.weight, std=0.01)
         self.register_buffer("starts_T", torch.from_numpy(starts[:-1]))
@@ -80,7 +89,11 @@ class DLRM(nn.Module):
         for layer in self.bottom:
             x_BD = torch.relu(layer(x_BD))
         vectors_BVD = torch.cat((x_BD.unsqueeze(1), self.tables(ids_BT + self.starts_T)), dim=1)
-        pairs_BP = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2)).flatten(1).index_select(1, self.pairs_P)
+        pairs_BP = (
+            torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
+            .flatten(1)
+            .index_select(1, self.pairs_P)
+        )
         y = torch.cat((x_BD, pairs_BP), dim=1)
         for layer in self.top[:-1]:
             y = torch.relu(layer(y))
@@ -91,11 +104,15 @@ class DLRM(nn.Module):
         """Under the blob names of models/dlrm.py."""
         bounds = [*self.starts_T.tolist(), len(self.tables.weight)]
         arrays: dict[str, Tensor] = {
-            f"param.emb.sls{t}_w": self.tables.weight[a:b] for t, (a, b) in enumerate(itertools.pairwise(bounds))
+            f"param.emb.sls{t}_w": self.tables.weight[a:b]
+            for t, (a, b) in enumerate(itertools.pairwise(bounds))
         }
         for blob, stack in (("bot", self.bottom), ("top", self.top)):
             for i, layer in enumerate(stack, start=1):
-                arrays |= {f"param.{blob}.fc{i}_w": layer.weight, f"param.{blob}.fc{i}_b": layer.bias}  # type: ignore[dict-item]
+                arrays |= {
+                    f"param.{blob}.fc{i}_w": layer.weight,
+                    f"param.{blob}.fc{i}_b": layer.bias,
+                }  # type: ignore[dict-item]
         return {name: array.detach().numpy().copy() for name, array in arrays.items()}
 
 
@@ -105,8 +122,9 @@ def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
 
 @dataclass(frozen=True)
 class Examples:
-    """What a ranker learns from: `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32; `valid`: queries
-    that tell which pass was best."""
+    """What a ranker learns from: `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32;
+    `valid`: queries that tell which pass was best.
+    """
 
     ids_NT: npt.NDArray[np.int32]
     dense_NF: FloatArray
@@ -125,7 +143,8 @@ class Examples:
 
 
 def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[str, FloatArray]:
-    """Binary cross-entropy, Adam, a learning rate that falls to 0; one thread, so it repeats exactly.
+    """Binary cross-entropy, Adam, a learning rate that falls to 0; one thread, so it repeats
+    exactly.
 
     The weights are those of the pass with the best validation NDCG@VALIDATION_K.
     """
@@ -136,7 +155,9 @@ def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[s
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     n_steps = config.epochs * -(-len(data.label_N) // BATCH)
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, n_steps)
-    best, weights, step = -1.0, net.weights(), 0
+    best = -1.0
+    weights = net.weights()
+    step = 0
     for _ in range(config.epochs):
         for ids_BT, dense_BF, label_B in _batches(data, rng):
             loss = nn.functional.binary_cross_entropy_with_logits(net(ids_BT, dense_BF), label_B)
@@ -146,10 +167,13 @@ def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[s
             falling.step()
             step += 1
             on_fraction(step / n_steps, f"loss {loss.item():.3f}")
-        ndcg = validation_ndcg(Ranker(config.model_config(data.table_rows), net.weights()), data.valid)
+        ndcg = validation_ndcg(
+            Ranker(config.model_config(data.table_rows), net.weights()), data.valid
+        )
         on_fraction(step / n_steps, f"validation NDCG {ndcg:.4f}")
         if ndcg > best:
-            best, weights = ndcg, net.weights()
+            best = ndcg
+            weights = net.weights()
     return weights
 
 
@@ -157,7 +181,9 @@ def _batches(data: Examples, rng: np.random.Generator) -> Iterator[tuple[Tensor,
     order = rng.permutation(len(data.label_N))
     for first in range(0, len(order), BATCH):
         part = np.sort(order[first : first + BATCH])  # the same batch, read forwards
-        yield tuple(torch.from_numpy(array[part]) for array in (data.ids_NT, data.dense_NF, data.label_N))  # type: ignore[misc]
+        yield tuple(
+            torch.from_numpy(array[part]) for array in (data.ids_NT, data.dense_NF, data.label_N)
+        )  # type: ignore[misc]
 
 
 def validation_ndcg(ranker: Ranker, queries: Queries) -> float:
@@ -176,4 +202,7 @@ def trained(config: DlrmConfig, data: Examples, folder: Path, on_fraction: OnFra
     facts = json.dumps([asdict(config), data.digest, BATCH, torch.__version__])
     digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
     file = folder / f"dlrm-{config.name}-{digest}.npz"
-    return Ranker(config.model_config(data.table_rows), checkpoint(file, lambda: train(config, data, on_fraction)))
+    return Ranker(
+        config.model_config(data.table_rows),
+        checkpoint(file, lambda: train(config, data, on_fraction)),
+    )

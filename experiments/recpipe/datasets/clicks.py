@@ -1,13 +1,16 @@
-"""Synthetic clicks of Criteo's shape: who is shown what, and clicks as users' and items' latent factors make likely.
+"""Synthetic clicks of Criteo's shape: who is shown what, and clicks as users' and items' latent
+factors make likely.
 
-13 dense features and 26 categories (a user's, an item's, the session's). A click's log odds are the sum of: the
-user's taste times the item's nature (as many factors as `n_factors`, most of them told by the categories), what the
-session's categories add to that taste, the item's appeal, the user's habit, a curved function of the dense features,
-and noise that no feature tells. One constant brings the mean probability of the training impressions to `click_rate`.
-Everything is drawn from named streams of one seed.
+13 dense features and 26 categories (a user's, an item's, the session's). A click's log odds are the
+sum of: the user's taste times the item's nature (as many factors as `n_factors`, most of them told
+by the categories), what the session's categories add to that taste, the item's appeal, the user's
+habit, a curved function of the dense features, and noise that no feature tells. One constant brings
+the mean probability of the training impressions to `click_rate`. Everything is drawn from named
+streams of one seed.
 """
 
-# N impressions, Q queries, C candidates of a query, T categories, F dense features, R latent factors
+# N impressions, Q queries, C candidates of a query, T categories, F dense features, R latent
+# factors
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ FloatArray = npt.NDArray[np.float32]
 DENSE = {"user": 3, "item": 4, "impression": 6}
 ATTRIBUTE_ALPHA = 0.6  # Zipf's exponent of the values of an attribute
 TOLD = {"user": 0.8, "item": 0.9}  # share of a latent factor's variance that the attributes tell
-BISECTIONS, N_WAVES, AT_ONCE = 40, 32, 1 << 17
+BISECTIONS = 40
+N_WAVES = 32
+AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,14 @@ class ClickConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.click_rate < 1:
-            raise ValueError(f"click_rate is {self.click_rate:g}; expected more than 0 and less than 1")
+            raise ValueError(
+                f"click_rate is {self.click_rate:g}; expected more than 0 and less than 1"
+            )
         if self.n_valid_queries + self.n_queries > self.n_users:
-            raise ValueError(f"{self.n_valid_queries} + {self.n_queries} queries need as many of {self.n_users} users")
+            raise ValueError(
+                f"{self.n_valid_queries} + {self.n_queries} queries need as many of "
+                f"{self.n_users} users"
+            )
 
     @property
     def table_rows(self) -> tuple[int, ...]:
@@ -72,7 +82,11 @@ class ClickConfig:
     def table_names(self) -> list[str]:
         """In the same order."""
         parts = (("user", self.user_rows), ("item", self.item_rows))
-        names = [name for side, rows in parts for name in (side, *(f"{side} attribute {i}" for i in range(len(rows))))]
+        names = [
+            name
+            for side, rows in parts
+            for name in (side, *(f"{side} attribute {i}" for i in range(len(rows))))
+        ]
         return [*names, *(f"session {i}" for i in range(len(self.session_rows)))]
 
 
@@ -80,11 +94,14 @@ class Popularity:
     """Values of which rank k is as likely as k^-alpha; which value has which rank is drawn once."""
 
     def __init__(self, n: int, alpha: float, rng: np.random.Generator) -> None:
-        self.alpha, self._value_of_rank = alpha, rng.permutation(n).astype(np.int32)
+        self.alpha = alpha
+        self._value_of_rank = rng.permutation(n).astype(np.int32)
 
     def draw(self, n: int, rng: np.random.Generator) -> Int32Array:
         """n independent values."""
-        values: Int32Array = self._value_of_rank[draw_ranks(len(self._value_of_rank), self.alpha, n, rng) - 1]
+        values: Int32Array = self._value_of_rank[
+            draw_ranks(len(self._value_of_rank), self.alpha, n, rng) - 1
+        ]
         return values
 
     def log_weights(self) -> npt.NDArray[np.float64]:
@@ -96,8 +113,9 @@ class Popularity:
 
 @dataclass(frozen=True)
 class Side:
-    """Users or items: `ids_XT` (their numbers, then attributes), latent factors `factors_XR` (the last one is what
-    raises or lowers all log odds), dense features `dense_XF`."""
+    """Users or items: `ids_XT` (their numbers, then attributes), latent factors `factors_XR` (the
+    last one is what raises or lowers all log odds), dense features `dense_XF`.
+    """
 
     ids_XT: Int32Array
     factors_XR: FloatArray
@@ -112,9 +130,14 @@ class Clicks:
         self._users = self._side("user", config.n_users, config.user_rows)
         self._items = self._side("item", config.n_items, config.item_rows)
         rng = stream(config.seed, "session")
-        self._session_factors = [_normal(rng, (rows, config.n_factors)) for rows in config.session_rows]
-        self._session_values = [Popularity(rows, ATTRIBUTE_ALPHA, rng) for rows in config.session_rows]
-        rng, n_dense = stream(config.seed, "curve"), sum(DENSE.values())
+        self._session_factors = [
+            _normal(rng, (rows, config.n_factors)) for rows in config.session_rows
+        ]
+        self._session_values = [
+            Popularity(rows, ATTRIBUTE_ALPHA, rng) for rows in config.session_rows
+        ]
+        rng = stream(config.seed, "curve")
+        n_dense = sum(DENSE.values())
         self._turns_FW = _normal(rng, (n_dense, N_WAVES)) * np.float32(config.bend / n_dense**0.5)
         self._phases_W = (rng.random(N_WAVES, np.float32) * 2 * np.pi).astype(np.float32)
         heights_W = _normal(rng, (N_WAVES,))
@@ -122,17 +145,24 @@ class Clicks:
         rng = stream(config.seed, "popularity")
         self.items_shown = Popularity(config.n_items, config.item_alpha, rng)
         active = Popularity(config.n_users, config.user_alpha, rng)
-        self.user_N, self.item_N = active.draw(config.n_train, rng), self.items_shown.draw(config.n_train, rng)
+        self.user_N = active.draw(config.n_train, rng)
+        self.item_N = self.items_shown.draw(config.n_train, rng)
         self._shown = np.unique(self.user_N.astype(np.int64) * config.n_items + self.item_N)
 
     def _side(self, name: Literal["user", "item"], n: int, attribute_rows: tuple[int, ...]) -> Side:
-        """Latent factors of unit variance, partly the sum of what each attribute's value stands for."""
-        rng, told = stream(self.config.seed, name), TOLD[name]
+        """Latent factors of unit variance, partly the sum of what each attribute's value stands
+        for.
+        """
+        rng = stream(self.config.seed, name)
+        told = TOLD[name]
         shape = (n, self.config.n_factors + 1)
-        ids, factors = [np.arange(n, dtype=np.int32)], _normal(rng, shape) * np.float32((1 - told) ** 0.5)
+        ids = [np.arange(n, dtype=np.int32)]
+        factors = _normal(rng, shape) * np.float32((1 - told) ** 0.5)
         for rows in attribute_rows:
             ids.append(Popularity(rows, ATTRIBUTE_ALPHA, rng).draw(n, rng))
-            factors += _normal(rng, (rows, shape[1]))[ids[-1]] * np.float32((told / len(attribute_rows)) ** 0.5)
+            factors += _normal(rng, (rows, shape[1]))[ids[-1]] * np.float32(
+                (told / len(attribute_rows)) ** 0.5
+            )
         return Side(np.stack(ids, axis=1), factors, _normal(rng, (n, DENSE[name])))
 
     def _sessions(self, n: int, rng: np.random.Generator) -> Int32Array:
@@ -142,13 +172,21 @@ class Clicks:
     def _impressions(
         self, user_N: Int32Array, item_N: Int32Array, session: Int32Array, rng: np.random.Generator
     ) -> tuple[Int32Array, FloatArray, FloatArray]:
-        """(N, T) rows of the tables, (N, F) dense features, (N,) log odds but for the constant and the noise."""
-        config, users, items, n = self.config, self._users, self._items, len(user_N)
+        """(N, T) rows of the tables, (N, F) dense features, (N,) log odds but for the constant and
+        the noise.
+        """
+        config = self.config
+        users = self._users
+        items = self._items
+        n = len(user_N)
         ids_NT = np.concatenate((users.ids_XT[user_N], items.ids_XT[item_N], session), axis=1)
         drawn = _normal(rng, (n, DENSE["impression"]))
         dense_NF = np.concatenate((users.dense_XF[user_N], items.dense_XF[item_N], drawn), axis=1)
-        taste_NR, nature_NR = users.factors_XR[user_N], items.factors_XR[item_N]
-        known = config.curve * (np.cos(dense_NF @ self._turns_FW + self._phases_W) @ self._heights_W)
+        taste_NR = users.factors_XR[user_N]
+        nature_NR = items.factors_XR[item_N]
+        known = config.curve * (
+            np.cos(dense_NF @ self._turns_FW + self._phases_W) @ self._heights_W
+        )
         known += config.habit * taste_NR[:, -1] + config.appeal * nature_NR[:, -1]
         wish_NR = config.taste * taste_NR[:, :-1]
         for column, factors in zip(session.T, self._session_factors, strict=True):
@@ -159,18 +197,26 @@ class Clicks:
     def clicks(self, known: FloatArray, rng: np.random.Generator) -> FloatArray:
         """1 with the probability of the log odds with the constant and noise, else 0; any shape."""
         noise = self.config.noise * _normal(rng, known.shape)
-        return (rng.random(known.shape) < _sigmoid(known + self.constant + noise)).astype(np.float32)
+        return (rng.random(known.shape) < _sigmoid(known + self.constant + noise)).astype(
+            np.float32
+        )
 
     @cached_property
     def _training(self) -> tuple[Int32Array, FloatArray, FloatArray]:
         """Every training impression is a session of its own."""
-        config, n, rng = self.config, self.config.n_train, stream(self.config.seed, "training")
-        ids, dense = np.empty((n, len(config.table_rows)), np.int32), np.empty((n, sum(DENSE.values())), np.float32)
+        config = self.config
+        n = self.config.n_train
+        rng = stream(self.config.seed, "training")
+        ids = np.empty((n, len(config.table_rows)), np.int32)
+        dense = np.empty((n, sum(DENSE.values())), np.float32)
         known = np.empty(n, np.float32)
         for first in range(0, n, AT_ONCE):
             part = slice(first, first + AT_ONCE)
-            user, item = self.user_N[part], self.item_N[part]
-            ids[part], dense[part], known[part] = self._impressions(user, item, self._sessions(len(user), rng), rng)
+            user = self.user_N[part]
+            item = self.item_N[part]
+            ids[part], dense[part], known[part] = self._impressions(
+                user, item, self._sessions(len(user), rng), rng
+            )
         return ids, dense, known
 
     @cached_property
@@ -190,39 +236,53 @@ class Clicks:
     @cached_property
     def _query_users(self) -> Int32Array:
         """Those of validation, then those of the test; each has one query."""
-        return stream(self.config.seed, "query users").permutation(self.config.n_users).astype(np.int32)
+        return (
+            stream(self.config.seed, "query users")
+            .permutation(self.config.n_users)
+            .astype(np.int32)
+        )
 
-    def test(self, n_candidates: int | None = None, n_queries: int | None = None) -> tuple[Queries, FloatArray]:
-        """Queries of other users than the validation's, by default as many and as large as configured, and (Q, C)
-        the log odds but for the noise, which no ranker can beat."""
+    def test(
+        self, n_candidates: int | None = None, n_queries: int | None = None
+    ) -> tuple[Queries, FloatArray]:
+        """Queries of other users than the validation's, by default as many and as large as
+        configured, and (Q, C) the log odds but for the noise, which no ranker can beat.
+        """
         first = self.config.n_valid_queries
         users = self._query_users[first : first + (n_queries or self.config.n_queries)]
         return self.queries("test", users, n_candidates)
 
-    def queries(self, purpose: str, users_Q: Int32Array, n_candidates: int | None = None) -> tuple[Queries, FloatArray]:
-        """A session of each user: candidates drawn by popularity without repetition, in a random order, none of which
-        the user was shown in training. Raises ValueError if there are not so many."""
-        config, n_each = self.config, n_candidates or self.config.n_candidates
+    def queries(
+        self, purpose: str, users_Q: Int32Array, n_candidates: int | None = None
+    ) -> tuple[Queries, FloatArray]:
+        """A session of each user: candidates drawn by popularity without repetition, in a random
+        order, none of which the user was shown in training. Raises ValueError if there are not so
+        many.
+        """
+        config = self.config
+        n_each = n_candidates or self.config.n_candidates
         shape = (len(users_Q), n_each)
-        ids, dense = (
-            np.empty((*shape, len(config.table_rows)), np.int32),
-            np.empty((*shape, sum(DENSE.values())), np.float32),
-        )
-        labels, known = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+        ids = np.empty((*shape, len(config.table_rows)), np.int32)
+        dense = np.empty((*shape, sum(DENSE.values())), np.float32)
+        labels = np.empty(shape, np.uint8)
+        known = np.empty(shape, np.float32)
         for query, user in enumerate(users_Q):
             rng = stream(config.seed, purpose, query)
             keys = self.items_shown.log_weights() + rng.gumbel(size=config.n_items)
             keys[self.shown_to(int(user))] = -np.inf
             if n_each > np.isfinite(keys).sum():
                 raise ValueError(
-                    f"{n_each} candidates, but {np.isfinite(keys).sum()} items were not shown to user {user}"
+                    f"{n_each} candidates, but {np.isfinite(keys).sum()} items were not shown to "
+                    f"user {user}"
                 )
             item = rng.permutation(np.argpartition(-keys, n_each - 1)[:n_each]).astype(np.int32)
             session = np.repeat(self._sessions(1, rng), n_each, axis=0)
             own = self._impressions(np.full(n_each, user, np.int32), item, session, rng)
             ids[query], dense[query], known[query] = own
             labels[query] = self.clicks(own[2], rng)
-        return Queries(ids, dense, labels, np.full(len(users_Q), n_each, np.int32)), known + np.float32(self.constant)
+        return Queries(
+            ids, dense, labels, np.full(len(users_Q), n_each, np.int32)
+        ), known + np.float32(self.constant)
 
     def shown_to(self, user: int) -> npt.NDArray[np.int64]:
         """The items that the user was shown in training."""
@@ -240,7 +300,8 @@ def strengths(n_factors: int) -> FloatArray:
 def constant_for(log_odds: npt.ArrayLike, rate: float) -> float:
     """What must be added to the log odds for the mean probability to be `rate`; bisection."""
     own = np.asarray(log_odds, dtype=np.float64)
-    low, high = -30.0 - own.max(), 30.0 - own.min()
+    low = -30.0 - own.max()
+    high = 30.0 - own.min()
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if _sigmoid(own + middle).mean() > rate else (middle, high)

@@ -1,7 +1,8 @@
-"""Criteo's click logs for ranking: the rows' order is time, so the last ones are the test; pools as RecPipe's release.
+"""Criteo's click logs for ranking: the rows' order is time, so the last ones are the test; pools as
+RecPipe's release.
 
-A pool is a run of unrelated impressions of many users, a click its label: what the release ranks, and no user's query.
-Unlike the release's, no row of a pool is trained on.
+A pool is a run of unrelated impressions of many users, a click its label: what the release ranks,
+and no user's query. Unlike the release's, no row of a pool is trained on.
 """
 
 # N rows, T categories, Q pools, C rows of a pool
@@ -25,30 +26,39 @@ def table_rows(data: Criteo) -> tuple[int, ...]:
 
 
 def split(data: Criteo, n_candidates: int) -> tuple[Examples, Queries]:
-    """Training examples, with the pools that tell when training ends, and the test's pools of `n_candidates` rows.
+    """Training examples, with the pools that tell when training ends, and the test's pools of
+    `n_candidates` rows.
 
     Raises ValueError if the last tenth of the rows is no pool, or no test has a click.
     """
     n_test = round(TEST_SHARE * len(data))
     if n_test < n_candidates:
         raise ValueError(
-            f"{len(data)} rows: the last tenth is {n_test}, less than a pool of {n_candidates}; expected "
-            f"{round(n_candidates / TEST_SHARE)} rows or more, or smaller pools"
+            f"{len(data)} rows: the last tenth is {n_test}, less than a pool of {n_candidates}; "
+            f"expected {round(n_candidates / TEST_SHARE)} rows or more, or smaller pools"
         )
-    n_train, rows = len(data) - 2 * n_test, table_rows(data)
+    n_train = len(data) - 2 * n_test
+    rows = table_rows(data)
     ids_NT = (data.sparse_NC % np.array(rows, np.uint64)).astype(np.int32)
-    valid, test = (_pools(data, ids_NT, first, n_test, n_candidates) for first in (n_train, n_train + n_test))
+    valid, test = (
+        _pools(data, ids_NT, first, n_test, n_candidates) for first in (n_train, n_train + n_test)
+    )
     if not test.labels_QN.any():
         raise ValueError(f"none of the last {n_test} rows is a click; nothing can be ranked")
     train = Examples(ids_NT[:n_train], data.dense_NF[:n_train], data.label_N[:n_train], rows, valid)
     return train, test
 
 
-def _pools(data: Criteo, ids_NT: npt.NDArray[np.int32], first: int, n: int, n_candidates: int) -> Queries:
+def _pools(
+    data: Criteo, ids_NT: npt.NDArray[np.int32], first: int, n: int, n_candidates: int
+) -> Queries:
     """Rows first : first + n, one pool after the other; the rest is left out."""
     n_pools = n // n_candidates
-    part, shape = slice(first, first + n_pools * n_candidates), (n_pools, n_candidates)
+    part = slice(first, first + n_pools * n_candidates)
+    shape = (n_pools, n_candidates)
     return Queries(
-        ids_NT[part].reshape(*shape, -1), data.dense_NF[part].reshape(*shape, -1),
-        data.label_N[part].reshape(shape).astype(np.uint8), np.full(n_pools, n_candidates, np.int32),
-    )  # fmt: skip
+        ids_NT[part].reshape(*shape, -1),
+        data.dense_NF[part].reshape(*shape, -1),
+        data.label_N[part].reshape(shape).astype(np.uint8),
+        np.full(n_pools, n_candidates, np.int32),
+    )

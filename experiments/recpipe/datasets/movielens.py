@@ -1,4 +1,6 @@
-"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, a query a user."""
+"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, a query a
+user.
+"""
 
 # U users, I items, N training samples
 
@@ -22,17 +24,21 @@ from models.inputs.datasets import Interactions
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY = 4, 1024, 2e-3, 1e-5
+NEGATIVES = 4
+BATCH = 1024
+LEARNING_RATE = 2e-3
+WEIGHT_DECAY = 1e-5
 VALIDATION_K = 10
 USERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Split:
-    """Every user's last item is the test, the one before it chooses when training ends, all before are training.
+    """Every user's last item is the test, the one before it chooses when training ends, all before
+    are training.
 
-    Users with fewer than 3 items are left out. `train_user`, `train_item` int64[N]; `valid_item`, `test_item`
-    int64[U]; `seen` bool[U, I]: what a user took before the test.
+    Users with fewer than 3 items are left out. `train_user`, `train_item` int64[N]; `valid_item`,
+    `test_item` int64[U]; `seen` bool[U, I]: what a user took before the test.
     """
 
     train_user: Int64Array
@@ -56,7 +62,9 @@ class Split:
         return np.flatnonzero(~self.seen[user])
 
     def validation_ndcg(self, found: FloatArray, k: int) -> float:
-        """Mean NDCG@k of the validation items among all that the user had not taken before; `found` (U, I)."""
+        """Mean NDCG@k of the validation items among all that the user had not taken before; `found`
+        (U, I).
+        """
         rows = np.arange(self.n_users)
         own = found[rows, self.valid_item]
         above = (found > own[:, None]) & ~self.seen  # the validation item itself counts as seen
@@ -65,12 +73,14 @@ class Split:
 
 
 def split(data: Interactions) -> Split:
-    """Leave two out by time: nothing that a user took after the validation item, or at the same time, is trained on.
+    """Leave two out by time: nothing that a user took after the validation item, or at the same
+    time, is trained on.
 
     What other users took later is trained on, as leave-one-out does.
     """
     order = np.lexsort((np.arange(len(data)), data.time, data.user))
-    user, item = data.user[order], data.item[order]
+    user = data.user[order]
+    item = data.item[order]
     counts = np.bincount(user)
     kept = np.flatnonzero(counts >= 3)
     renamed = np.full(len(counts), -1)
@@ -91,7 +101,9 @@ def split(data: Interactions) -> Split:
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data at most."""
+    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data at
+    most.
+    """
 
     name: str
     width: int
@@ -103,15 +115,22 @@ class RankerConfig:
         """The same net as one of models/: NCF as published."""
         rows = "-".join(str(n) for n in (data.n_users, data.n_items) * 2)
         return ModelConfig(
-            model_type="ncf", model_name=f"neumf-{self.name}", arch_variant="paper", arch_embedding_size=rows,
-            arch_sparse_feature_size=self.width, arch_mlp_top="-".join(map(str, (*self.tower, 1))),
-            num_indices_per_lookup=1, num_indices_per_lookup_fixed=True,
-        )  # fmt: skip
+            model_type="ncf",
+            model_name=f"neumf-{self.name}",
+            arch_variant="paper",
+            arch_embedding_size=rows,
+            arch_sparse_feature_size=self.width,
+            arch_mlp_top="-".join(map(str, (*self.tower, 1))),
+            num_indices_per_lookup=1,
+            num_indices_per_lookup_fixed=True,
+        )
 
 
 RANKERS = (
-    RankerConfig("small", 4, (8,)), RankerConfig("medium", 16, (32, 16)), RankerConfig("large", 64, (128, 64, 32)),
-)  # fmt: skip
+    RankerConfig("small", 4, (8,)),
+    RankerConfig("medium", 16, (32, 16)),
+    RankerConfig("large", 64, (128, 64, 32)),
+)
 
 
 def quick(config: RankerConfig) -> RankerConfig:
@@ -134,7 +153,8 @@ class NeuMF(nn.Module):
     def forward(self, user_N: Tensor, item_N: Tensor) -> Tensor:
         """(N,)."""
         mf_user, mf_item, mlp_user, mlp_item = (
-            table(ids) for table, ids in zip(self.tables, (user_N, item_N, user_N, item_N), strict=True)
+            table(ids)
+            for table, ids in zip(self.tables, (user_N, item_N, user_N, item_N), strict=True)
         )
         x = torch.cat((mlp_user, mlp_item), dim=1)
         for layer in self.tower:
@@ -145,7 +165,9 @@ class NeuMF(nn.Module):
     def weights(self) -> dict[str, FloatArray]:
         """Under the blob names of models/ncf.py."""
         names = ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1")
-        arrays = {f"param.{name}_w": table.weight for name, table in zip(names, self.tables, strict=True)}
+        arrays = {
+            f"param.{name}_w": table.weight for name, table in zip(names, self.tables, strict=True)
+        }
         for i, layer in enumerate((*self.tower, self.final), start=1):
             name = "final.fc1" if layer is self.final else f"mlpfc.fc{i}"
             arrays |= {f"param.{name}_w": layer.weight, f"param.{name}_b": layer.bias}
@@ -153,7 +175,8 @@ class NeuMF(nn.Module):
 
 
 def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[str, FloatArray]:
-    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it repeats exactly.
+    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it
+    repeats exactly.
 
     The weights are those of the pass with the best validation NDCG@VALIDATION_K.
     """
@@ -162,22 +185,29 @@ def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[st
     rng = np.random.default_rng(config.seed)
     net = NeuMF(config, data.n_users, data.n_items)
     optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best, weights = -1.0, net.weights()
+    best = -1.0
+    weights = net.weights()
     for epoch in range(config.epochs):
         users = np.repeat(data.train_user, 1 + NEGATIVES)
         items, labels = _with_negatives(data, rng)
         order = rng.permutation(len(users))
         for first in range(0, len(order), BATCH):
             part = order[first : first + BATCH]
-            user_N, item_N = torch.from_numpy(users[part]), torch.from_numpy(items[part])
-            loss = nn.functional.binary_cross_entropy_with_logits(net(user_N, item_N), torch.from_numpy(labels[part]))
+            user_N = torch.from_numpy(users[part])
+            item_N = torch.from_numpy(items[part])
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                net(user_N, item_N), torch.from_numpy(labels[part])
+            )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         ndcg = data.validation_ndcg(_all_logits(net, data), VALIDATION_K)
         if ndcg > best:
-            best, weights = ndcg, net.weights()
-        on_fraction((epoch + 1) / config.epochs, f"loss {loss.item():.3f}, validation NDCG {ndcg:.4f}")
+            best = ndcg
+            weights = net.weights()
+        on_fraction(
+            (epoch + 1) / config.epochs, f"loss {loss.item():.3f}, validation NDCG {ndcg:.4f}"
+        )
     return weights
 
 
@@ -194,7 +224,9 @@ def _all_logits(net: NeuMF, data: Split) -> FloatArray:
 
 
 def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, FloatArray]:
-    """Each training pair's item, then NEGATIVES items that its user has not taken (drawn anew until none is)."""
+    """Each training pair's item, then NEGATIVES items that its user has not taken (drawn anew until
+    none is).
+    """
     drawn = rng.integers(0, data.n_items, (len(data.train_user), NEGATIVES))
     users = data.train_user[:, None]
     while (bad := data.seen[users, drawn]).any():
@@ -207,8 +239,16 @@ def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, 
 
 def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> Ranker:
     """From its checkpoint if it was trained on this data before."""
-    facts = [asdict(config), data.n_users, data.n_items, NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY,
-             torch.__version__]  # fmt: skip
+    facts = [
+        asdict(config),
+        data.n_users,
+        data.n_items,
+        NEGATIVES,
+        BATCH,
+        LEARNING_RATE,
+        WEIGHT_DECAY,
+        torch.__version__,
+    ]
     digest = hashlib.sha256(json.dumps(facts).encode())
     for array in (data.train_user, data.train_item, data.valid_item, data.seen):
         digest.update(array.tobytes())
@@ -218,11 +258,14 @@ def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFrac
 
 
 def queries_of(data: Split) -> Queries:
-    """A query a user: all that the user had not taken before the test, by item, for the four tables of NCF."""
+    """A query a user: all that the user had not taken before the test, by item, for the four tables
+    of NCF.
+    """
     pools = [data.candidates(user) for user in range(data.n_users)]
     n_items = np.array([len(pool) for pool in pools], np.int32)
     shape = (data.n_users, int(n_items.max()))
-    ids, labels = np.zeros((*shape, 4), np.int32), np.zeros(shape, np.uint8)
+    ids = np.zeros((*shape, 4), np.int32)
+    labels = np.zeros(shape, np.uint8)
     for user, pool in enumerate(pools):
         ids[user, : len(pool), 0::2], ids[user, : len(pool), 1::2] = user, pool[:, None]
         labels[user, : len(pool)] = pool == data.test_item[user]

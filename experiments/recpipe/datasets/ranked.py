@@ -33,21 +33,29 @@ class Queries(InfraQueries):
     """Ranking queries that can be drawn from, batched and saved."""
 
     def sample(self, n: int) -> Queries:
-        """n of them, drawn at random and always the same, in their order; all where there are no more."""
+        """n of them, drawn at random and always the same, in their order; all where there are no
+        more.
+        """
         drawn = np.sort(stream(1, "queries").permutation(len(self))[:n])
         return Queries(*(getattr(self, field.name)[drawn] for field in fields(self)))
 
     def batch(self, query: int, items: Int64Array, table_rows: Sequence[int]) -> Batch:
         """Those candidates as a model takes them."""
         ids_BT = self.ids_QNT[query, items] + first_rows(table_rows)[:-1]
-        dense_BF = torch.from_numpy(self.dense_QNF[query, items]) if self.dense_QNF.shape[2] else None
+        dense_BF = (
+            torch.from_numpy(self.dense_QNF[query, items]) if self.dense_QNF.shape[2] else None
+        )
         offsets = torch.arange(ids_BT.size + 1, dtype=torch.int32)
-        return Batch(len(items), dense_BF, torch.from_numpy(ids_BT.reshape(-1).astype(np.int32)), offsets)
+        return Batch(
+            len(items), dense_BF, torch.from_numpy(ids_BT.reshape(-1).astype(np.int32)), offsets
+        )
 
     def save(self, file: Path) -> None:
         """As queries.npz: ids, dense, labels, n_items."""
         names = (field.name.rpartition("_")[0] for field in fields(self))
-        arrays = {name: getattr(self, field.name) for name, field in zip(names, fields(self), strict=True)}
+        arrays = {
+            name: getattr(self, field.name) for name, field in zip(names, fields(self), strict=True)
+        }
         np.savez_compressed(file, **arrays)
 
     @classmethod
@@ -81,7 +89,11 @@ class Ranker:
         """As <name>.json, a file that --config_file takes, and <name>.npz."""
         default = ModelConfig()
         own = {field.name: getattr(self.config, field.name) for field in fields(ModelConfig)}
-        kept = {key: value for key, value in own.items() if key == "model_type" or value != getattr(default, key)}
+        kept = {
+            key: value
+            for key, value in own.items()
+            if key == "model_type" or value != getattr(default, key)
+        }
         (folder / f"{name}.json").write_text(json.dumps(kept, indent=2) + "\n")
         np.savez_compressed(folder / f"{name}.npz", **self.weights)  # type: ignore[arg-type]
 
@@ -106,8 +118,8 @@ def checkpoint(file: Path, train: Callable[[], dict[str, FloatArray]]) -> dict[s
 class RankedData:
     """A data set's ranking queries and its rankers, small to large, which all read them.
 
-    `k`: length of the lists whose quality is told; `provenance`: what the queries are and how they came about;
-    `known_QN`: where the labels were drawn, scores that no ranker can beat on average.
+    `k`: length of the lists whose quality is told; `provenance`: what the queries are and how they
+    came about; `known_QN`: where the labels were drawn, scores that no ranker can beat on average.
     """
 
     name: str
@@ -126,17 +138,23 @@ def scores(model: RecModel, queries: Queries) -> FloatArray:
     for query, n_items in enumerate(queries.n_items_Q):
         for first in range(0, int(n_items), ITEMS_AT_ONCE):
             items = np.arange(first, min(first + ITEMS_AT_ONCE, int(n_items)))
-            found[query, items] = model(queries.batch(query, items, model.config.table_rows)).numpy().reshape(-1)
+            found[query, items] = (
+                model(queries.batch(query, items, model.config.table_rows)).numpy().reshape(-1)
+            )
     return found
 
 
 def handed_on(
-    scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int], n_parts: int = 1
+    scores_by_stage: Sequence[FloatArray],
+    query: int,
+    pool: Int64Array,
+    keeps: Sequence[int],
+    n_parts: int = 1,
 ) -> Int64Array:
     """What filters let through, exactly, ties by place; best first.
 
-    `pool`: places of the query's candidates that the first stage ranks, cut into `n_parts` in their order; of each
-    part a stage keeps its share (rounded up), without seeing the others.
+    `pool`: places of the query's candidates that the first stage ranks, cut into `n_parts` in their
+    order; of each part a stage keeps its share (rounded up), without seeing the others.
     """
     kept = []
     for part in np.array_split(pool, n_parts):
@@ -148,8 +166,14 @@ def handed_on(
 
 
 def chain(
-    scores_by_stage: Sequence[FloatArray], query: int, pool: Int64Array, keeps: Sequence[int], n_parts: int = 1
+    scores_by_stage: Sequence[FloatArray],
+    query: int,
+    pool: Int64Array,
+    keeps: Sequence[int],
+    n_parts: int = 1,
 ) -> Int64Array:
-    """What a pipeline answers: each stage ranks what the one before handed on, the last one all of it; best first."""
+    """What a pipeline answers: each stage ranks what the one before handed on, the last one all of
+    it; best first.
+    """
     items = handed_on(scores_by_stage[:-1], query, pool, keeps[:-1], n_parts)
     return top_items(items, scores_by_stage[-1][query, items], keeps[-1])

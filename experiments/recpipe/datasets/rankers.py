@@ -3,10 +3,11 @@
 
 python experiments/recpipe/datasets/rankers.py --data movielens|clicks|criteo --out FOLDER [--queries N] [--criteo FILE]
 
-For each of the rankers small, medium and large <name>.json (a model's configuration, as --config_file takes it) and
-<name>.npz (weights under the blob names of models/); queries.npz: ids int32 [queries, items, tables] (row within its
-table), dense float32 [queries, items, features], labels uint8 [queries, items], n_items int32 [queries] (rows beyond
-are padding); queries.json: where they come from. Rankers are trained once; the cache folder keeps them.
+For each of the rankers small, medium and large <name>.json (a model's configuration, as
+--config_file takes it) and <name>.npz (weights under the blob names of models/); queries.npz: ids
+int32 [queries, items, tables] (row within its table), dense float32 [queries, items, features],
+labels uint8 [queries, items], n_items int32 [queries] (rows beyond are padding); queries.json:
+where they come from. Rankers are trained once; the cache folder keeps them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ Size = tuple[int, int] | None
 
 
 def load(args: argparse.Namespace) -> RankedData:
-    """The data set that the command line names, its rankers trained; raises ValueError if it cannot be read."""
+    """The data set that the command line names, its rankers trained; raises ValueError if it cannot
+    be read.
+    """
     with Progress("auto") as progress:
         if args.data == "movielens":
             return _movielens(args, progress)
@@ -58,23 +61,27 @@ def _movielens(args: argparse.Namespace, progress: Progress) -> RankedData:
         with progress.step(f"training {own.name}") as on_fraction:
             rankers[own.name] = movielens.trained(own, data, args.cache, on_fraction)
     facts = {
-        "what": "MovieLens, leave one out by time: a query is a user with all items not taken before the test, "
-        "label 1 = the item taken last",
+        "what": "MovieLens, leave one out by time: a query is a user with all items not taken "
+        "before the test, label 1 = the item taken last",
         "tables": ["user", "item", "user", "item"],
-        "users": data.n_users, "items": data.n_items,
-    }  # fmt: skip
+        "users": data.n_users,
+        "items": data.n_items,
+    }
     return RankedData("movielens", rankers, movielens.queries_of(data), MOVIELENS_K, facts)
 
 
-def clicks(args: argparse.Namespace, progress: Progress, sizes: Sequence[Size] = (None,)) -> list[RankedData]:
+def clicks(
+    args: argparse.Namespace, progress: Progress, sizes: Sequence[Size] = (None,)
+) -> list[RankedData]:
     """Queries of each size, with the same rankers: (candidates, queries), None as configured."""
     world = Clicks(QUICK_CLICKS if args.quick else ClickConfig())
     rankers = _dlrms(world.examples(), args, progress)
     facts = {
-        "what": "synthetic clicks: a query is a later session of one user, its candidates drawn by popularity and none "
-        "of them shown to that user in training, label 1 = clicked",
-        "tables": world.config.table_names, "settings": asdict(world.config),
-    }  # fmt: skip
+        "what": "synthetic clicks: a query is a later session of one user, its candidates drawn "
+        "by popularity and none of them shown to that user in training, label 1 = clicked",
+        "tables": world.config.table_names,
+        "settings": asdict(world.config),
+    }
     return [
         RankedData("clicks", rankers, queries, CLICKS_K, facts, known)
         for queries, known in (world.test(*size) if size else world.test() for size in sizes)
@@ -83,13 +90,17 @@ def clicks(args: argparse.Namespace, progress: Progress, sizes: Sequence[Size] =
 
 def _criteo(args: argparse.Namespace, progress: Progress) -> RankedData:
     if args.criteo is None:
-        raise ValueError("--data criteo reads --criteo FILE, Criteo Kaggle's train.txt or its first rows")
+        raise ValueError(
+            "--data criteo reads --criteo FILE, Criteo Kaggle's train.txt or its first rows"
+        )
     data = read_criteo(str(args.criteo), args.criteo_rows)
     examples, queries = criteo.split(data, len(data) // 50 if args.quick else CRITEO_POOL)
     facts = {
-        "what": "Criteo's click logs: a pool is a run of unrelated impressions, not trained on, label 1 = clicked",
-        "tables": [f"category {i}" for i in range(len(examples.table_rows))], "rows_read": len(data),
-    }  # fmt: skip
+        "what": "Criteo's click logs: a pool is a run of unrelated impressions, not trained on, "
+        "label 1 = clicked",
+        "tables": [f"category {i}" for i in range(len(examples.table_rows))],
+        "rows_read": len(data),
+    }
     return RankedData("criteo", _dlrms(examples, args, progress), queries, CLICKS_K, facts)
 
 
@@ -109,25 +120,38 @@ def export(data: RankedData, folder: Path, n_queries: int) -> None:
     queries = data.queries.sample(n_queries)
     queries.save(folder / "queries.npz")
     facts = {
-        "data": data.name, "rankers": [*data.rankers], "n_queries": len(queries), "k": data.k,
-        "shape_QNT": list(queries.ids_QNT.shape), "n_dense": queries.dense_QNF.shape[2],
-        "label_rate": float(sum(queries.labels(q).sum() for q in range(len(queries))) / queries.n_items_Q.sum()),
-        **data.provenance, "provenance": provenance(1),
-    }  # fmt: skip
+        "data": data.name,
+        "rankers": [*data.rankers],
+        "n_queries": len(queries),
+        "k": data.k,
+        "shape_QNT": list(queries.ids_QNT.shape),
+        "n_dense": queries.dense_QNF.shape[2],
+        "label_rate": float(
+            sum(queries.labels(q).sum() for q in range(len(queries))) / queries.n_items_Q.sum()
+        ),
+        **data.provenance,
+        "provenance": provenance(1),
+    }
     (folder / "queries.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
     """Where checkpoints are kept, and whether it must be quick."""
-    parser.add_argument("--cache", type=Path, default=Path("results/recpipe"), help="folder of checkpoints")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("results/recpipe"), help="folder of checkpoints"
+    )
     parser.add_argument("--quick", action="store_true", help="little data, little training")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Which data set and from where."""
     parser.add_argument("--data", choices=DATA, default="clicks")
-    parser.add_argument("--movielens", type=Path, help="folder or file of MovieLens-style interactions")
-    parser.add_argument("--criteo", type=Path, help="file of Criteo Kaggle's rows, label first, tabs between")
+    parser.add_argument(
+        "--movielens", type=Path, help="folder or file of MovieLens-style interactions"
+    )
+    parser.add_argument(
+        "--criteo", type=Path, help="file of Criteo Kaggle's rows, label first, tabs between"
+    )
     parser.add_argument("--criteo_rows", type=int, default=2_000_000, help="read so many at most")
     add_cache_flags(parser)
 
@@ -141,7 +165,9 @@ def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *n
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_flags(parser)
     parser.add_argument("--queries", type=int, help="so many at most (64; MovieLens 200)")
     parser.add_argument("--out", type=Path, required=True)
@@ -156,8 +182,10 @@ def main(argv: Sequence[str]) -> int:
         parser.error(str(error))
     export(data, args.out, args.queries)
     n_bytes = sum(file.stat().st_size for file in args.out.iterdir())
-    console().print(f"{', '.join(data.rankers)} and {min(args.queries, len(data.queries))} queries: {args.out}, "
-                    f"{n_bytes / 1e6:.1f} MB")  # fmt: skip
+    console().print(
+        f"{', '.join(data.rankers)} and {min(args.queries, len(data.queries))} queries: "
+        f"{args.out}, {n_bytes / 1e6:.1f} MB"
+    )
     return 0
 
 

@@ -35,15 +35,19 @@ class CpuRun:
     """One bucket on the CPU: all compiled groups in one call, then the others one after the other."""
 
     def __init__(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> None:
-        self._layout, self._checked = layout, checked
+        self._layout = layout
+        self._checked = checked
         settings = complete(SETTINGS["cpu"], bucket.settings)
-        jobs, self._others = [], []
+        jobs = []
+        self._others = []
         for group in bucket.groups:
             if group.schedule == "one_width":
                 self._others.append(one_width(layout, weight_E, group))
                 continue
-            own = {dim: tuple(table for table in group.tables if layout.specs[table].dim == dim)
-                   for dim in sorted({layout.specs[table].dim for table in group.tables})}  # fmt: skip
+            own = {
+                dim: tuple(table for table in group.tables if layout.specs[table].dim == dim)
+                for dim in sorted({layout.specs[table].dim for table in group.tables})
+            }
             for dim, tables in own.items():
                 if group.schedule in WRITERS:
                     self._others += _writers(group.schedule, layout, weight_E, tables)
@@ -53,7 +57,9 @@ class CpuRun:
         self._bag_ids_T = np.array([spec.bag_ids or -1 for spec in layout.specs], dtype=np.int64)
 
     def __call__(self, bags: Bags, out_BC: Tensor) -> None:
-        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
+        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if
+        checked.
+        """
         if not bags.n_items:
             return
         if self._checked:
@@ -65,29 +71,50 @@ class CpuRun:
             write(bags, out_BC)
 
     def _check_offsets(self, bags: Bags, out_BC: Tensor) -> None:
-        call, n_tables = call_of(bags, out_BC, checked=True), bags.n_tables
+        call = call_of(bags, out_BC, checked=True)
+        n_tables = bags.n_tables
         bag = kernels.first_wrong_bag(bits_of(bags))(
-            ctypes.addressof(call), self._bag_ids_T.ctypes.data, n_tables, bags.n_items, len(bags.ids_L)
+            ctypes.addressof(call),
+            self._bag_ids_T.ctypes.data,
+            n_tables,
+            bags.n_items,
+            len(bags.ids_L),
         )
         if bag < 0:
             return
-        table, item = (bag % n_tables, bag // n_tables) if bags.item_major else divmod(bag, bags.n_items)
+        table, item = (
+            (bag % n_tables, bag // n_tables) if bags.item_major else divmod(bag, bags.n_items)
+        )
         first, end = bags.offsets[bag : bag + 2].tolist()
         expected = self._bag_ids_T[table]
         if first < 0 or end < first or end > len(bags.ids_L):
-            raise ValueError(f"table {table}, item {item}: offsets {first} to {end} of {len(bags.ids_L)} ids")
-        raise ValueError(f"table {table}, item {item}: {end - first} ids; every bag of this table has {expected}")
+            raise ValueError(
+                f"table {table}, item {item}: offsets {first} to {end} of {len(bags.ids_L)} ids"
+            )
+        raise ValueError(
+            f"table {table}, item {item}: {end - first} ids; every bag of this table has {expected}"
+        )
 
 
 def one_width(layout: Layout, weight_E: Tensor, group: Group) -> Write:
-    """The models' own kernel: all tables as one matrix, item-major bags of int32; raises ValueError for others."""
-    width, joined = layout.specs[0].dim, Layout.joined(layout.specs)
+    """The models' own kernel: all tables as one matrix, item-major bags of int32; raises ValueError
+    for others.
+    """
+    width = layout.specs[0].dim
+    joined = Layout.joined(layout.specs)
     same = np.array_equal(layout.elements_T, joined.elements_T) and np.array_equal(
         layout.first_ids_T, joined.first_ids_T
     )
-    if len(group.tables) != len(layout.specs) or {spec.dim for spec in layout.specs} != {width} or not same:
-        raise ValueError("one_width needs all tables, of one width, with ids that count through all of them")
-    pool, weight_RD = pooling(width), weight_E[: joined.n_elements].view(-1, width).numpy()
+    if (
+        len(group.tables) != len(layout.specs)
+        or {spec.dim for spec in layout.specs} != {width}
+        or not same
+    ):
+        raise ValueError(
+            "one_width needs all tables, of one width, with ids that count through all of them"
+        )
+    pool = pooling(width)
+    weight_RD = weight_E[: joined.n_elements].view(-1, width).numpy()
 
     def run(bags: Bags, out_BC: Tensor) -> None:
         if not bags.item_major or bags.ids_L.dtype != torch.int32:
@@ -111,14 +138,16 @@ def _writers(schedule: str, layout: Layout, weight_E: Tensor, tables: Sequence[i
 def _job(group: Group, dim: int, tables: tuple[int, ...], layout: Layout, weight_E: Tensor) -> Job:
     knobs = complete(SCHEDULES["cpu"][group.schedule], group.params)
     stored = store(layout, weight_E, tables, str(knobs["storage"]))
-    unroll, order = int(knobs.get("unroll", 0)), str(knobs.get("order", "table"))
+    unroll = int(knobs.get("unroll", 0))
+    order = str(knobs.get("order", "table"))
     return Job(dim, tables, stored, str(knobs["ahead"]), int(knobs["distance"]), unroll, order)
 
 
 def check_ids(layout: Layout, bags: Bags) -> None:
     """Raise ValueError naming the first id that is no row of its table."""
     for table, spec in enumerate(layout.specs):
-        ids, low = bags.of((table,))[0], int(layout.first_ids_T[table])
+        ids = bags.of((table,))[0]
+        low = int(layout.first_ids_T[table])
         wrong = torch.nonzero((ids < low) | (ids >= low + spec.rows))
         if len(wrong):
             rows = f"{spec.rows} rows" if low == 0 else f"rows {low} to {low + spec.rows - 1}"
@@ -132,7 +161,11 @@ class CpuBackend:
 
     def versions(self) -> dict[str, str]:
         """The processor, the cores and PyTorch."""
-        return {"cpu": cpu_name(), "cores": str(len(usable_cores())), "torch": package_versions()["torch"]}
+        return {
+            "cpu": cpu_name(),
+            "cores": str(len(usable_cores())),
+            "torch": package_versions()["torch"],
+        }
 
     def default_plan(self, specs: Sequence[TableSpec], *, joined: bool = False) -> Plan:
         """Compiled throughout; whole tables are asked for where a batch reads most of their rows.
@@ -141,22 +174,27 @@ class CpuBackend:
         """
         if joined:
             whole = Group("one_width", (), tuple(range(len(specs))))
-            return Plan("cpu", tuple(specs), (Bucket(None, (whole,)),), {"source": "rule, not tuned"})
+            return Plan(
+                "cpu", tuple(specs), (Bucket(None, (whole,)),), {"source": "rule, not tuned"}
+            )
         one = tuple(table for table, spec in enumerate(specs) if spec.bag_ids == 1)
         small = tuple(
-            table for table, spec in enumerate(specs)
+            table
+            for table, spec in enumerate(specs)
             if spec.bag_ids != 1 and spec.rows * spec.dim * 4 <= _STREAM_BYTES
-        )  # fmt: skip
+        )
         large = tuple(sorted({*range(len(specs))} - {*one, *small}))
         by_ids = params(ahead="ids", distance=64)
         few = (
-            Group("copy", params(ahead="none"), one), Group("compiled", params(ahead="none"), small),
+            Group("copy", params(ahead="none"), one),
+            Group("compiled", params(ahead="none"), small),
             Group("compiled", by_ids, large),
-        )  # fmt: skip
+        )
         many = (
-            Group("copy", params(ahead="none"), one), Group("compiled", params(ahead="table"), small),
+            Group("copy", params(ahead="none"), one),
+            Group("compiled", params(ahead="table"), small),
             Group("compiled", by_ids, large),
-        )  # fmt: skip
+        )
         buckets = (Bucket(_SMALL_BATCH, _filled(few)), Bucket(None, _filled(many)))
         return Plan("cpu", tuple(specs), buckets, {"source": "rule, not tuned"})
 
@@ -164,17 +202,31 @@ class CpuBackend:
         """See Backend."""
         return CpuRun(layout, weight_E, bucket, checked=checked)
 
-    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+    def prepare(
+        self,
+        layout: Layout,
+        weight_E: Tensor,
+        buckets: Sequence[Bucket],
+        bags: Bags,
+        seconds: float,
+    ) -> None:
         """Nothing: what is compiled here takes no time worth sharing."""
         del layout, weight_E, buckets, bags, seconds
 
-    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+    def uniform(
+        self, specs: Sequence[TableSpec], settings: Params, *, joined: bool
+    ) -> Sequence[tuple[Group, ...]]:
         """See Backend."""
         del settings
         every = tuple(range(len(specs)))
-        knobs = [params(ahead=ahead, unroll=unroll) for ahead in ("none", "table") for unroll in (1, 4)]
+        knobs = [
+            params(ahead=ahead, unroll=unroll) for ahead in ("none", "table") for unroll in (1, 4)
+        ]
         knobs += [params(ahead="ids", distance=distance) for distance in (16, 64)]
-        found = [(Group("compiled", own, every),) for own in (*knobs, *([params(ahead="none", order="item")] * joined))]
+        found = [
+            (Group("compiled", own, every),)
+            for own in (*knobs, *([params(ahead="none", order="item")] * joined))
+        ]
         if joined:
             found.append((Group("one_width", (), every),))
         return [*found, (Group("fused", (), every),)]

@@ -1,4 +1,6 @@
-"""What the tuner may try on a CPU: candidates with a cost model before them, busy neighbours, a clock."""
+"""What the tuner may try on a CPU: candidates with a cost model before them, busy neighbours, a
+clock.
+"""
 
 # B items, T tables
 
@@ -20,9 +22,18 @@ from models.embedding.cpu.storage import ERRORS
 from models.embedding.plan.plan import params
 
 _BUFFER_BYTES = 256 << 20  # of a neighbour: larger than the cache
-_ROW_FLOATS, _ROWS_A_TURN, _START_S, _PR_SET_PDEATHSIG = 32, 4096, 0.3, 1
-_LINE_BYTES, _L2_BYTES, _L3_BYTES = 64, 512 << 10, 16 << 20
-_BAG_S, _ID_S, _NEAR_S, _FAR_S, _MEMORY_S = 4e-9, 0.7e-9, 0.4e-9, 2e-9, 6e-9
+_ROW_FLOATS = 32
+_ROWS_A_TURN = 4096
+_START_S = 0.3
+_PR_SET_PDEATHSIG = 1
+_LINE_BYTES = 64
+_L2_BYTES = 512 << 10
+_L3_BYTES = 16 << 20
+_BAG_S = 4e-9
+_ID_S = 0.7e-9
+_NEAR_S = 0.4e-9
+_FAR_S = 2e-9
+_MEMORY_S = 6e-9
 _STREAMED_LINE_S, _TORCH_CALL_S, _WORST = 2.5e-9, 5e-6, 3.0
 _LEAST_ROUND_S, _MOST_CALLS = 1e-3, 64
 _CHEAP_S, _MOST_ROUNDS = 0.1, 5
@@ -35,16 +46,22 @@ def choices(cluster: Cluster, max_error: float) -> list[Choice]:
 
 
 def _all(cluster: Cluster, max_error: float) -> Iterator[tuple[Choice, float]]:
-    n_tables, spec = len(cluster.tables), cluster.spec
+    n_tables = len(cluster.tables)
+    spec = cluster.spec
     n_bags = n_tables * cluster.n_items
-    n_ids, table_bytes = n_bags * cluster.mean_ids, spec.rows * spec.dim * 4
+    n_ids = n_bags * cluster.mean_ids
+    table_bytes = spec.rows * spec.dim * 4
     lines = max(spec.dim * 4 / _LINE_BYTES, 1.0)
     n_touched = min(n_ids, n_tables * spec.rows) * lines
     again_s = _NEAR_S if table_bytes <= _L2_BYTES else _FAR_S
     rows_s = n_touched * _MEMORY_S + max(n_ids * lines - n_touched, 0) * again_s
     plain_s = n_bags * _BAG_S + n_ids * _ID_S + rows_s
-    streamed_s = (plain_s - n_touched * _MEMORY_S + n_touched * again_s
-                  + n_tables * table_bytes / _LINE_BYTES * _STREAMED_LINE_S)  # fmt: skip
+    streamed_s = (
+        plain_s
+        - n_touched * _MEMORY_S
+        + n_touched * again_s
+        + n_tables * table_bytes / _LINE_BYTES * _STREAMED_LINE_S
+    )
     for storage, error in ERRORS.items():
         if error > max_error:
             continue
@@ -54,7 +71,10 @@ def _all(cluster: Cluster, max_error: float) -> Iterator[tuple[Choice, float]]:
                 yield Choice("compiled", params(ahead="none", unroll=unroll, **narrow)), plain_s
                 yield Choice("compiled", params(ahead="table", unroll=unroll, **narrow)), streamed_s
         for distance in (16, 64):
-            yield Choice("compiled", params(ahead="ids", distance=distance, **narrow)), plain_s * 1.05
+            yield (
+                Choice("compiled", params(ahead="ids", distance=distance, **narrow)),
+                plain_s * 1.05,
+            )
         if cluster.item_major:
             yield Choice("compiled", params(ahead="none", order="item", **narrow)), plain_s * 1.02
         if spec.bag_ids == 1:
@@ -69,17 +89,28 @@ def _all(cluster: Cluster, max_error: float) -> Iterator[tuple[Choice, float]]:
     if spec.bag_ids is not None:
         yield Choice("fixed_length", ()), 4 * _TORCH_CALL_S + n_bags * 20e-9 + 2 * again
     cells = cluster.n_items * spec.rows * n_tables
-    yield Choice("histogram", ()), 4 * n_tables * _TORCH_CALL_S + n_ids * 4e-9 + cells * (1e-9 + spec.dim * 3e-11)
-    yield Choice("dedup", ()), 8 * _TORCH_CALL_S + n_ids * 60e-9 + n_bags * 20e-9 + cluster.distinct_frac * rows_s
+    yield (
+        Choice("histogram", ()),
+        4 * n_tables * _TORCH_CALL_S + n_ids * 4e-9 + cells * (1e-9 + spec.dim * 3e-11),
+    )
+    yield (
+        Choice("dedup", ()),
+        8 * _TORCH_CALL_S + n_ids * 60e-9 + n_bags * 20e-9 + cluster.distinct_frac * rows_s,
+    )
 
 
 @contextlib.contextmanager
 def neighbours(n_threads: int) -> Iterator[None]:
-    """All cores but the first `n_threads` gather from buffers larger than the cache; this process keeps to those."""
+    """All cores but the first `n_threads` gather from buffers larger than the cache; this process
+    keeps to those.
+    """
     cores = usable_cores()
-    others, context = cores[n_threads:], multiprocessing.get_context("fork")
-    processes = [context.Process(target=_gather, args=(core, os.getpid(), seed), daemon=True)
-                 for seed, core in enumerate(others)]  # fmt: skip
+    others = cores[n_threads:]
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_gather, args=(core, os.getpid(), seed), daemon=True)
+        for seed, core in enumerate(others)
+    ]
     try:
         for process in processes:
             process.start()
@@ -100,7 +131,8 @@ def _gather(core: int, parent: int, seed: int) -> None:
     os.sched_setaffinity(0, {core})
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rows = np.ones((_BUFFER_BYTES // 4 // _ROW_FLOATS, _ROW_FLOATS), np.float32)
-    rng, target = np.random.default_rng(seed), np.empty((_ROWS_A_TURN, _ROW_FLOATS), np.float32)
+    rng = np.random.default_rng(seed)
+    target = np.empty((_ROWS_A_TURN, _ROW_FLOATS), np.float32)
     ids = rng.integers(0, len(rows), (64, _ROWS_A_TURN))
     while os.getppid() == parent:
         for own in ids:
@@ -110,10 +142,13 @@ def _gather(core: int, parent: int, seed: int) -> None:
 def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
     """(calls, rounds) seconds a call; in every round each call in turn, in another order.
 
-    At least `n_rounds`; of short calls more, for as long as that is cheap. Every call goes on with the batches behind
-    those of the call before it, so that nobody finds rows in the cache which somebody else has just read.
+    At least `n_rounds`; of short calls more, for as long as that is cheap. Every call goes on with
+    the batches behind those of the call before it, so that nobody finds rows in the cache which
+    somebody else has just read.
     """
-    n_calls, turn, round_s = [], 0, 0.0
+    n_calls = []
+    turn = 0
+    round_s = 0.0
     for k, call in enumerate(calls):
         call(turn)
         once_s = _timed(call, turn + 1, 1)
@@ -121,7 +156,8 @@ def seconds(calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArr
         round_s += n_calls[k] * once_s
         turn += 2
     n_rounds = int(min(max(_CHEAP_S / max(round_s, 1e-9), n_rounds), _MOST_ROUNDS * n_rounds))
-    times, rng = np.empty((len(calls), n_rounds)), np.random.default_rng(len(calls))
+    times = np.empty((len(calls), n_rounds))
+    rng = np.random.default_rng(len(calls))
     for round_id in range(n_rounds):
         for k in rng.permutation(len(calls)):
             times[k, round_id] = _timed(calls[k], turn, n_calls[k])

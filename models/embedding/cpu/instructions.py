@@ -1,4 +1,6 @@
-"""What the compiled look-up is made of: numbers in memory, rows summed, copied or asked for, kernels called."""
+"""What the compiled look-up is made of: numbers in memory, rows summed, copied or asked for,
+kernels called.
+"""
 
 # D width of a row, L ids
 
@@ -69,7 +71,8 @@ def prefetch_line(_: Any, address: Any) -> Any:
 
 @cache
 def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
-    """add_rows(rows, ids, first, end, target, fresh): target = the rows' sum, on top of what is there unless fresh.
+    """add_rows(rows, ids, first, end, target, fresh): target = the rows' sum, on top of what is
+    there unless fresh.
 
     `unroll` sums run side by side; with 1 the rows are added in the order of the ids.
     """
@@ -78,7 +81,9 @@ def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
     def add_rows(_: Any, rows: Any, ids: Any, first: Any, end: Any, target: Any, fresh: Any) -> Any:
         def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
             table, ids, first, end, target, fresh = values
-            rows, zero, one = StoredRows(builder, width, storage), ir.Constant(LONG, 0), ir.Constant(LONG, 1)
+            rows = StoredRows(builder, width, storage)
+            zero = ir.Constant(LONG, 0)
+            one = ir.Constant(LONG, 1)
             totals = [cgutils.alloca_once_value(builder, rows.zero) for _ in range(unroll)]
             with builder.if_then(builder.icmp_signed("==", fresh, zero)):
                 builder.store(rows.load(target, zero), totals[0])
@@ -91,7 +96,10 @@ def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
             if unroll > 1:
                 n = builder.sub(end, first)
                 rest = builder.sub(end, builder.srem(n, ir.Constant(LONG, unroll)))
-                with cgutils.for_range_slice(builder, first, rest, ir.Constant(LONG, unroll)) as (k, _):
+                with cgutils.for_range_slice(builder, first, rest, ir.Constant(LONG, unroll)) as (
+                    k,
+                    _,
+                ):
                     for i, total in enumerate(totals):
                         add(builder.add(k, ir.Constant(LONG, i)), total)
             with cgutils.for_range_slice(builder, rest, end, one) as (k, _):
@@ -108,13 +116,18 @@ def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
 
 @cache
 def copy_rows_of(width: int, storage: str, bits: int, prefetching: bool) -> Any:
-    """copy_rows(rows, ids, first, end, target, step, distance): the row of every id, `step` bytes apart."""
+    """copy_rows(rows, ids, first, end, target, step, distance): the row of every id, `step` bytes
+    apart.
+    """
 
     @_intrinsic
-    def copy_rows(_: Any, rows: Any, ids: Any, first: Any, end: Any, target: Any, step: Any, distance: Any) -> Any:
+    def copy_rows(
+        _: Any, rows: Any, ids: Any, first: Any, end: Any, target: Any, step: Any, distance: Any
+    ) -> Any:
         def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
             table, ids, first, end, target, step, distance = values
-            rows, one = StoredRows(builder, width, storage), ir.Constant(LONG, 1)
+            rows = StoredRows(builder, width, storage)
+            one = ir.Constant(LONG, 1)
             last = builder.sub(end, one)
             with cgutils.for_range_slice(builder, first, end, one) as (k, _):
                 if prefetching:

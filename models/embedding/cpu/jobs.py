@@ -1,4 +1,6 @@
-"""Tables handed to the compiled kernels: what each thread does, laid out in memory as the kernels read it."""
+"""Tables handed to the compiled kernels: what each thread does, laid out in memory as the kernels
+read it.
+"""
 
 # B items, T tables
 
@@ -39,7 +41,12 @@ def call_of(bags: Bags, out_BC: Tensor, *, checked: bool) -> ctypes.Array[ctypes
     """What the kernels read of one call."""
     steps = (1, bags.n_tables) if bags.item_major else (bags.n_items, 1)
     return Call(
-        bags.ids_L.data_ptr(), bags.offsets.data_ptr(), *steps, out_BC.data_ptr(), 4 * out_BC.stride(0), checked
+        bags.ids_L.data_ptr(),
+        bags.offsets.data_ptr(),
+        *steps,
+        out_BC.data_ptr(),
+        4 * out_BC.stride(0),
+        checked,
     )
 
 
@@ -69,8 +76,11 @@ class Job:
         if self.unroll == 0:
             found = kernels.copying(self.width, self.stored.storage, bits, self.ahead)
         else:
-            by_item, ahead = self.order == "item", self.ahead
-            found = kernels.summing(self.width, self.stored.storage, bits, ahead, self.unroll, by_item=by_item)
+            by_item = self.order == "item"
+            ahead = self.ahead
+            found = kernels.summing(
+                self.width, self.stored.storage, bits, ahead, self.unroll, by_item=by_item
+            )
         return int(found.address)
 
 
@@ -80,14 +90,17 @@ class Parts:
     __slots__ = ("address", "rows")
 
     def __init__(self, rows: Int64Array) -> None:
-        self.rows, self.address = rows, int(rows.ctypes.data)
+        self.rows = rows
+        self.address = int(rows.ctypes.data)
 
 
 class Jobs:
     """All compiled tables of a bucket: one call a thread, whatever the number of tables."""
 
     def __init__(self, layout: Layout, jobs: Sequence[Job], n_threads: int) -> None:
-        self._layout, self._jobs, self._n_threads = layout, tuple(jobs), n_threads
+        self._layout = layout
+        self._jobs = tuple(jobs)
+        self._n_threads = n_threads
         self._records = [self._record(job) for job in jobs]
         self._driver = kernels.driver()
         self._parts: dict[tuple[int, torch.dtype, bool], Parts] = {}
@@ -113,29 +126,47 @@ class Jobs:
             self._parts[key] = parts
         if self._n_threads == 1:
             return self._driver(ctypes.addressof(call), parts.address, len(parts.rows)) < 0
-        tables, widths = [record[:, 0] for record in self._records], [job.width for job in self._jobs]
+        tables = [record[:, 0] for record in self._records]
+        widths = [job.width for job in self._jobs]
         shares = [Parts(own) for own in split(parts.rows, tables, widths, bags, self._n_threads)]
         threads = _threads(self._n_threads - 1, os.getpid())
-        others = [threads.submit(self._driver, ctypes.addressof(call), own.address, len(own.rows))
-                  for own in shares[1:]]  # fmt: skip
+        others = [
+            threads.submit(self._driver, ctypes.addressof(call), own.address, len(own.rows))
+            for own in shares[1:]
+        ]
         first = self._driver(ctypes.addressof(call), shares[0].address, len(shares[0].rows))
         return max(first, *(other.result() for other in others)) < 0
 
     def _whole(self, bags: Bags) -> Parts:
         """A part a job, all its tables and all items."""
-        rows = [self._part(job, record, bags) for job, record in zip(self._jobs, self._records, strict=True)]
+        rows = [
+            self._part(job, record, bags)
+            for job, record in zip(self._jobs, self._records, strict=True)
+        ]
         return Parts(np.array(rows, dtype=np.int64).reshape(-1, kernels.N_PART))
 
     def _part(self, job: Job, record: Int64Array, bags: Bags) -> tuple[int, ...]:
-        n_tables, n_items, run_bags = len(record), bags.n_items, 1
+        n_tables = len(record)
+        n_items = bags.n_items
+        run_bags = 1
         if job.order == "item":
             one_matrix = len({*record[:, kernels.FIRST_ROW].tolist()}) == 1
             if bags.item_major and one_matrix and n_tables == bags.n_tables:
                 run_bags = n_tables * n_items  # all ids are one run
         elif bags.item_step == 1:
             run_bags = n_items
-        return (job.kernel(bits_of(bags)), record.ctypes.data, job.distance, 0, n_tables, 0, n_items, run_bags,
-                n_tables * n_items // run_bags, row_bytes(job.width, job.stored.storage))  # fmt: skip
+        return (
+            job.kernel(bits_of(bags)),
+            record.ctypes.data,
+            job.distance,
+            0,
+            n_tables,
+            0,
+            n_items,
+            run_bags,
+            n_tables * n_items // run_bags,
+            row_bytes(job.width, job.stored.storage),
+        )
 
 
 @cache
@@ -146,15 +177,21 @@ def _threads(n: int, pid: int) -> ThreadPoolExecutor:
 
 
 def split(
-    parts: Int64Array, tables: Sequence[Int64Array], widths: Sequence[int], bags: Bags, n_threads: int
+    parts: Int64Array,
+    tables: Sequence[Int64Array],
+    widths: Sequence[int],
+    bags: Bags,
+    n_threads: int,
 ) -> list[Int64Array]:
     """The parts cut into one contiguous range of tables and items a thread, of about equal cost.
 
-    The cost of a bag: the bytes of its rows and a little more. Item-major bags are cut by their ids alone.
+    The cost of a bag: the bytes of its rows and a little more. Item-major bags are cut by their ids
+    alone.
     """
     if bags.item_major:
         return _split_items(parts, bags, n_threads)
-    offsets, n_items = bags.offsets.numpy(), bags.n_items
+    offsets = bags.offsets.numpy()
+    n_items = bags.n_items
     table_P = np.concatenate(tables)
     bytes_P = np.repeat(np.array(widths) * 4.0, [len(own) for own in tables])
     first_P = table_P * n_items
@@ -164,7 +201,9 @@ def split(
     for thread in range(1, n_threads):
         wanted = ends_P[-1] * thread / n_threads
         place = min(int(np.searchsorted(ends_P, wanted)), len(ends_P) - 1)
-        own = offsets[first_P[place] : first_P[place] + n_items + 1] - float(offsets[first_P[place]])
+        own = offsets[first_P[place] : first_P[place] + n_items + 1] - float(
+            offsets[first_P[place]]
+        )
         within = own * bytes_P[place] + np.arange(n_items + 1) * _BAG_BYTES
         cuts.append((place, int(np.searchsorted(within, wanted - (ends_P[place] - cost_P[place])))))
     cuts.append((len(table_P), 0))
@@ -172,21 +211,34 @@ def split(
 
 
 def _split_items(parts: Int64Array, bags: Bags, n_threads: int) -> list[Int64Array]:
-    ends_B = bags.offsets.numpy()[:: bags.n_tables].astype(np.float64) + np.arange(bags.n_items + 1) * bags.n_tables
+    ends_B = (
+        bags.offsets.numpy()[:: bags.n_tables].astype(np.float64)
+        + np.arange(bags.n_items + 1) * bags.n_tables
+    )
     cuts = np.searchsorted(ends_B, np.linspace(ends_B[0], ends_B[-1], n_threads + 1))
     cuts[0], cuts[-1] = 0, bags.n_items
     shares = []
     for first, end in itertools.pairwise(np.maximum.accumulate(cuts).tolist()):
-        own = [_cut(part, part[kernels.FROM_TABLE], part[kernels.END_TABLE], first, end) for part in parts]
+        own = [
+            _cut(part, part[kernels.FROM_TABLE], part[kernels.END_TABLE], first, end)
+            for part in parts
+        ]
         shares.append(_stacked(own))
     return shares
 
 
 def _between(
-    parts: Int64Array, tables: Sequence[Int64Array], start: tuple[int, int], end: tuple[int, int], n_items: int
+    parts: Int64Array,
+    tables: Sequence[Int64Array],
+    start: tuple[int, int],
+    end: tuple[int, int],
+    n_items: int,
 ) -> Int64Array:
-    """From (table, item) to (table, item), tables counted through all parts: at most three pieces of a part."""
-    pieces, first = [], 0
+    """From (table, item) to (table, item), tables counted through all parts: at most three pieces
+    of a part.
+    """
+    pieces = []
+    first = 0
     for part, own in zip(parts, tables, strict=True):
         (a, a_item), (b, b_item) = ((place - first, item) for place, item in (start, end))
         first += len(own)
@@ -204,13 +256,21 @@ def _between(
     return _stacked(pieces)
 
 
-def _cut(part: Int64Array, first_table: int, end_table: int, first_item: int, end_item: int) -> Int64Array:
+def _cut(
+    part: Int64Array, first_table: int, end_table: int, first_item: int, end_item: int
+) -> Int64Array:
     """Some tables and items of a part; runs of ids shrink with the items."""
-    own, n_items, n_tables = part.copy(), end_item - first_item, end_table - first_table
+    own = part.copy()
+    n_items = end_item - first_item
+    n_tables = end_table - first_table
     whole_tables = part[kernels.END_TABLE] - part[kernels.FROM_TABLE]
     whole_items = part[kernels.END_ITEM] - part[kernels.FROM_ITEM]
     own[kernels.FROM_TABLE : kernels.END_ITEM + 1] = first_table, end_table, first_item, end_item
-    if part[kernels.RUN_BAGS] == whole_items * whole_tables and whole_tables > 1 and whole_items > 0:
+    if (
+        part[kernels.RUN_BAGS] == whole_items * whole_tables
+        and whole_tables > 1
+        and whole_items > 0
+    ):
         own[kernels.RUN_BAGS] = n_items * n_tables  # item after item: all ids one run
     elif part[kernels.RUN_BAGS] > 1:
         own[kernels.RUN_BAGS] = n_items
@@ -220,6 +280,10 @@ def _cut(part: Int64Array, first_table: int, end_table: int, first_item: int, en
 
 def _stacked(pieces: Sequence[Int64Array]) -> Int64Array:
     """The pieces that are not empty."""
-    some = [own for own in pieces if own[kernels.END_TABLE] > own[kernels.FROM_TABLE]
-            and own[kernels.END_ITEM] > own[kernels.FROM_ITEM]]  # fmt: skip
+    some = [
+        own
+        for own in pieces
+        if own[kernels.END_TABLE] > own[kernels.FROM_TABLE]
+        and own[kernels.END_ITEM] > own[kernels.FROM_ITEM]
+    ]
     return np.array(some, dtype=np.int64).reshape(-1, kernels.N_PART)

@@ -1,4 +1,6 @@
-"""The compiled look-up for one CPU core: a bag's rows summed in vector registers, rows to come prefetched."""
+"""The compiled look-up for one CPU core: a bag's rows summed in vector registers, rows to come
+prefetched.
+"""
 
 # B items, T tables, D embedding width, L ids, R rows of all tables
 
@@ -15,22 +17,25 @@ from numba.extending import intrinsic
 
 from models.kernels.vectors import LONG, WORD, Rows, addresses
 
-PREFETCH_IDS = (
-    32  # a row is asked for this many ids before it is read; of 4, 8, 16, 24, 32 the best or within 3 % of it
-)
+# a row is asked for this many ids before it is read; of 4, 8, 16, 24, 32 the best or within 3 % of
+# it
+PREFETCH_IDS = 32
 LONG_BAG_IDS = 16
 _SIGNATURE = "void(float32[:,::1], int32[::1], int32[::1], float32[:,:,:])"
 
 
 def _sum_bag(width: int) -> Any:
-    """sum_bag(rows, ids, first, end, jump, last, target): addresses of the tables, of the ids and of the result.
+    """sum_bag(rows, ids, first, end, jump, last, target): addresses of the tables, of the ids and
+    of the result.
 
-    Sums the rows of ids first..end - 1 in that order. Of the ids to prefetch, those beyond the bag lie `jump` further;
-    none lies beyond `last`.
+    Sums the rows of ids first..end - 1 in that order. Of the ids to prefetch, those beyond the bag
+    lie `jump` further; none lies beyond `last`.
     """
 
     @intrinsic
-    def sum_bag(_: Any, rows: Any, ids: Any, first: Any, end: Any, jump: Any, last: Any, target: Any) -> Any:
+    def sum_bag(
+        _: Any, rows: Any, ids: Any, first: Any, end: Any, jump: Any, last: Any, target: Any
+    ) -> Any:
         def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
             tables, ids, first, end, jump, last, target = values
             rows = Rows(builder, width)
@@ -56,19 +61,24 @@ def _sum_bag(width: int) -> Any:
 
 @cache
 def pooling(width: int) -> Callable[..., None]:
-    """pool(weight_RD, ids_L, offsets, out_BTD) for rows of this width; compiled once a process, in about a second.
+    """pool(weight_RD, ids_L, offsets, out_BTD) for rows of this width; compiled once a process, in
+    about a second.
 
-    Sums the rows of every bag in the order of its ids; a bag without ids gives zeros. `out_BTD` may be a part of a
-    wider buffer; its last axis is dense. Long bags go table after table, so that rows near in time are near in memory
-    (up to 1.2 times as fast); short ones item after item, as ids and results lie.
+    Sums the rows of every bag in the order of its ids; a bag without ids gives zeros. `out_BTD` may
+    be a part of a wider buffer; its last axis is dense. Long bags go table after table, so that
+    rows near in time are near in memory (up to 1.2 times as fast); short ones item after item, as
+    ids and results lie.
     """
     sum_bag = _sum_bag(width)
 
     def pool(weight_RD: Any, ids_L: Any, offsets: Any, out_BTD: Any) -> None:
         n_items, n_tables, _ = out_BTD.shape
-        rows, ids, out = weight_RD.ctypes.data, ids_L.ctypes.data, out_BTD.ctypes.data
+        rows = weight_RD.ctypes.data
+        ids = ids_L.ctypes.data
+        out = out_BTD.ctypes.data
         item_bytes, table_bytes, _ = out_BTD.strides
-        n_bags, last = n_items * n_tables, len(ids_L) - 1
+        n_bags = n_items * n_tables
+        last = len(ids_L) - 1
         if offsets[n_bags] - offsets[0] < LONG_BAG_IDS * n_bags:
             for item in range(n_items):
                 for table in range(n_tables):
@@ -79,7 +89,8 @@ def pooling(width: int) -> Callable[..., None]:
             for table in range(n_tables):
                 for item in range(n_items):
                     bag = item * n_tables + table
-                    end, following = offsets[bag + 1], min(bag + n_tables, n_bags)
+                    end = offsets[bag + 1]
+                    following = min(bag + n_tables, n_bags)
                     target = out + item * item_bytes + table * table_bytes
                     sum_bag(rows, ids, offsets[bag], end, offsets[following] - end, last, target)
 

@@ -1,4 +1,7 @@
-"""Schedules made of PyTorch's operators. Each is given some tables and writes their columns of the output."""
+"""Schedules made of PyTorch's operators.
+
+Each is given some tables and writes their columns of the output.
+"""
 
 # B items, T tables, D width of a row, L ids, R rows, K ids of every bag
 
@@ -22,13 +25,16 @@ class Tables:
 
     def __init__(self, layout: Layout, weight_E: Tensor, tables: Sequence[int]) -> None:
         self.tables = tuple(tables)
-        self.width, self.bag_ids = layout.specs[tables[0]].dim, layout.specs[tables[0]].bag_ids
+        self.width = layout.specs[tables[0]].dim
+        self.bag_ids = layout.specs[tables[0]].bag_ids
         self.rows = [layout.specs[table].rows for table in tables]
         n_rows = len(weight_E) // self.width
         self.weight_RD = weight_E[: n_rows * self.width].view(n_rows, self.width)
         firsts = [int(layout.elements_T[table]) // self.width for table in tables]
         self.low = [int(layout.first_ids_T[table]) for table in tables]
-        self.shifts = [first - low for first, low in zip(firsts, self.low, strict=True)]  # an id + this = a row
+        self.shifts = [
+            first - low for first, low in zip(firsts, self.low, strict=True)
+        ]  # an id + this = a row
         self.first_rows = firsts
         self.columns = [int(layout.columns[table]) for table in tables]
         self._spans = list(_spans(self.columns, self.width))
@@ -51,14 +57,19 @@ class Tables:
         """Bags' sums, table after table, to the tables' columns."""
         pooled_TBD = pooled_MD.view(len(self.tables), -1, self.width)
         for first, end in self._spans:
-            column, n = self.columns[first], end - first
+            column = self.columns[first]
+            n = end - first
             target = out_BC[:, column : column + n * self.width]
             target.view(-1, n, self.width).copy_(pooled_TBD[first:end].transpose(0, 1))
 
 
 def _spans(columns: Sequence[int], width: int) -> list[tuple[int, int]]:
     """Runs of tables whose columns lie side by side."""
-    edges = [0, *(i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + width), len(columns)]
+    edges = [
+        0,
+        *(i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + width),
+        len(columns),
+    ]
     return list(itertools.pairwise(edges))
 
 
@@ -72,8 +83,11 @@ def per_table(own: Tables) -> Write:
     def run(bags: Bags, out_BC: Tensor) -> None:
         for place, table in enumerate(own.tables):
             ids, offsets = bags.of((table,))
-            column, low = own.columns[place], own.low[place]
-            out_BC[:, column : column + own.width] = _pooled(own.own(place), ids - low if low else ids, offsets)
+            column = own.columns[place]
+            low = own.low[place]
+            out_BC[:, column : column + own.width] = _pooled(
+                own.own(place), ids - low if low else ids, offsets
+            )
 
     return run
 
@@ -85,7 +99,9 @@ def fused(own: Tables) -> Write:
 
 def gather(own: Tables) -> Write:
     """One index_select for all; bags of one id."""
-    return lambda bags, out_BC: own.write(own.weight_RD.index_select(0, own.row_ids(bags)[0]), out_BC)
+    return lambda bags, out_BC: own.write(
+        own.weight_RD.index_select(0, own.row_ids(bags)[0]), out_BC
+    )
 
 
 def fixed_length(own: Tables) -> Write:
@@ -104,10 +120,13 @@ def histogram(own: Tables) -> Write:
     def run(bags: Bags, out_BC: Tensor) -> None:
         for place, table in enumerate(own.tables):
             ids, offsets = bags.of((table,))
-            n_rows, n_bags = own.rows[place], len(offsets) - 1
+            n_rows = own.rows[place]
+            n_bags = len(offsets) - 1
             bag = torch.repeat_interleave(torch.arange(n_bags), torch.diff(offsets).long())
             cells = bag * n_rows + (ids - own.low[place])
-            counts_BR = torch.bincount(cells, minlength=n_bags * n_rows).view(n_bags, n_rows).float()
+            counts_BR = (
+                torch.bincount(cells, minlength=n_bags * n_rows).view(n_bags, n_rows).float()
+            )
             column = own.columns[place]
             out_BC[:, column : column + own.width] = counts_BR @ own.own(place)
 
@@ -129,6 +148,10 @@ def dedup(own: Tables) -> Write:
 
 
 WRITERS: dict[str, Callable[[Tables], Write]] = {
-    "per_table": per_table, "fused": fused, "gather": gather, "fixed_length": fixed_length, "histogram": histogram,
+    "per_table": per_table,
+    "fused": fused,
+    "gather": gather,
+    "fixed_length": fixed_length,
+    "histogram": histogram,
     "dedup": dedup,
-}  # fmt: skip
+}

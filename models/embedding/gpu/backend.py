@@ -32,14 +32,21 @@ _BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
 _LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
 _FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
 MOST_CANDIDATES, _COMPILERS = 6, 16
-_FEW_REGISTERS = 40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
-KNOBS = (  # one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
-    *(params(launch="fused", warps=warps) for warps in WARPS if warps > 1),  # of one, an SM's 32 programs half fill it
+_FEW_REGISTERS = (
+    40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
+)
+# one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
+KNOBS = (
+    *(
+        params(launch="fused", warps=warps) for warps in WARPS if warps > 1
+    ),  # of one, an SM's 32 programs half fill it
     params(launch="fused", warps=WARPS[0], max_registers=_FEW_REGISTERS),
     params(launch="by_schedule", warps=WARPS[0]),
     params(launch="grouped"),
 )
-UNIFORM_TILES, _LARGEST_UNIFORM = (1, 4, 16), 4096  # bags and ids of each; elements
+# bags and ids of each; elements
+UNIFORM_TILES = (1, 4, 16)
+_LARGEST_UNIFORM = 4096
 
 
 @dataclass
@@ -50,7 +57,9 @@ class Meter:
 
 
 def triton_error() -> type[Exception]:
-    """What Triton raises for kernels that it cannot compile or launch, of too much shared memory for one."""
+    """What Triton raises for kernels that it cannot compile or launch, of too much shared memory
+    for one.
+    """
     from triton.errors import TritonError  # noqa: PLC0415 (optional)
 
     found: type[Exception] = TritonError
@@ -61,10 +70,13 @@ class CudaRun:
     """One bucket on a device."""
 
     def __init__(self, bags: TritonBags, meter: Meter) -> None:
-        self.bags, self._meter = bags, meter
+        self.bags = bags
+        self._meter = meter
 
     def __call__(self, bags: Bags, out_BC: Tensor) -> None:
-        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if checked."""
+        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if
+        checked.
+        """
         try:
             self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
         except triton_error() as error:
@@ -81,8 +93,10 @@ class CudaBackend:
     name = "cuda"
 
     def __init__(self, knobs: Sequence[Params] = KNOBS, most: int = MOST_CANDIDATES) -> None:
-        self._knobs, self._most = tuple(knobs), most
-        self._fill_elements, self._meter = 0, Meter()
+        self._knobs = tuple(knobs)
+        self._most = most
+        self._fill_elements = 0
+        self._meter = Meter()
         self._compiled: set[object] = set()
 
     def versions(self) -> dict[str, str]:
@@ -99,24 +113,43 @@ class CudaBackend:
         for max_batch in _BATCHES:
             found: dict[Choice, list[int]] = {}
             for spec, tables in _alike(specs).items():
-                mean, most = (_USUAL_IDS, _MANY_IDS) if spec.bag_ids is None else (float(spec.bag_ids), spec.bag_ids)
+                mean, most = (
+                    (_USUAL_IDS, _MANY_IDS)
+                    if spec.bag_ids is None
+                    else (float(spec.bag_ids), spec.bag_ids)
+                )
                 load = Load(max_batch or _LARGE_BATCH, mean, most, len(tables))
-                found.setdefault(Choice(*gpu_candidates(spec, load, warps=(4,))[0]), []).extend(tables)
-            groups = tuple(Group(own.schedule, own.params, tuple(sorted(found[own]))) for own in found)
+                found.setdefault(Choice(*gpu_candidates(spec, load, warps=(4,))[0]), []).extend(
+                    tables
+                )
+            groups = tuple(
+                Group(own.schedule, own.params, tuple(sorted(found[own]))) for own in found
+            )
             buckets.append(Bucket(max_batch, groups))
         return Plan(self.name, tuple(specs), tuple(buckets), {"source": "rule, not tuned"})
 
     def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
         """See Backend."""
         return CudaRun(
-            TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements), self._meter
+            TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements),
+            self._meter,
         )
 
-    def prepare(self, layout: Layout, weight_E: Tensor, buckets: Sequence[Bucket], bags: Bags, seconds: float) -> None:
+    def prepare(
+        self,
+        layout: Layout,
+        weight_E: Tensor,
+        buckets: Sequence[Bucket],
+        bags: Bags,
+        seconds: float,
+    ) -> None:
         """See Backend: a thread a core, as Triton's compiler mostly runs outside of Python."""
-        end_s, own = time.monotonic() + seconds, dict[object, Callable[[], object]]()
+        end_s = time.monotonic() + seconds
+        own = dict[object, Callable[[], object]]()
         for bucket in buckets:
-            own |= TritonBags(layout, bucket, weight_E).compiling(bags.ids_L, bags.offsets, item_major=bags.item_major)
+            own |= TritonBags(layout, bucket, weight_E).compiling(
+                bags.ids_L, bags.offsets, item_major=bags.item_major
+            )
 
         def in_time(key: object) -> bool:
             if time.monotonic() >= end_s:
@@ -129,15 +162,24 @@ class CudaBackend:
 
         fresh = [key for key in own if key not in self._compiled]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _COMPILERS)) as threads:
-            self._compiled |= {key for key, done in zip(fresh, threads.map(in_time, fresh), strict=True) if done}
+            self._compiled |= {
+                key for key, done in zip(fresh, threads.map(in_time, fresh), strict=True) if done
+            }
 
-    def uniform(self, specs: Sequence[TableSpec], settings: Params, *, joined: bool) -> Sequence[tuple[Group, ...]]:
+    def uniform(
+        self, specs: Sequence[TableSpec], settings: Params, *, joined: bool
+    ) -> Sequence[tuple[Group, ...]]:
         """`bags` of several tiles, for all tables alike."""
         del joined
         warps = int(dict(settings).get("warps", 0))
-        widest, every = max(specs, key=lambda spec: spec.dim), tuple(range(len(specs)))
-        own = [params(tile_bags=bags, tile_ids=ids, warps=n) for bags, ids, n in
-               itertools.product(UNIFORM_TILES, UNIFORM_TILES, (warps,) if warps else (1, 4))]  # fmt: skip
+        widest = max(specs, key=lambda spec: spec.dim)
+        every = tuple(range(len(specs)))
+        own = [
+            params(tile_bags=bags, tile_ids=ids, warps=n)
+            for bags, ids, n in itertools.product(
+                UNIFORM_TILES, UNIFORM_TILES, (warps,) if warps else (1, 4)
+            )
+        ]
         fits = [one for one in own if branch_of(widest, "bags", one).elements <= _LARGEST_UNIFORM]
         return [(Group("bags", one, every),) for one in fits]
 
@@ -150,13 +192,22 @@ class CudaBackend:
         """See Backend; rows are stored as they are."""
         del max_error
         warps = int(dict(settings).get("warps", 0))
-        n_sms = torch.cuda.get_device_properties().multi_processor_count if torch.cuda.is_available() else 132
+        n_sms = (
+            torch.cuda.get_device_properties().multi_processor_count
+            if torch.cuda.is_available()
+            else 132
+        )
         load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables), n_sms)
-        return [Choice(*own) for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS, self._most)]
+        return [
+            Choice(*own)
+            for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS, self._most)
+        ]
 
     @contextmanager
     def contended(self, settings: Params) -> Iterator[None]:
-        """What is built within it repeats its look-ups until they load the device as the whole model does."""
+        """What is built within it repeats its look-ups until they load the device as the whole
+        model does.
+        """
         del settings
         self._fill_elements = _FULL_ELEMENTS
         try:

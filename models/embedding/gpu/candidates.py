@@ -1,6 +1,7 @@
 """Which GPU schedules are worth compiling for a table: all that waste little, the best guess first.
 
-The guess is arithmetic on tiles, not a measurement; it only orders and cuts the list that the tuner times.
+The guess is arithmetic on tiles, not a measurement; it only orders and cuts the list that the tuner
+times.
 """
 
 from __future__ import annotations
@@ -10,20 +11,28 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from models.embedding.gpu.schedules import MOST_ELEMENTS, THREADS, Branch, applies, branch_of, power_of_two
+from models.embedding.gpu.schedules import (
+    MOST_ELEMENTS,
+    THREADS,
+    Branch,
+    applies,
+    branch_of,
+    power_of_two,
+)
 from models.embedding.plan.catalogue import Params
 from models.embedding.plan.plan import params
 from models.embedding.plan.spec import TableSpec
 
 MOST_WASTE = 3.0
-_BAGS, _IDS, _PARTS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8, 16, 32, 64), (2, 4, 8, 16, 32)
+_BAGS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_IDS = (1, 2, 4, 8, 16, 32, 64)
+_PARTS = (2, 4, 8, 16, 32)
 _MOST_A_THREAD = 16  # elements: above, a thread runs out of registers
 _LANES_PER_SM, _WARPS_PER_SM, _PROGRAMS_PER_SM = 128, 64, 32  # sm_90
-_START_CLOCKS, _STEP_CLOCKS, _STEP_WORK = (
-    1500.0,
-    600.0,
-    4.0,
-)  # guesses: a program's first loads; a gather; its addresses
+# guesses: a program's first loads; a gather; its addresses
+_START_CLOCKS = 1500.0
+_STEP_CLOCKS = 600.0
+_STEP_WORK = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +51,14 @@ def gpu_candidates(
 ) -> list[tuple[str, Params]]:
     """At most so many (schedule, params), cheapest by the guess first; never none.
 
-    Left out: tiles of fewer elements than threads, tiles of which more than two thirds would be idle, tiles that take
-    more registers than threads have. If that leaves nothing (a batch of one item), those with the fewest idle lanes.
+    Left out: tiles of fewer elements than threads, tiles of which more than two thirds would be
+    idle, tiles that take more registers than threads have. If that leaves nothing (a batch of one
+    item), those with the fewest idle lanes.
     """
-    every = [(branch_of(spec, schedule, own), schedule, own) for schedule, own in _every(spec, load, warps)]
+    every = [
+        (branch_of(spec, schedule, own), schedule, own)
+        for schedule, own in _every(spec, load, warps)
+    ]
     fits = [found for found in every if _fits(found[0]) and wasted(found[0], load) <= MOST_WASTE]
     if not fits:
         least = min(idle(branch, load) for branch, _, _ in every)
@@ -98,8 +111,11 @@ def idle(branch: Branch, load: Load) -> float:
 
 
 def clocks(branch: Branch, load: Load) -> float:
-    """What looking these tables up may take: the work of all lanes, and the waves of programs that wait for memory."""
-    n_steps, n_programs = steps(branch, load), load.n_tables * branch.tiles(load.n_items)
+    """What looking these tables up may take: the work of all lanes, and the waves of programs that
+    wait for memory.
+    """
+    n_steps = steps(branch, load)
+    n_programs = load.n_tables * branch.tiles(load.n_items)
     threads = THREADS * branch.warps
     a_thread = max(branch.elements / threads, 1.0)
     work = n_programs * n_steps * threads * (a_thread + _STEP_WORK) / (_LANES_PER_SM * load.n_sms)

@@ -1,14 +1,18 @@
-"""The GPU's schedules as Triton functions. A generated kernel (triton_codegen.py) calls one of them a program.
+"""The GPU's schedules as Triton functions.
 
-A tile is BB bags x BL ids of each at a time x BD columns. Ids and rows stay in one layout through the loop (no exchange
-between threads until its end), and row starts are written as multiples of powers of two, so that rows are read 16 bytes
-a thread where the width allows. Needs Triton; imported only by what launches kernels.
+A generated kernel (triton_codegen.py) calls one of them a program.
+
+A tile is BB bags x BL ids of each at a time x BD columns. Ids and rows stay in one layout through
+the loop (no exchange between threads until its end), and row starts are written as multiples of
+powers of two, so that rows are read 16 bytes a thread where the width allows. Needs Triton;
+imported only by what launches kernels.
 """
 
-# BB bags of a tile, BL ids of a bag read at once, BD columns of a tile, D width of a row, K parts of a bag
+# BB bags of a tile, BL ids of a bag read at once, BD columns of a tile, D width of a row, K parts
+# of a bag
 
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
-# ruff: noqa: ANN001, ANN201, ANN202, ARG001 (Triton types arguments itself; all schedules are called alike)
+# ruff: noqa: ANN001, ANN201, ANN202, ARG001 (Triton types arguments itself; schedules are called alike)
 
 import triton
 import triton.language as tl
@@ -18,29 +22,54 @@ LINE = tl.constexpr(16)  # = spec.LINE_ELEMENTS: tables begin at whole lines
 
 @triton.jit
 def _sum_rows(
-    values, weight, line, begin_BB, length_BB, lane_BD, longest,
-    D: tl.constexpr, BB: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Float32 (BB, BD): of each bag the rows of ids begin .. begin + length - 1, in an order that the tile fixes."""
+    values,
+    weight,
+    line,
+    begin_BB,
+    length_BB,
+    lane_BD,
+    longest,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BL: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Float32 (BB, BD): of each bag the rows of ids begin .. begin + length - 1, in an order that
+    the tile fixes.
+    """
     total = tl.zeros((BB, BL, BD), tl.float32)
     for done in range(0, longest, BL):
         place = done + tl.arange(0, BL)
         is_id = place[None, :] < length_BB[:, None]
-        row = tl.load(values + (begin_BB[:, None] + place[None, :]), mask=is_id, other=0).to(tl.int64)
+        row = tl.load(values + (begin_BB[:, None] + place[None, :]), mask=is_id, other=0).to(
+            tl.int64
+        )
         element = line * LINE + row * D
         mask = is_id[:, :, None]
         if D % BD != 0:
             mask = mask & (lane_BD < D)[None, None, :]
-        rows = tl.load(weight + (element[:, :, None] + lane_BD[None, None, :]), mask=mask, other=0.0)
+        rows = tl.load(
+            weight + (element[:, :, None] + lane_BD[None, None, :]), mask=mask, other=0.0
+        )
         total += rows.to(tl.float32)
     return tl.sum(total, axis=1)
 
 
 @triton.jit
 def _store(
-    pooled, out, counts, bag_BB, n_bags, lane_BD, column, width,
-    D: tl.constexpr, BD: tl.constexpr, AO: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    pooled,
+    out,
+    counts,
+    bag_BB,
+    n_bags,
+    lane_BD,
+    column,
+    width,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    AO: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Write the tile to its columns; `column` and `width` are multiples of AO."""
     mask = (bag_BB < n_bags)[:, None]
     if D % BD != 0:
@@ -48,24 +77,47 @@ def _store(
     first = bag_BB.to(tl.int64)[:, None] * (width // AO * AO) + column // AO * AO
     tl.store(out + (first + lane_BD[None, :]), pooled, mask=mask)
     if COUNT:
-        whole = mask & (lane_BD < D)[None, :]  # not broadcast: Triton 3.6's interpreter would add to its first element
+        whole = (
+            mask & (lane_BD < D)[None, :]
+        )  # not broadcast: Triton 3.6's interpreter would add to its first element
         tl.atomic_add(counts + (first + lane_BD[None, :]), 1, mask=whole)
 
 
 @triton.jit
 def _begin(offsets, first_bag, step, bag_BB, n_bags, L: tl.constexpr, ITEM_MAJOR: tl.constexpr):
-    """Where bags of exactly L ids begin; where a table's bags follow each other, one offset tells all."""
+    """Where bags of exactly L ids begin; where a table's bags follow each other, one offset tells
+    all.
+    """
     if ITEM_MAJOR:
-        return tl.load(offsets + (first_bag + bag_BB * step), mask=bag_BB < n_bags, other=0).to(tl.int64)
+        return tl.load(offsets + (first_bag + bag_BB * step), mask=bag_BB < n_bags, other=0).to(
+            tl.int64
+        )
     return tl.load(offsets + first_bag).to(tl.int64) + bag_BB.to(tl.int64) * L
 
 
 @triton.jit
 def gather(
-    values, offsets, weight, out, scratch, counts, first_bag, step, line, column, base, n_bags, width, tile,
-    D: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr, AO: tl.constexpr, COUNT: tl.constexpr,
+    values,
+    offsets,
+    weight,
+    out,
+    scratch,
+    counts,
+    first_bag,
+    step,
+    line,
+    column,
+    base,
+    n_bags,
+    width,
+    tile,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BD: tl.constexpr,
+    AO: tl.constexpr,
+    COUNT: tl.constexpr,
     ITEM_MAJOR: tl.constexpr,
-):  # fmt: skip
+):
     """Bags of exactly one id: rows are copied."""
     n_blocks = tl.cdiv(D, BD)
     bag = tile // n_blocks * BB + tl.arange(0, BB)
@@ -82,10 +134,29 @@ def gather(
 
 @triton.jit
 def fixed_length(
-    values, offsets, weight, out, scratch, counts, first_bag, step, line, column, base, n_bags, width, tile,
-    D: tl.constexpr, L: tl.constexpr, BB: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, AO: tl.constexpr,
-    COUNT: tl.constexpr, ITEM_MAJOR: tl.constexpr,
-):  # fmt: skip
+    values,
+    offsets,
+    weight,
+    out,
+    scratch,
+    counts,
+    first_bag,
+    step,
+    line,
+    column,
+    base,
+    n_bags,
+    width,
+    tile,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    BB: tl.constexpr,
+    BL: tl.constexpr,
+    BD: tl.constexpr,
+    AO: tl.constexpr,
+    COUNT: tl.constexpr,
+    ITEM_MAJOR: tl.constexpr,
+):
     """Bags of exactly L ids: the loop's length is known to the compiler."""
     n_blocks = tl.cdiv(D, BD)
     bag = tile // n_blocks * BB + tl.arange(0, BB)
@@ -98,9 +169,27 @@ def fixed_length(
 
 @triton.jit
 def bags(
-    values, offsets, weight, out, scratch, counts, first_bag, step, line, column, base, n_bags, width, tile,
-    D: tl.constexpr, BB: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr, AO: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    values,
+    offsets,
+    weight,
+    out,
+    scratch,
+    counts,
+    first_bag,
+    step,
+    line,
+    column,
+    base,
+    n_bags,
+    width,
+    tile,
+    D: tl.constexpr,
+    BB: tl.constexpr,
+    BL: tl.constexpr,
+    BD: tl.constexpr,
+    AO: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Bags of any length; the tile loops as often as its longest needs."""
     n_blocks = tl.cdiv(D, BD)
     bag = tile // n_blocks * BB + tl.arange(0, BB)
@@ -108,19 +197,39 @@ def bags(
     begin = tl.load(offsets + (first_bag + bag * step), mask=bag < n_bags, other=0).to(tl.int64)
     end = tl.load(offsets + (first_bag + bag * step + 1), mask=bag < n_bags, other=0).to(tl.int64)
     length = (end - begin).to(tl.int32)
-    pooled = _sum_rows(values, weight, line, begin, length, lane, tl.max(length, axis=0), D, BB, BL, BD)
+    pooled = _sum_rows(
+        values, weight, line, begin, length, lane, tl.max(length, axis=0), D, BB, BL, BD
+    )
     _store(pooled, out, counts, bag, n_bags, lane, column, width, D, BD, AO, COUNT)
 
 
 @triton.jit
 def split(
-    values, offsets, weight, out, scratch, counts, first_bag, step, line, column, base, n_bags, width, tile,
-    D: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Long bags in K equal parts, each a program's; sums of parts go to `scratch` (bag, part, column), see `combine`.
+    values,
+    offsets,
+    weight,
+    out,
+    scratch,
+    counts,
+    first_bag,
+    step,
+    line,
+    column,
+    base,
+    n_bags,
+    width,
+    tile,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    BB: tl.constexpr,
+    BL: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Long bags in K equal parts, each a program's; sums of parts go to `scratch` (bag, part,
+    column), see `combine`.
 
-    The number of programs depends on the number of bags alone, and nothing is added atomically: no synchronisation
-    with the host, and the same bits every time.
+    The number of programs depends on the number of bags alone, and nothing is added atomically: no
+    synchronisation with the host, and the same bits every time.
     """
     n_blocks = tl.cdiv(D, BD)
     part = tile // n_blocks % K
@@ -132,7 +241,9 @@ def split(
     share = tl.cdiv(whole, K)
     skipped = part * share
     length = tl.minimum(whole - skipped, share)  # not above 0 for parts beyond the end
-    pooled = _sum_rows(values, weight, line, begin + skipped, length, lane, tl.max(length, axis=0), D, BB, BL, BD)
+    pooled = _sum_rows(
+        values, weight, line, begin + skipped, length, lane, tl.max(length, axis=0), D, BB, BL, BD
+    )
     mask = (bag < n_bags)[:, None]
     if D % BD != 0:
         mask = mask & (lane < D)[None, :]
@@ -142,9 +253,27 @@ def split(
 
 @triton.jit
 def combine(
-    values, offsets, weight, out, scratch, counts, first_bag, step, line, column, base, n_bags, width, tile,
-    D: tl.constexpr, K: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr, AO: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    values,
+    offsets,
+    weight,
+    out,
+    scratch,
+    counts,
+    first_bag,
+    step,
+    line,
+    column,
+    base,
+    n_bags,
+    width,
+    tile,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    BB: tl.constexpr,
+    BD: tl.constexpr,
+    AO: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """Sum the K parts of every bag, in order."""
     n_blocks = tl.cdiv(D, BD)
     bag = tile // n_blocks * BB + tl.arange(0, BB)
@@ -155,5 +284,7 @@ def combine(
     first = base // 4 * 4 * n_bags + bag.to(tl.int64) * (K * D)
     total = tl.zeros((BB, BD), tl.float32)
     for part in range(K):
-        total += tl.load(scratch + (first[:, None] + (part * D + lane)[None, :]), mask=mask, other=0.0)
+        total += tl.load(
+            scratch + (first[:, None] + (part * D + lane)[None, :]), mask=mask, other=0.0
+        )
     _store(total, out, counts, bag, n_bags, lane, column, width, D, BD, AO, COUNT)

@@ -1,9 +1,11 @@
-"""The look-up on a GPU: every table by its own schedule, in one launch or a launch a group, written by Triton.
+"""The look-up on a GPU: every table by its own schedule, in one launch or a launch a group, written
+by Triton.
 
 Needs Triton (build/bench_requirements.txt), which is imported when the first kernel is made.
 """
 
-# B items, T tables, L ids of all bags, S columns of the output (sum of all widths), E elements of all tables
+# B items, T tables, L ids of all bags, S columns of the output (sum of all widths), E elements of
+# all tables
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from models.embedding.gpu.task_map import task_map
 from models.embedding.plan.plan import Bucket
 from models.embedding.plan.spec import LINE_ELEMENTS, Layout
 
-INDEX_TYPES, ROW_TYPES = (torch.int32, torch.int64), (torch.float32, torch.float16, torch.bfloat16)
+INDEX_TYPES = (torch.int32, torch.int64)
+ROW_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAPS = 64  # batch sizes whose task maps are kept
 _MOST_REPEATS = 1024
 FloatArray = npt.NDArray[np.float64]
@@ -55,38 +58,56 @@ class Maps:
 
 
 class TritonBags:
-    """Ids -> each bag's rows summed, float32 (B, S); the tables' columns in their order, empty bags zeros.
+    """Ids -> each bag's rows summed, float32 (B, S); the tables' columns in their order, empty bags
+    zeros.
 
-    `weight_E` holds the tables as `layout` says, in float32, float16 or bfloat16, on a CUDA device (or on the CPU where
-    TRITON_INTERPRET=1 was set before Triton was imported). Columns of tables in no group of `bucket` stay as they are.
-    `mean_bag_ids` of each table orders the programs; without it the first batch of each size tells. `check`: look at
-    all ids and offsets first and raise ValueError; this waits for the device. `fill_elements`: do everything over and
-    over until as many elements of rows are read as by all tables of the layout, or so many; then few tables load a
-    device as the whole does. `by_length`: programs are ordered for every batch by the ids they read in it, which the
-    device does in each call; for comparison.
+    `weight_E` holds the tables as `layout` says, in float32, float16 or bfloat16, on a CUDA device
+    (or on the CPU where TRITON_INTERPRET=1 was set before Triton was imported). Columns of tables
+    in no group of `bucket` stay as they are. `mean_bag_ids` of each table orders the programs;
+    without it the first batch of each size tells. `check`: look at all ids and offsets first and
+    raise ValueError; this waits for the device. `fill_elements`: do everything over and over until
+    as many elements of rows are read as by all tables of the layout, or so many; then few tables
+    load a device as the whole does. `by_length`: programs are ordered for every batch by the ids
+    they read in it, which the device does in each call; for comparison.
     """
 
     def __init__(
-        self, layout: Layout, bucket: Bucket, weight_E: Tensor, *, mean_bag_ids: Sequence[float] | None = None,
-        check: bool = False, cache: Path | None = None, fill_elements: int = 0, by_length: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        layout: Layout,
+        bucket: Bucket,
+        weight_E: Tensor,
+        *,
+        mean_bag_ids: Sequence[float] | None = None,
+        check: bool = False,
+        cache: Path | None = None,
+        fill_elements: int = 0,
+        by_length: bool = False,
+    ) -> None:
         _check_weight(weight_E, layout.n_elements)
         settings = check_settings(bucket)
         of_table = branches(layout.specs, bucket.groups, int(settings["warps"]))
-        self.layout, self.weight_E, self.width = layout, weight_E, int(layout.columns[-1])
-        self._check, self._cache, self._fill_elements = check, cache, fill_elements
+        self.layout = layout
+        self.weight_E = weight_E
+        self.width = int(layout.columns[-1])
+        self._check = check
+        self._cache = cache
+        self._fill_elements = fill_elements
         self._align = max((branch.column_align for branch in of_table.values()), default=1)
         self._mean_bag_ids = None if mean_bag_ids is None else np.asarray(mean_bag_ids, np.float64)
         self._by_length = by_length
         bases_T, self._scratch = _scratch_bases(len(layout.specs), of_table)
-        self._places = torch.from_numpy(np.stack((_lines(layout), layout.columns[:-1], bases_T), axis=1))
+        self._places = torch.from_numpy(
+            np.stack((_lines(layout), layout.columns[:-1], bases_T), axis=1)
+        )
         self._places = self._places.to(weight_E.device)
         self._options = {"maxnreg": settings["max_registers"]} if settings["max_registers"] else {}
         parts = [group.tables for group in bucket.groups]
         if settings["launch"] != "grouped":
             parts = _parts(of_table, by_schedule=settings["launch"] == "by_schedule")
         self.launches = [self._launch(of_table, tables) for tables in parts if tables]
-        split = {table: combining(own) for table, own in of_table.items() if own.schedule == "split"}
+        split = {
+            table: combining(own) for table, own in of_table.items() if own.schedule == "split"
+        }
         if split:
             self.launches.append(self._launch(split, tuple(split)))
         self._maps: OrderedDict[int, Maps] = OrderedDict()
@@ -96,22 +117,36 @@ class TritonBags:
         numbers = {branch: i for i, branch in enumerate(distinct)}
         kernel = load_kernel(distinct, self._cache)
         branch_of = tuple(numbers[of_table[table]] for table in tables)
-        return Launch(kernel, distinct, tuple(tables), branch_of, max(branch.warps for branch in distinct))
+        return Launch(
+            kernel, distinct, tuple(tables), branch_of, max(branch.warps for branch in distinct)
+        )
 
     def __call__(
-        self, values: Tensor, offsets: Tensor, out: Tensor | None = None, *, item_major: bool = False
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        out: Tensor | None = None,
+        *,
+        item_major: bool = False,
     ) -> Tensor:
         """See `forward`."""
         return self.forward(values, offsets, out, item_major=item_major)
 
     def forward(
-        self, values: Tensor, offsets: Tensor, out: Tensor | None = None, *, item_major: bool = False,
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        out: Tensor | None = None,
+        *,
+        item_major: bool = False,
         maps: Sequence[Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
-        """(B, S). `values` (L,) are the ids, int32 or int64; `offsets` (T * B + 1,) tell the bags, table after table.
+    ) -> Tensor:
+        """(B, S). `values` (L,) are the ids, int32 or int64; `offsets` (T * B + 1,) tell the bags,
+        table after table.
 
-        Bag b of table t has values[offsets[m] : offsets[m + 1]], m = t * B + b, or b * T + t if `item_major`. `out`
-        takes the result; its rows may be parts of longer ones. `maps`: of `maps_of`, not made here then.
+        Bag b of table t has values[offsets[m] : offsets[m + 1]], m = t * B + b, or b * T + t if
+        `item_major`. `out` takes the result; its rows may be parts of longer ones. `maps`: of
+        `maps_of`, not made here then.
         """
         return self._forward(values, offsets, out, None, item_major, maps)
 
@@ -121,37 +156,84 @@ class TritonBags:
 
     def count_writes(self, values: Tensor, offsets: Tensor, *, item_major: bool = False) -> Tensor:
         """How often each element of the output was written; int32 (B, S), ones where all is well."""
-        counts = torch.zeros(self._n_items(offsets), self.width, dtype=torch.int32, device=self.weight_E.device)
+        counts = torch.zeros(
+            self._n_items(offsets), self.width, dtype=torch.int32, device=self.weight_E.device
+        )
         self._forward(values, offsets, None, counts, item_major)
         return counts
 
     def compiling(
         self, values: Tensor, offsets: Tensor, *, item_major: bool = False
     ) -> dict[object, Callable[[], object]]:
-        """What compiles each kernel for ids of this kind and launches none; equal kernels have equal keys."""
-        index, rows = (values.new_empty(1, dtype=torch.int32), self.weight_E.new_empty(1, dtype=torch.float32))
+        """What compiles each kernel for ids of this kind and launches none; equal kernels have
+        equal keys.
+        """
+        index = values.new_empty(1, dtype=torch.int32)
+        rows = self.weight_E.new_empty(1, dtype=torch.float32)
         found: dict[object, Callable[[], object]] = {}
         for launch in self.launches:
             key = (id(launch.kernel), launch.warps, *self._options.items())
-            own = partial(self._run, launch, index, values, offsets, rows, rows, None, 2, self.width, item_major)
+            own = partial(
+                self._run,
+                launch,
+                index,
+                values,
+                offsets,
+                rows,
+                rows,
+                None,
+                2,
+                self.width,
+                item_major,
+            )
             found[key] = partial(own, compile_only=True)
         return found
 
     def _run(
-        self, launch: Launch, tasks: Tensor, values: Tensor, offsets: Tensor, out: Tensor, scratch: Tensor,
-        counts: Tensor | None, n_items: int, stride: int, item_major: bool, *, compile_only: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        launch: Launch,
+        tasks: Tensor,
+        values: Tensor,
+        offsets: Tensor,
+        out: Tensor,
+        scratch: Tensor,
+        counts: Tensor | None,
+        n_items: int,
+        stride: int,
+        item_major: bool,
+        *,
+        compile_only: bool = False,
+    ) -> None:
         with self._on_device():
             launch.kernel.run(
-                tasks, self._places, values, offsets, self.weight_E, out, scratch, tasks if counts is None else counts,
-                n_items, stride, len(self.layout.specs), COUNT=counts is not None, ITEM_MAJOR=item_major,
-                num_warps=launch.warps, grid=(len(tasks),), warmup=compile_only, **self._options,
-            )  # fmt: skip
+                tasks,
+                self._places,
+                values,
+                offsets,
+                self.weight_E,
+                out,
+                scratch,
+                tasks if counts is None else counts,
+                n_items,
+                stride,
+                len(self.layout.specs),
+                COUNT=counts is not None,
+                ITEM_MAJOR=item_major,
+                num_warps=launch.warps,
+                grid=(len(tasks),),
+                warmup=compile_only,
+                **self._options,
+            )
 
     def _forward(
-        self, values: Tensor, offsets: Tensor, out: Tensor | None, counts: Tensor | None, item_major: bool,
+        self,
+        values: Tensor,
+        offsets: Tensor,
+        out: Tensor | None,
+        counts: Tensor | None,
+        item_major: bool,
         maps: Sequence[Tensor] | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         n_items = self._n_items(offsets)
         self._check_tensors(values, offsets)
         if self._check:
@@ -164,14 +246,28 @@ class TritonBags:
         scratch = out if self._scratch == 0 else out.new_empty(self._scratch * n_items)
         maps = self._tasks(offsets, n_items, item_major) if maps is None else maps
         for launch, own in zip(self.launches, maps, strict=True):
-            self._run(launch, own, values, offsets, out, scratch, counts, n_items, out.stride(0), item_major)
+            self._run(
+                launch,
+                own,
+                values,
+                offsets,
+                out,
+                scratch,
+                counts,
+                n_items,
+                out.stride(0),
+                item_major,
+            )
         return out
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.weight_E.device) if self.weight_E.is_cuda else nullcontext()
 
     def _tasks(self, offsets: Tensor, n_items: int, item_major: bool) -> list[Tensor]:
-        """The task map of every launch at this batch size; kept. The first batch of a size waits for the device."""
+        """The task map of every launch at this batch size; kept.
+
+        The first batch of a size waits for the device.
+        """
         maps = self._maps.get(n_items)
         if maps is None:
             maps = self._maps[n_items] = self._make_maps(offsets, n_items, item_major)
@@ -181,14 +277,19 @@ class TritonBags:
         if not self._by_length:
             return maps.tasks
         if item_major:
-            raise ValueError("by_length orders bags that lie table after table, not item after item")
+            raise ValueError(
+                "by_length orders bags that lie table after table, not item after item"
+            )
         return [own.tasks(offsets) for own in maps.by_length]
 
     def _make_maps(self, offsets: Tensor, n_items: int, item_major: bool) -> Maps:
         mean_T = self._mean_bag_ids
         if mean_T is None:
             mean_T = mean_ids(offsets, len(self.layout.specs), item_major=item_major)
-        repeats, device, tasks, by_length = self._repeats(mean_T, n_items), self.weight_E.device, [], []
+        repeats = self._repeats(mean_T, n_items)
+        device = self.weight_E.device
+        tasks = []
+        by_length = []
         for launch in self.launches:
             own = [launch.branches[i] for i in launch.branch_of]
             tiles = [branch.tiles(n_items) for branch in own]
@@ -206,7 +307,9 @@ class TritonBags:
         return int(min(max(round(enough / max(read_T[own].sum(), 1e-9)), 1), _MOST_REPEATS))
 
     def repeats(self, n_items: int) -> int:
-        """How often a batch of so many items is looked up by one call; it must have been called with one."""
+        """How often a batch of so many items is looked up by one call; it must have been called
+        with one.
+        """
         return self._maps[n_items].repeats if n_items in self._maps else 1
 
     def _n_items(self, offsets: Tensor) -> int:
@@ -220,33 +323,50 @@ class TritonBags:
         for name, tensor in (("values", values), ("offsets", offsets)):
             if tensor.dtype not in INDEX_TYPES or tensor.dim() != 1 or not tensor.is_contiguous():
                 raise ValueError(
-                    f"{name} are {tensor.dtype} {tuple(tensor.shape)}; expected a dense row of int32 or int64"
+                    f"{name} are {tensor.dtype} {tuple(tensor.shape)}; expected a dense row of "
+                    "int32 or int64"
                 )
             if tensor.device != self.weight_E.device:
-                raise ValueError(f"{name} are on {tensor.device}, the tables on {self.weight_E.device}")
+                raise ValueError(
+                    f"{name} are on {tensor.device}, the tables on {self.weight_E.device}"
+                )
 
     def _check_out(self, out: Tensor, n_items: int) -> None:
         fits = out.shape == (n_items, self.width) and out.dtype == torch.float32
-        dense = out.numel() == 0 or (out.stride(1) == 1 and (n_items == 1 or out.stride(0) >= self.width))
-        if not fits or not dense or out.device != self.weight_E.device or out.stride(0) % self._align:
+        dense = out.numel() == 0 or (
+            out.stride(1) == 1 and (n_items == 1 or out.stride(0) >= self.width)
+        )
+        if (
+            not fits
+            or not dense
+            or out.device != self.weight_E.device
+            or out.stride(0) % self._align
+        ):
             raise ValueError(
-                f"out is {out.dtype} {tuple(out.shape)} of strides {out.stride()} on {out.device}; expected float32 "
-                f"{(n_items, self.width)} on {self.weight_E.device}, dense rows a multiple of {self._align} apart"
+                f"out is {out.dtype} {tuple(out.shape)} of strides {out.stride()} on "
+                f"{out.device}; expected float32 {(n_items, self.width)} on "
+                f"{self.weight_E.device}, dense rows a multiple of {self._align} apart"
             )
 
 
 def check_ids(layout: Layout, values: Tensor, offsets: Tensor, *, item_major: bool = False) -> None:
-    """Raise ValueError, in one line, for offsets or ids that do not fit the tables; reads all of them."""
-    specs, device = layout.specs, offsets.device
+    """Raise ValueError, in one line, for offsets or ids that do not fit the tables; reads all of
+    them.
+    """
+    specs = layout.specs
+    device = offsets.device
     lengths_M = torch.diff(offsets.long())
     if int(offsets[0]) < 0 or int(offsets[-1]) > len(values) or bool((lengths_M < 0).any()):
         raise ValueError(f"offsets do not ascend within 0 to {len(values)}, the number of ids")
     bag_M = torch.arange(len(lengths_M), device=device)
     table_M = bag_M % len(specs) if item_major else bag_M // max(len(lengths_M) // len(specs), 1)
-    fixed_T = torch.tensor([-1 if spec.bag_ids is None else spec.bag_ids for spec in specs], device=device)
+    fixed_T = torch.tensor(
+        [-1 if spec.bag_ids is None else spec.bag_ids for spec in specs], device=device
+    )
     wrong = ((lengths_M != fixed_T[table_M]) & (fixed_T[table_M] >= 0)).nonzero()
     if len(wrong):
-        table, n_ids = int(table_M[wrong[0]]), int(lengths_M[wrong[0]])
+        table = int(table_M[wrong[0]])
+        n_ids = int(lengths_M[wrong[0]])
         raise ValueError(f"table {table} ({specs[table]}): bag {int(wrong[0])} has {n_ids} ids")
     first = torch.from_numpy(layout.first_ids_T).to(device)
     rows = torch.tensor([spec.rows for spec in specs], device=device)
@@ -257,13 +377,16 @@ def check_ids(layout: Layout, values: Tensor, offsets: Tensor, *, item_major: bo
         at = int(outside[0])
         table = int(table_L[at])
         raise ValueError(
-            f"table {table}: id {int(ids_L[at])} at {at + int(offsets[0])}; it has {specs[table].rows} rows"
+            f"table {table}: id {int(ids_L[at])} at {at + int(offsets[0])}; it has "
+            f"{specs[table].rows} rows"
         )
 
 
 def mean_ids(offsets: Tensor, n_tables: int, *, item_major: bool = False) -> FloatArray:
     """(T,), ids of a bag of each table, empty bags included; waits for the device."""
-    lengths = np.diff(offsets.cpu().numpy()).reshape((-1, n_tables) if item_major else (n_tables, -1))
+    lengths = np.diff(offsets.cpu().numpy()).reshape(
+        (-1, n_tables) if item_major else (n_tables, -1)
+    )
     return np.asarray(lengths.mean(axis=0 if item_major else 1))
 
 
@@ -275,11 +398,13 @@ def _check_weight(weight_E: Tensor, n_elements: int) -> None:
         or len(weight_E) < n_elements
     ):
         raise ValueError(
-            f"weights are {weight_E.dtype} {tuple(weight_E.shape)}; expected float32, float16 or bfloat16, "
-            f"a dense row of {n_elements} elements"
+            f"weights are {weight_E.dtype} {tuple(weight_E.shape)}; expected float32, float16 or "
+            f"bfloat16, a dense row of {n_elements} elements"
         )
     if not weight_E.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"the tables are on {weight_E.device}; Triton's kernels need a CUDA device")
+        raise ValueError(
+            f"the tables are on {weight_E.device}; Triton's kernels need a CUDA device"
+        )
 
 
 def _parts(of_table: Mapping[int, Branch], *, by_schedule: bool) -> list[tuple[int, ...]]:
@@ -295,13 +420,16 @@ def _lines(layout: Layout) -> np.ndarray[Any, np.dtype[np.int64]]:
     dims = np.array([spec.dim for spec in layout.specs])
     elements_T = layout.elements_T - layout.first_ids_T * dims
     if (elements_T % LINE_ELEMENTS).any():
-        raise ValueError(f"tables begin at {elements_T.tolist()}; expected multiples of {LINE_ELEMENTS} elements")
+        raise ValueError(
+            f"tables begin at {elements_T.tolist()}; expected multiples of {LINE_ELEMENTS} elements"
+        )
     return np.asarray(elements_T // LINE_ELEMENTS)
 
 
 def _scratch_bases(n_tables: int, of_table: Mapping[int, Branch]) -> tuple[list[int], int]:
     """Where each table's partial sums begin, in elements an item, and how many there are."""
-    bases, end = [0] * n_tables, 0
+    bases = [0] * n_tables
+    end = 0
     for table, branch in of_table.items():
         bases[table] = end
         if branch.schedule == "split":

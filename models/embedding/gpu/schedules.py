@@ -1,4 +1,5 @@
-"""The GPU's schedules as plain data: their knobs, the distinct functions that a plan needs, how many tiles each has.
+"""The GPU's schedules as plain data: their knobs, the distinct functions that a plan needs, how
+many tiles each has.
 
 Neither PyTorch nor Triton; a plan for a GPU can be made and checked anywhere.
 """
@@ -11,7 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.embedding.plan.catalogue import CUDA_SCHEDULES, CUDA_SETTINGS, Params, Value, check_params, complete
+from models.embedding.plan.catalogue import (
+    CUDA_SCHEDULES,
+    CUDA_SETTINGS,
+    Params,
+    Value,
+    check_params,
+    complete,
+)
 from models.embedding.plan.plan import Bucket, Group
 from models.embedding.plan.spec import TableSpec, column_offsets
 
@@ -48,14 +56,21 @@ class Branch:
         return self.tile_bags * self.tile_ids * self.tile_lanes
 
     def cost(self, mean_bag_ids: float) -> float:
-        """Elements that one tile reads, about; a row's first element counts for a sector, a tile for a few rows."""
+        """Elements that one tile reads, about; a row's first element counts for a sector, a tile
+        for a few rows.
+        """
         lanes = max(min(self.tile_lanes, self.dim), 8)
         return lanes * (self.tile_bags * (mean_bag_ids / self.parts + 1) + 4)
 
 
-def branches(specs: Sequence[TableSpec], groups: Sequence[Group], warps: int = 0) -> dict[int, Branch]:
-    """The branch of every table in a group, all of so many `warps` if not 0; raises ValueError for unfit groups."""
-    columns, found = column_offsets(specs), dict[int, Branch]()
+def branches(
+    specs: Sequence[TableSpec], groups: Sequence[Group], warps: int = 0
+) -> dict[int, Branch]:
+    """The branch of every table in a group, all of so many `warps` if not 0; raises ValueError for
+    unfit groups.
+    """
+    columns = column_offsets(specs)
+    found = dict[int, Branch]()
     for group in groups:
         of_group = {table: _branch(specs, group, table, warps) for table in group.tables}
         aligned = dict.fromkeys(of_group.values(), math.gcd(_WIDEST_STORE, int(columns[-1])))
@@ -70,7 +85,9 @@ def branches(specs: Sequence[TableSpec], groups: Sequence[Group], warps: int = 0
 
 def _branch(specs: Sequence[TableSpec], group: Group, table: int, warps: int) -> Branch:
     if group.schedule not in CUDA_SCHEDULES:
-        raise ValueError(f"unknown schedule {group.schedule!r}; expected one of {', '.join(CUDA_SCHEDULES)}")
+        raise ValueError(
+            f"unknown schedule {group.schedule!r}; expected one of {', '.join(CUDA_SCHEDULES)}"
+        )
     if not 0 <= table < len(specs):
         raise ValueError(f"table {table} is in a group, but there are {len(specs)} tables")
     spec = specs[table]
@@ -81,33 +98,47 @@ def _branch(specs: Sequence[TableSpec], group: Group, table: int, warps: int) ->
     branch = branch_of(spec, group.schedule, group.params, warps)
     if branch.elements > MOST_ELEMENTS:
         raise ValueError(
-            f"table {table} ({spec}): {group.schedule} has tiles of {branch.elements} elements; at most {MOST_ELEMENTS}"
+            f"table {table} ({spec}): {group.schedule} has tiles of {branch.elements} elements; "
+            f"at most {MOST_ELEMENTS}"
         )
     return branch
 
 
 def branch_of(spec: TableSpec, schedule: str, params: Params, warps: int = 0) -> Branch:
     """The function that looks this table up, of columns aligned by chance."""
-    values = {name: int(value) for name, value in complete(CUDA_SCHEDULES[schedule], params).items()}
+    values = {
+        name: int(value) for name, value in complete(CUDA_SCHEDULES[schedule], params).items()
+    }
     row = power_of_two(spec.dim)
     lanes = min(values["tile_lanes"] or row, row)
     ids = spec.bag_ids if schedule == "fixed_length" else None
     return Branch(
-        schedule, spec.dim, ids or 0, values["tile_bags"], values.get("tile_ids", 1), lanes,
-        values.get("parts", 1), warps or values["warps"], 1,
-    )  # fmt: skip
+        schedule,
+        spec.dim,
+        ids or 0,
+        values["tile_bags"],
+        values.get("tile_ids", 1),
+        lanes,
+        values.get("parts", 1),
+        warps or values["warps"],
+        1,
+    )
 
 
 def applies(spec: TableSpec, schedule: str) -> bool:
     """Whether a schedule can look this table up."""
-    return (schedule != "gather" or spec.bag_ids == 1) and (schedule != "fixed_length" or spec.bag_ids is not None)
+    return (schedule != "gather" or spec.bag_ids == 1) and (
+        schedule != "fixed_length" or spec.bag_ids is not None
+    )
 
 
 def combining(branch: Branch) -> Branch:
     """What sums the parts of a `split` branch."""
     lanes = min(power_of_two(branch.dim), 128)
     tile_bags = 4 * THREADS * _WIDEST_STORE // lanes
-    return replace(branch, schedule="combine", tile_ids=1, tile_lanes=lanes, tile_bags=tile_bags, warps=4)
+    return replace(
+        branch, schedule="combine", tile_ids=1, tile_lanes=lanes, tile_bags=tile_bags, warps=4
+    )
 
 
 def power_of_two(n: int) -> int:

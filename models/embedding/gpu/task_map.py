@@ -11,25 +11,36 @@ Int32Array = npt.NDArray[np.int32]
 
 
 def task_map(
-    branch_T: npt.ArrayLike, tiles_T: npt.ArrayLike, cost_T: npt.ArrayLike, tables: npt.ArrayLike | None = None
+    branch_T: npt.ArrayLike,
+    tiles_T: npt.ArrayLike,
+    cost_T: npt.ArrayLike,
+    tables: npt.ArrayLike | None = None,
 ) -> Int32Array:
     """(N, 3): branch, table and tile of every program; each of a table's tiles exactly once.
 
-    `cost_T`: what one tile of each table costs, in any unit. Programs start in this order, so that the cheap ones fill
-    the end; a table's tiles stay together, as they read the same rows. `tables`: numbers of
-    the T tables where they are not 0 .. T - 1.
+    `cost_T`: what one tile of each table costs, in any unit. Programs start in this order, so that
+    the cheap ones fill the end; a table's tiles stay together, as they read the same rows.
+    `tables`: numbers of the T tables where they are not 0 .. T - 1.
     """
-    branches, tiles, costs = np.asarray(branch_T), np.asarray(tiles_T, np.int64), np.asarray(cost_T, np.float64)
+    branches = np.asarray(branch_T)
+    tiles = np.asarray(tiles_T, np.int64)
+    costs = np.asarray(cost_T, np.float64)
     numbers = np.arange(len(tiles)) if tables is None else np.asarray(tables)
     if not len(branches) == len(tiles) == len(costs) == len(numbers):
         raise ValueError(
-            f"{len(branches)} branches, {len(tiles)} tile counts, {len(costs)} costs, {len(numbers)} tables"
+            f"{len(branches)} branches, {len(tiles)} tile counts, {len(costs)} costs, "
+            f"{len(numbers)} tables"
         )
     order = np.argsort(-costs, kind="stable")
     n_tiles = tiles[order]
     n_tasks = int(n_tiles.sum())
     if n_tasks >= 2**31:
-        raise ValueError(f"{n_tasks} programs in one launch; at most 2^31 - 1: take a smaller batch or larger tiles")
+        raise ValueError(
+            f"{n_tasks} programs in one launch; at most 2^31 - 1: take a smaller batch or larger "
+            "tiles"
+        )
     first = np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
     which = np.repeat(order, n_tiles)
-    return np.stack((branches[which], numbers[which], np.arange(n_tasks) - first), axis=1).astype(np.int32)
+    return np.stack((branches[which], numbers[which], np.arange(n_tasks) - first), axis=1).astype(
+        np.int32
+    )

@@ -15,11 +15,15 @@ _LEAD_CLOCKS = 1_000_000  # about half a millisecond, in which the host queues w
 _FLUSH_BYTES = 256 << 20  # beyond any L2
 
 
-def device_seconds(calls: Sequence[Call], n_rounds: int, *, cold: bool = True, first: int = 0) -> FloatArray:
-    """(calls, rounds): the device's time for call(i), all calls in turn within a round, i = first, first + 1, ...
+def device_seconds(
+    calls: Sequence[Call], n_rounds: int, *, cold: bool = True, first: int = 0
+) -> FloatArray:
+    """(calls, rounds): the device's time for call(i), all calls in turn within a round, i = first,
+    first + 1, ...
 
-    `cold`: L2 holds none of it; else what the same call has just left there. The device is kept busy until the host has
-    queued the call, so launches are not in the time unless they take longer than half a millisecond.
+    `cold`: L2 holds none of it; else what the same call has just left there. The device is kept
+    busy until the host has queued the call, so launches are not in the time unless they take longer
+    than half a millisecond.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     events = []
@@ -41,9 +45,15 @@ def device_seconds(calls: Sequence[Call], n_rounds: int, *, cold: bool = True, f
 
 
 def wall_seconds(
-    calls: Sequence[Call], n_rounds: int, *, first: int = 0, wait: Callable[[], object] = lambda: None
+    calls: Sequence[Call],
+    n_rounds: int,
+    *,
+    first: int = 0,
+    wait: Callable[[], object] = lambda: None,
 ) -> FloatArray:
-    """(calls, rounds): from the call to its result, on the host's clock; `wait` returns when a device is done."""
+    """(calls, rounds): from the call to its result, on the host's clock; `wait` returns when a
+    device is done.
+    """
     found = np.empty((len(calls), n_rounds))
     for round_id in range(n_rounds):
         for i, call in enumerate(calls):

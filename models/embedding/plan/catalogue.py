@@ -1,4 +1,5 @@
-"""Names of all schedules, with the values that their knobs may take; the first value of a knob is its default.
+"""Names of all schedules, with the values that their knobs may take; the first value of a knob is
+its default.
 
 Plain data, so that a plan can be read and checked without PyTorch, Triton or a GPU.
 """
@@ -11,19 +12,44 @@ Value = int | str
 Params = tuple[tuple[str, Value], ...]  # (name, value), sorted by name
 Knobs = Mapping[str, Sequence[Value]]
 
-STORAGE = ("float32", "float16", "bfloat16", "int8")  # of the rows; all but the first need an error budget
+STORAGE = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+)  # of the rows; all but the first need an error budget
 
 WARPS = (4, 1, 2, 8)
-BAGS, IDS = (16, 1, 2, 4, 8, 32, 64, 128, 256, 512), (4, 1, 2, 8, 16, 32, 64)
-LANES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # columns of a tile; 0, or more than the width: the whole row
+BAGS = (16, 1, 2, 4, 8, 32, 64, 128, 256, 512)
+IDS = (4, 1, 2, 8, 16, 32, 64)
+LANES = (
+    0,
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+)  # columns of a tile; 0, or more than the width: the whole row
 PARTS = (8, 2, 4, 16, 32, 64, 128)
 _TILE: Knobs = {"tile_bags": BAGS, "tile_lanes": LANES, "warps": WARPS}
 
 CUDA_SCHEDULES: dict[str, Knobs] = {  # models/embedding/gpu/kernels.py
-    "bags": {**_TILE, "tile_ids": IDS},  # bags of any length, the tile loops as often as its longest needs
+    "bags": {
+        **_TILE,
+        "tile_ids": IDS,
+    },  # bags of any length, the tile loops as often as its longest needs
     "gather": {**_TILE, "tile_bags": (64, *(n for n in BAGS if n != 64))},  # bags of exactly one id
     "fixed_length": {**_TILE, "tile_ids": IDS},  # bags of exactly so many ids
-    "split": {**_TILE, "tile_bags": (1, *(n for n in BAGS if n != 1)), "tile_ids": IDS, "parts": PARTS},  # long bags
+    "split": {
+        **_TILE,
+        "tile_bags": (1, *(n for n in BAGS if n != 1)),
+        "tile_ids": IDS,
+        "parts": PARTS,
+    },  # long bags
 }
 CUDA_SETTINGS: Knobs = {
     "launch": (
@@ -32,7 +58,17 @@ CUDA_SETTINGS: Knobs = {
         "grouped",
     ),  # one launch for all of equal warps, one a schedule of them, or a group
     "warps": (0, *sorted(WARPS)),  # of every program; 0: as each group says
-    "max_registers": (0, 32, 40, 48, 64, 80, 96, 128, 168),  # of a thread; 0: as many as the compiler takes
+    "max_registers": (
+        0,
+        32,
+        40,
+        48,
+        64,
+        80,
+        96,
+        128,
+        168,
+    ),  # of a thread; 0: as many as the compiler takes
 }
 
 SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
@@ -40,11 +76,16 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
         "per_table": {},  # torch's embedding_bag, one call a table
         "fused": {},  # one embedding_bag for all tables of a width
         "gather": {},  # one index_select for all tables of a width; bags of exactly one id
-        "fixed_length": {},  # embedding_bag on (bags, ids) without offsets; bags of exactly so many ids
+        # embedding_bag on (bags, ids) without offsets; bags of exactly so many ids
+        "fixed_length": {},
         "histogram": {},  # counts of the ids times the table: for some dozens of rows
         "dedup": {},  # every distinct row read once
         "compiled": {  # our own kernel, bags of any length
-            "ahead": ("ids", "none", "table"),  # what is prefetched: rows of ids to come, the whole next table
+            "ahead": (
+                "ids",
+                "none",
+                "table",
+            ),  # what is prefetched: rows of ids to come, the whole next table
             "distance": (32, 8, 16, 64, 128),  # ids: so many before they are read
             "order": ("table", "item"),
             "unroll": (1, 2, 4, 8),  # sums side by side; 1 adds in the order of the ids

@@ -12,15 +12,33 @@ import pandas as pd
 
 from infra.settings.fields import ConfigError
 from infra.settings.model_config import ModelConfig
-from models.embedding.plan.catalogue import FIXED_IDS, ONE_ID, SCHEDULES, SETTINGS, WHOLE, Params, Value, check_params
-from models.embedding.plan.spec import TableSpec, difference, from_ranges, model_specs, ranges, specs_hash
+from models.embedding.plan.catalogue import (
+    FIXED_IDS,
+    ONE_ID,
+    SCHEDULES,
+    SETTINGS,
+    WHOLE,
+    Params,
+    Value,
+    check_params,
+)
+from models.embedding.plan.spec import (
+    TableSpec,
+    difference,
+    from_ranges,
+    model_specs,
+    ranges,
+    specs_hash,
+)
 
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tables that one schedule looks up, ascending; `params` sorted by name, a missing one has its default."""
+    """Tables that one schedule looks up, ascending; `params` sorted by name, a missing one has its
+    default.
+    """
 
     schedule: str
     params: Params
@@ -29,7 +47,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """What runs for batches of at most `max_batch` items (None: of any size). The groups partition the tables."""
+    """What runs for batches of at most `max_batch` items (None: of any size).
+
+    The groups partition the tables.
+    """
 
     max_batch: int | None
     groups: tuple[Group, ...]
@@ -38,7 +59,9 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Raises ValueError where it is built if it fits no tables or names what is not in the catalogue."""
+    """Raises ValueError where it is built if it fits no tables or names what is not in the
+    catalogue.
+    """
 
     device: str
     specs: tuple[TableSpec, ...]
@@ -47,11 +70,20 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.device not in SCHEDULES:
-            raise ValueError(f"plan for device {self.device!r}; expected one of {', '.join(SCHEDULES)}")
+            raise ValueError(
+                f"plan for device {self.device!r}; expected one of {', '.join(SCHEDULES)}"
+            )
         limits = [bucket.max_batch for bucket in self.buckets]
         bounded = [limit for limit in limits if limit is not None]
-        if not limits or limits[-1] is not None or limits[:-1] != bounded or sorted({*bounded}) != bounded:
-            raise ValueError(f"max_batch of the buckets is {limits}; expected ascending sizes, the last one null")
+        if (
+            not limits
+            or limits[-1] is not None
+            or limits[:-1] != bounded
+            or sorted({*bounded}) != bounded
+        ):
+            raise ValueError(
+                f"max_batch of the buckets is {limits}; expected ascending sizes, the last one null"
+            )
         if bounded and bounded[0] < 1:
             raise ValueError(f"max_batch is {bounded[0]}; expected at least 1")
         for bucket in self.buckets:
@@ -74,26 +106,37 @@ class Plan:
     def _check_group(self, group: Group) -> None:
         known = SCHEDULES[self.device]
         if group.schedule not in known:
-            raise ValueError(f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}")
+            raise ValueError(
+                f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}"
+            )
         check_params(group.schedule, known[group.schedule], group.params)
         for table in group.tables:
             self._check_bags(group.schedule, table)
         if list(group.tables) != sorted({*group.tables}):
             raise ValueError(f"{group.schedule}: tables {ranges(group.tables)} are not ascending")
-        n, n_all = len(group.tables), len(self.specs)
+        n = len(group.tables)
+        n_all = len(self.specs)
         if group.schedule in WHOLE and n != n_all:
-            raise ValueError(f"{group.schedule}: for {n} of {n_all} tables; it looks up all at once")
+            raise ValueError(
+                f"{group.schedule}: for {n} of {n_all} tables; it looks up all at once"
+            )
 
     def _check_bags(self, schedule: str, table: int) -> None:
         if not 0 <= table < len(self.specs):
-            raise ValueError(f"table {table} is in a group, but the plan has {len(self.specs)} tables")
+            raise ValueError(
+                f"table {table} is in a group, but the plan has {len(self.specs)} tables"
+            )
         bag_ids = self.specs[table].bag_ids
         if schedule in ONE_ID and bag_ids != 1:
             raise ValueError(
-                f"table {table}: {schedule} needs bags of exactly one id; the table is {self.specs[table]}"
+                f"table {table}: {schedule} needs bags of exactly one id; the table is "
+                f"{self.specs[table]}"
             )
         if schedule in FIXED_IDS and bag_ids is None:
-            raise ValueError(f"table {table}: {schedule} needs bags of so many ids; the table is {self.specs[table]}")
+            raise ValueError(
+                f"table {table}: {schedule} needs bags of so many ids; the table is "
+                f"{self.specs[table]}"
+            )
 
     @property
     def specs_hash(self) -> str:
@@ -108,20 +151,39 @@ class Plan:
 
     def bucket(self, n_items: int) -> Bucket:
         """The bucket for a batch of so many items."""
-        return next(own for own in self.buckets if own.max_batch is None or n_items <= own.max_batch)
+        return next(
+            own for own in self.buckets if own.max_batch is None or n_items <= own.max_batch
+        )
 
     def to_json(self) -> str:
         """Readable: runs of like tables in one line each."""
-        specs = [{"tables": ranges(tables), "rows": spec.rows, "dim": spec.dim, "bag_ids": spec.bag_ids}
-                 for spec, tables in _alike(self.specs).items()]  # fmt: skip
+        specs = [
+            {"tables": ranges(tables), "rows": spec.rows, "dim": spec.dim, "bag_ids": spec.bag_ids}
+            for spec, tables in _alike(self.specs).items()
+        ]
         buckets = [
-            {"max_batch": own.max_batch, "settings": dict(own.settings), "groups": [
-                {"schedule": group.schedule, "params": dict(group.params), "tables": ranges(group.tables)}
-                for group in own.groups
-            ]} for own in self.buckets
-        ]  # fmt: skip
-        whole = {"version": _VERSION, "device": self.device, "specs_hash": self.specs_hash,
-                 "provenance": self.provenance, "tables": specs, "buckets": buckets}  # fmt: skip
+            {
+                "max_batch": own.max_batch,
+                "settings": dict(own.settings),
+                "groups": [
+                    {
+                        "schedule": group.schedule,
+                        "params": dict(group.params),
+                        "tables": ranges(group.tables),
+                    }
+                    for group in own.groups
+                ],
+            }
+            for own in self.buckets
+        ]
+        whole = {
+            "version": _VERSION,
+            "device": self.device,
+            "specs_hash": self.specs_hash,
+            "provenance": self.provenance,
+            "tables": specs,
+            "buckets": buckets,
+        }
         return json.dumps(whole, indent=1) + "\n"
 
     def save(self, path: Path) -> None:
@@ -135,44 +197,67 @@ def from_json(text: str) -> Plan:
     try:
         whole = json.loads(text)
         if whole["version"] != _VERSION:
-            raise ValueError(f"plan of version {whole['version']}; this release reads version {_VERSION}")
+            raise ValueError(
+                f"plan of version {whole['version']}; this release reads version {_VERSION}"
+            )
         by_table = {
             table: TableSpec(part["rows"], part["dim"], part["bag_ids"])
-            for part in whole["tables"] for table in from_ranges(part["tables"])
-        }  # fmt: skip
+            for part in whole["tables"]
+            for table in from_ranges(part["tables"])
+        }
         specs = tuple(by_table[table] for table in range(len(by_table)))
         buckets = tuple(
-            Bucket(own["max_batch"], tuple(
-                Group(group["schedule"], params(**group["params"]), from_ranges(group["tables"]))
-                for group in own["groups"]
-            ), params(**own["settings"])) for own in whole["buckets"]
-        )  # fmt: skip
+            Bucket(
+                own["max_batch"],
+                tuple(
+                    Group(
+                        group["schedule"], params(**group["params"]), from_ranges(group["tables"])
+                    )
+                    for group in own["groups"]
+                ),
+                params(**own["settings"]),
+            )
+            for own in whole["buckets"]
+        )
         plan = Plan(whole["device"], specs, buckets, whole["provenance"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is no plan: {type(error).__name__} {error}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"is no JSON: {error}") from error
     if plan.specs_hash != whole["specs_hash"]:
-        raise ValueError(f"specs_hash is {whole['specs_hash']}, but that of its tables is {plan.specs_hash}")
+        raise ValueError(
+            f"specs_hash is {whole['specs_hash']}, but that of its tables is {plan.specs_hash}"
+        )
     return plan
 
 
-def load_plan(path: str, specs: Sequence[TableSpec], devices: Sequence[str], flag: str = "embedding_plan") -> Plan:
-    """The plan in a file, for these tables and one of the devices; raises ConfigError naming `flag`."""
+def load_plan(
+    path: str, specs: Sequence[TableSpec], devices: Sequence[str], flag: str = "embedding_plan"
+) -> Plan:
+    """The plan in a file, for these tables and one of the devices; raises ConfigError naming
+    `flag`.
+    """
     try:
         plan = from_json(Path(path).read_text())
         if plan.device not in devices:
-            raise ValueError(f"is a plan for {plan.device}; expected one for {' or '.join(devices)}")
+            raise ValueError(
+                f"is a plan for {plan.device}; expected one for {' or '.join(devices)}"
+            )
         plan.check_specs(specs)
     except OSError as error:
-        raise ConfigError(flag, f"{path}: {error.strerror}; python -m models.embedding.tuner writes plans") from error
+        raise ConfigError(
+            flag, f"{path}: {error.strerror}; python -m models.embedding.tuner writes plans"
+        ) from error
     except ValueError as error:
         raise ConfigError(flag, f"{path}: {error}") from error
     return plan
 
 
 def plan_of(config: ModelConfig, devices: Sequence[str] = tuple(SCHEDULES)) -> Plan | None:
-    """The plan that a model's settings name, for its tables; None if they name none. Raises ConfigError."""
+    """The plan that a model's settings name, for its tables; None if they name none.
+
+    Raises ConfigError.
+    """
     if not config.embedding_plan:
         return None
     return load_plan(config.embedding_plan, model_specs(config), devices)
@@ -185,18 +270,28 @@ def params(**values: Value) -> Params:
 
 def explain(plan: Plan) -> pd.DataFrame:
     """One row a group: batch sizes, schedule, parameters, how many tables of which widths and rows."""
-    rows, smallest = [], 1
+    rows = []
+    smallest = 1
     for bucket in plan.buckets:
         largest = "" if bucket.max_batch is None else bucket.max_batch
         for group in bucket.groups:
             own = [plan.specs[table] for table in group.tables]
-            dims, table_rows = [spec.dim for spec in own], [spec.rows for spec in own]
-            rows.append({
-                "batch": f"{smallest}-{largest}", "schedule": group.schedule,
-                "parameters": " ".join(f"{name}={value}" for name, value in (*group.params, *bucket.settings)),
-                "tables": len(own), "widths": _span(dims), "rows": _span(table_rows),
-                "one-hot": sum(spec.bag_ids == 1 for spec in own), "which": ranges(group.tables),
-            })  # fmt: skip
+            dims = [spec.dim for spec in own]
+            table_rows = [spec.rows for spec in own]
+            rows.append(
+                {
+                    "batch": f"{smallest}-{largest}",
+                    "schedule": group.schedule,
+                    "parameters": " ".join(
+                        f"{name}={value}" for name, value in (*group.params, *bucket.settings)
+                    ),
+                    "tables": len(own),
+                    "widths": _span(dims),
+                    "rows": _span(table_rows),
+                    "one-hot": sum(spec.bag_ids == 1 for spec in own),
+                    "which": ranges(group.tables),
+                }
+            )
         smallest = (bucket.max_batch or 0) + 1
     return pd.DataFrame(rows)
 
@@ -211,5 +306,6 @@ def _alike(specs: Sequence[TableSpec]) -> dict[TableSpec, list[int]]:
 def _span(values: Sequence[int]) -> str:
     if not values:
         return "-"
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     return f"{low}" if low == high else f"{low}-{high}"

@@ -1,4 +1,6 @@
-"""What the tables of a look-up are: rows, widths, ids a bag; and where each lies in the weights and in the output."""
+"""What the tables of a look-up are: rows, widths, ids a bag; and where each lies in the weights and
+in the output.
+"""
 
 # T tables, R rows, D width of a row
 
@@ -22,7 +24,9 @@ LINE_ELEMENTS = 16  # float32 of a 64-byte line
 
 @dataclass(frozen=True, slots=True, order=True)
 class TableSpec:
-    """One table. `bag_ids`: every bag has exactly so many ids (1: one-hot); None: from none to any number."""
+    """One table. `bag_ids`: every bag has exactly so many ids (1: one-hot); None: from none to any
+    number.
+    """
 
     rows: int
     dim: int
@@ -33,7 +37,9 @@ class TableSpec:
             if name == "bag_ids" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"a table's {name} is {value!r}; expected a whole number of at least 1")
+                raise ValueError(
+                    f"a table's {name} is {value!r}; expected a whole number of at least 1"
+                )
 
     def __str__(self) -> str:
         ids = "" if self.bag_ids is None else f", {self.bag_ids} id{'s' * (self.bag_ids > 1)} a bag"
@@ -43,12 +49,16 @@ class TableSpec:
 def model_specs(config: ModelConfig) -> tuple[TableSpec, ...]:
     """The tables of a model."""
     bag_ids = config.num_indices_per_lookup if config.num_indices_per_lookup_fixed else None
-    return tuple(TableSpec(rows, config.arch_sparse_feature_size, bag_ids) for rows in config.table_rows)
+    return tuple(
+        TableSpec(rows, config.arch_sparse_feature_size, bag_ids) for rows in config.table_rows
+    )
 
 
 def specs_hash(specs: Sequence[TableSpec]) -> str:
     """16 hexadecimal digits; equal for equal tables in the same order, on any machine."""
-    text = json.dumps([(spec.rows, spec.dim, spec.bag_ids) for spec in specs], separators=(",", ":"))
+    text = json.dumps(
+        [(spec.rows, spec.dim, spec.bag_ids) for spec in specs], separators=(",", ":")
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -63,17 +73,24 @@ def difference(planned: Sequence[TableSpec], own: Sequence[TableSpec]) -> str | 
 
 
 def column_offsets(specs: Sequence[TableSpec]) -> Int64Array:
-    """First column of each table in the output (B, sum of D); (T + 1,), the last = width of the output."""
-    return np.concatenate(([0], np.cumsum([spec.dim for spec in specs], dtype=np.int64))).astype(np.int64)
+    """First column of each table in the output (B, sum of D); (T + 1,), the last = width of the
+    output.
+    """
+    return np.concatenate(([0], np.cumsum([spec.dim for spec in specs], dtype=np.int64))).astype(
+        np.int64
+    )
 
 
 def element_offsets(specs: Sequence[TableSpec]) -> Int64Array:
-    """First element of each table in the one flat weight buffer; (T + 1,), the last = elements of the buffer.
+    """First element of each table in the one flat weight buffer; (T + 1,), the last = elements of
+    the buffer.
 
-    Every table starts on a line and at a whole multiple of its own width, so the tables of one width are rows of one
-    matrix: the buffer viewed as (elements // D, D), table t from row `element_offsets[t] // D` on.
+    Every table starts on a line and at a whole multiple of its own width, so the tables of one
+    width are rows of one matrix: the buffer viewed as (elements // D, D), table t from row
+    `element_offsets[t] // D` on.
     """
-    starts, end = [], 0
+    starts = []
+    end = 0
     for spec in specs:
         step = math.lcm(LINE_ELEMENTS, spec.dim)
         start = -(-end // step) * step
@@ -84,11 +101,15 @@ def element_offsets(specs: Sequence[TableSpec]) -> Int64Array:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where T tables lie in a flat weight buffer and in the output (B, sum of D), and how their ids count."""
+    """Where T tables lie in a flat weight buffer and in the output (B, sum of D), and how their ids
+    count.
+    """
 
     specs: tuple[TableSpec, ...]
     elements_T: Int64Array  # first element of each table; a multiple of its width
-    first_ids_T: Int64Array  # the id of each table's first row: 0, unless ids count through all tables
+    first_ids_T: (
+        Int64Array  # the id of each table's first row: 0, unless ids count through all tables
+    )
     n_elements: int  # of the buffer
 
     @classmethod

@@ -17,7 +17,8 @@ _SAMPLED_IDS = 20_000
 
 
 def clusters(layout: Layout, batches: Sequence[Bags], most: int = 48) -> list[Cluster]:
-    """Tables with the same width and number of ids, rows and ids a bag within a factor of two, as often empty.
+    """Tables with the same width and number of ids, rows and ids a bag within a factor of two, as
+    often empty.
 
     At most `most`: then factors of four, of sixteen and so on.
     """
@@ -30,24 +31,37 @@ def clusters(layout: Layout, batches: Sequence[Bags], most: int = 48) -> list[Cl
 
 
 def _clusters(layout: Layout, batches: Sequence[Bags], coarse: int) -> list[Cluster]:
-    n_tables, n_items = len(layout.specs), batches[0].n_items
+    n_tables = len(layout.specs)
+    n_items = batches[0].n_items
     lengths = [_lengths(bags) for bags in batches]
     lengths_TN = np.concatenate(lengths, axis=1)
-    mean_T, empty_T = lengths_TN.mean(1), (lengths_TN == 0).mean(1)
+    mean_T = lengths_TN.mean(1)
+    empty_T = (lengths_TN == 0).mean(1)
     by_key: dict[tuple[object, ...], list[int]] = {}
     for table, spec in enumerate(layout.specs):
         length = math.log2(max(mean_T[table], 0.5)) if spec.bag_ids is None else 0.0
-        key = (spec.dim, spec.bag_ids, round(math.log2(spec.rows) / coarse), round(length / coarse),
-               round(empty_T[table] * 2 / coarse))  # fmt: skip
+        key = (
+            spec.dim,
+            spec.bag_ids,
+            round(math.log2(spec.rows) / coarse),
+            round(length / coarse),
+            round(empty_T[table] * 2 / coarse),
+        )
         by_key.setdefault(key, []).append(table)
     assert sum(map(len, by_key.values())) == n_tables
     return [
         Cluster(
-            tuple(tables), layout.specs[tables[0]], float(mean_T[tables].mean()), int(lengths_TN[tables].max()),
-            float(empty_T[tables].mean()), _distinct_frac(batches[0], tables[0]), n_items, batches[0].item_major,
+            tuple(tables),
+            layout.specs[tables[0]],
+            float(mean_T[tables].mean()),
+            int(lengths_TN[tables].max()),
+            float(empty_T[tables].mean()),
+            _distinct_frac(batches[0], tables[0]),
+            n_items,
+            batches[0].item_major,
         )
         for tables in by_key.values()
-    ]  # fmt: skip
+    ]
 
 
 def _lengths(bags: Bags) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

@@ -40,8 +40,10 @@ class Jagged:
     def first(self, n_items: int) -> Jagged:
         """The first items."""
         n_tables = (len(self.offsets) - 1) // self.n_items
-        parts = [self.ids_L[self.offsets[t * self.n_items] : self.offsets[t * self.n_items + n_items]]
-                 for t in range(n_tables)]  # fmt: skip
+        parts = [
+            self.ids_L[self.offsets[t * self.n_items] : self.offsets[t * self.n_items + n_items]]
+            for t in range(n_tables)
+        ]
         lengths = np.diff(self.offsets).reshape(n_tables, self.n_items)[:, :n_items]
         return joined(np.concatenate(parts), lengths)
 
@@ -60,7 +62,9 @@ class Recorded:
     batches: tuple[Jagged, ...]
 
     def save_text(self, folder: Path) -> None:
-        """table_config.txt, data/batch_sizes.txt and data/f<t>.txt: a line a sample, ids with commas between."""
+        """table_config.txt, data/batch_sizes.txt and data/f<t>.txt: a line a sample, ids with
+        commas between.
+        """
         (folder / "data").mkdir(parents=True, exist_ok=True)
         _lines(folder / "table_config.txt", [f"{spec.rows},{spec.dim}" for spec in self.specs])
         _lines(folder / "bags_config.txt", [str(spec.bag_ids or "") for spec in self.specs])
@@ -75,12 +79,23 @@ class Recorded:
     def save_parquet(self, folder: Path) -> None:
         """tables.parquet (rows, dim, bag_ids) and batches.parquet (batch, table, lengths, ids)."""
         folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame({
-            "rows": [spec.rows for spec in self.specs], "dim": [spec.dim for spec in self.specs],
-            "bag_ids": pd.array([spec.bag_ids for spec in self.specs], dtype="Int64"),
-        }).to_parquet(folder / "tables.parquet", index=False)  # fmt: skip
-        rows = [{"batch": i, "table": t, "lengths": batch.lengths_of(t).astype(np.int32), "ids": batch.ids_of(t)}
-                for i, batch in enumerate(self.batches) for t in range(len(self.specs))]  # fmt: skip
+        pd.DataFrame(
+            {
+                "rows": [spec.rows for spec in self.specs],
+                "dim": [spec.dim for spec in self.specs],
+                "bag_ids": pd.array([spec.bag_ids for spec in self.specs], dtype="Int64"),
+            }
+        ).to_parquet(folder / "tables.parquet", index=False)
+        rows = [
+            {
+                "batch": i,
+                "table": t,
+                "lengths": batch.lengths_of(t).astype(np.int32),
+                "ids": batch.ids_of(t),
+            }
+            for i, batch in enumerate(self.batches)
+            for t in range(len(self.specs))
+        ]
         pd.DataFrame(rows, columns=["batch", "table", "lengths", "ids"]).to_parquet(
             folder / "batches.parquet", index=False
         )
@@ -101,26 +116,43 @@ def read(folder: Path) -> Recorded:
 
 def _read_parquet(folder: Path) -> Recorded:
     tables = pd.read_parquet(folder / "tables.parquet")
-    specs = tuple(TableSpec(int(row.rows), int(row.dim), None if pd.isna(row.bag_ids) else int(row.bag_ids))
-                  for row in tables.itertuples())  # fmt: skip
+    specs = tuple(
+        TableSpec(int(row.rows), int(row.dim), None if pd.isna(row.bag_ids) else int(row.bag_ids))
+        for row in tables.itertuples()
+    )
     batches = []
     for _, own in pd.read_parquet(folder / "batches.parquet").groupby("batch", sort=True):
         if own["table"].tolist() != [*range(len(specs))]:
             raise ValueError(
-                f"{folder}: a batch has {len(own)} tables, not the {len(specs)} of tables.parquet in order"
+                f"{folder}: a batch has {len(own)} tables, not the {len(specs)} of tables.parquet "
+                "in order"
             )
-        batches.append(joined(np.concatenate(own["ids"].tolist()), np.stack(own["lengths"].tolist()).astype(np.int64)))
+        batches.append(
+            joined(
+                np.concatenate(own["ids"].tolist()),
+                np.stack(own["lengths"].tolist()).astype(np.int64),
+            )
+        )
     return Recorded(specs, tuple(batches))
 
 
 def _read_text(folder: Path) -> Recorded:
-    bags = folder / "bags_config.txt"  # not in the release: how many ids every bag of a table has, where that is fixed
-    tables = [_numbers(folder / "table_config.txt", line) for line in _read_lines(folder / "table_config.txt")]
+    bags = (
+        folder / "bags_config.txt"
+    )  # not in the release: how many ids every bag of a table has, where that is fixed
+    tables = [
+        _numbers(folder / "table_config.txt", line)
+        for line in _read_lines(folder / "table_config.txt")
+    ]
     declared = _read_lines(bags) if bags.is_file() else [""] * len(tables)
     if len(declared) != len(tables) or any(len(table) != 2 for table in tables):
-        raise ValueError(f"{folder}: table_config.txt needs `rows,dim` a line, bags_config.txt as many lines")
-    specs = tuple(TableSpec(rows, dim, int(ids) if ids else None)
-                  for (rows, dim), ids in zip(tables, declared, strict=True))  # fmt: skip
+        raise ValueError(
+            f"{folder}: table_config.txt needs `rows,dim` a line, bags_config.txt as many lines"
+        )
+    specs = tuple(
+        TableSpec(rows, dim, int(ids) if ids else None)
+        for (rows, dim), ids in zip(tables, declared, strict=True)
+    )
     sizes = [int(line) for line in _read_lines(folder / "data" / "batch_sizes.txt")]
     ids: list[list[Int32Array]] = []
     lengths: list[Int64Array] = []
@@ -135,18 +167,27 @@ def _read_text(folder: Path) -> Recorded:
         ids.append([flat[a:b] for a, b in itertools.pairwise(edges)])
         lengths.append(own)
     starts = np.concatenate(([0], np.cumsum(sizes)))
-    batches = [joined(np.concatenate([own[i] for own in ids]), np.stack(lengths)[:, starts[i] : starts[i + 1]])
-               for i in range(len(sizes))]  # fmt: skip
+    batches = [
+        joined(
+            np.concatenate([own[i] for own in ids]), np.stack(lengths)[:, starts[i] : starts[i + 1]]
+        )
+        for i in range(len(sizes))
+    ]
     return Recorded(specs, tuple(batches))
 
 
 def _check(folder: Path, specs: Sequence[TableSpec], batch: Jagged) -> None:
     for table, spec in enumerate(specs):
-        ids, lengths = batch.ids_of(table), batch.lengths_of(table)
+        ids = batch.ids_of(table)
+        lengths = batch.lengths_of(table)
         if len(ids) and not (ids.min() >= 0 and ids.max() < spec.rows):
-            raise ValueError(f"{folder}: table {table} has {spec.rows} rows, but ids {ids.min()} to {ids.max()}")
+            raise ValueError(
+                f"{folder}: table {table} has {spec.rows} rows, but ids {ids.min()} to {ids.max()}"
+            )
         if spec.bag_ids is not None and (lengths != spec.bag_ids).any():
-            raise ValueError(f"{folder}: table {table} declares {spec.bag_ids} ids a bag, but has bags of others")
+            raise ValueError(
+                f"{folder}: table {table} declares {spec.bag_ids} ids a bag, but has bags of others"
+            )
 
 
 def _lines(file: Path, lines: Sequence[str]) -> None:
@@ -164,4 +205,6 @@ def _numbers(file: Path, line: str) -> list[int]:
     try:
         return [int(part) for part in line.split(",")] if line.strip() else []
     except ValueError as error:
-        raise ValueError(f"{file}: {line[:40]!r}; expected whole numbers with commas between") from error
+        raise ValueError(
+            f"{file}: {line[:40]!r}; expected whole numbers with commas between"
+        ) from error

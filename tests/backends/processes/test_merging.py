@@ -1,4 +1,6 @@
-"""Engines that merge what waits: every task is answered, and a broken batch fails all of its queries."""
+"""Engines that merge what waits: every task is answered, and a broken batch fails all of its
+queries.
+"""
 
 import pytest
 from helpers import poisson_schedule

@@ -1,4 +1,6 @@
-"""Real processes with null engines: nothing is lost, whoever dies; nothing is left behind, whoever stops."""
+"""Real processes with null engines: nothing is lost, whoever dies; nothing is left behind, whoever
+stops.
+"""
 
 import contextlib
 import multiprocessing
@@ -30,7 +32,9 @@ pytestmark = pytest.mark.alone
 
 
 class KilledByInput(NullEngine):
-    """Ends its process, the hard way, at inputs of a certain number; `once`: only the first engine to see it."""
+    """Ends its process, the hard way, at inputs of a certain number; `once`: only the first engine
+    to see it.
+    """
 
     def __init__(self, bad_input, marker=None):
         super().__init__(busy_ns=200_000)
@@ -93,7 +97,8 @@ def leftovers(before):
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind():
-    before, fds = set(SHARED_MEMORY.iterdir()), psutil.Process().num_fds()
+    before = set(SHARED_MEMORY.iterdir())
+    fds = psutil.Process().num_fds()
     yield
     children, files = leftovers(before)
     assert not children
@@ -118,7 +123,9 @@ def test_nothing_is_lost_and_times_are_in_order(method):
 
 def test_a_burst_beyond_the_kernels_buffer_is_held_and_served():
     with ProcessSession([PoolSpec(CPU, 2, NullFactory())]) as session:
-        burst = Schedule(np.zeros(3000, np.int64), np.full(3000, 40, np.int32), np.zeros(3000, np.int32))
+        burst = Schedule(
+            np.zeros(3000, np.int64), np.full(3000, 40, np.int32), np.zeros(3000, np.int32)
+        )
         rows = session.run(burst, [Stage(Policy(10))])
     check_conservation(rows, 3000, 40, 10)
     starts = rows.tasks.sort_values("start_ns")
@@ -129,8 +136,12 @@ def test_a_burst_beyond_the_kernels_buffer_is_held_and_served():
 def test_large_queries_go_whole_to_the_accelerator():
     sizes = np.where(np.arange(300) % 3 == 0, 100, 30).astype(np.int32)
     base = poisson_schedule(1000, 300)
-    with ProcessSession([PoolSpec(CPU, 1, NullFactory()), PoolSpec(ACCEL, 1, NullFactory())]) as session:
-        rows = session.run(Schedule(base.arrival_ns, sizes, np.zeros(300, np.int32)), [Stage(Policy(16, 100))])
+    with ProcessSession(
+        [PoolSpec(CPU, 1, NullFactory()), PoolSpec(ACCEL, 1, NullFactory())]
+    ) as session:
+        rows = session.run(
+            Schedule(base.arrival_ns, sizes, np.zeros(300, np.int32)), [Stage(Policy(16, 100))]
+        )
     offloaded = rows.tasks[rows.tasks["pool"] == ACCEL]
     assert set(offloaded["query_id"]) == set(range(0, 300, 3))
     assert (offloaded["n_items"] == 100).all()
@@ -152,7 +163,9 @@ def test_an_engine_killed_at_any_moment_loses_no_query():
         def murder():
             while not stop.wait(0.08):
                 with contextlib.suppress(ValueError):  # it is being buried
-                    if session._engines[0].ready:  # who dies before that, three times in a row, ends the session
+                    if session._engines[
+                        0
+                    ].ready:  # who dies before that, three times in a row, ends the session
                         os.kill(session.pids[0], signal.SIGKILL)
 
         murderer = threading.Thread(target=murder)
@@ -226,15 +239,23 @@ def test_an_error_in_a_model_fails_its_query_and_not_the_engine():
 
 
 def test_a_stalled_engine_is_killed_and_its_task_redone(tmp_path):
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5) as session:
+    with ProcessSession(
+        [PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5
+    ) as session:
         rows = session.run(schedule(500, 50, bad=20), [Stage(Policy(40))])
         assert len(session.deaths) == 1
     check_conservation(rows, 50, 40, 40)
 
 
 def test_a_stalled_engine_is_noticed_while_others_are_busy_and_the_backlog_is_long(tmp_path):
-    burst = Schedule(np.zeros(2000, np.int64), np.full(2000, 40, np.int32), np.r_[1, np.zeros(1999)].astype(np.int32))
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5) as session:
+    burst = Schedule(
+        np.zeros(2000, np.int64),
+        np.full(2000, 40, np.int32),
+        np.r_[1, np.zeros(1999)].astype(np.int32),
+    )
+    with ProcessSession(
+        [PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5
+    ) as session:
         rows = session.run(burst, [Stage(Policy(40))])
         assert len(session.deaths) == 1
     check_conservation(rows, 2000, 40, 40)
@@ -244,7 +265,9 @@ def test_an_engine_that_dies_before_it_is_ready_ends_the_session_with_its_name()
     def broken(_):
         raise RuntimeError("no such model")
 
-    with pytest.raises(EngineError, match="cpu engine 0 ended with exit code 1 before it was ready"):
+    with pytest.raises(
+        EngineError, match="cpu engine 0 ended with exit code 1 before it was ready"
+    ):
         ProcessSession([PoolSpec(CPU, 1, broken)]).__enter__()
 
 
@@ -291,19 +314,26 @@ def test_engines_do_not_outlive_a_driver_that_is_killed():
     pids = [int(pid) for pid in driver.stdout.readline().split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 30
-    while min(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) < 0.2 and time.monotonic() < deadline:
+    while (
+        min(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) < 0.2
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)  # both are at work on a task of a minute
     driver.kill()
     driver.wait()
     driver.stdout.close()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10
+    )
     assert not alive
 
 
 def test_engines_can_be_pinned_to_cores():
     cores = tuple(sorted(os.sched_getaffinity(0)))
     with ProcessSession([PoolSpec(CPU, 3, NullFactory(), cores=cores)]) as session:
-        assert [os.sched_getaffinity(pid) for pid in session.pids] == [{cores[i % len(cores)]} for i in range(3)]
+        assert [os.sched_getaffinity(pid) for pid in session.pids] == [
+            {cores[i % len(cores)]} for i in range(3)
+        ]
 
 
 def test_memory_of_driver_and_engines_is_reported():
@@ -315,7 +345,9 @@ def test_memory_of_driver_and_engines_is_reported():
 
 
 def test_no_engine_is_scheduled_before_the_driver():
-    with ProcessSession([PoolSpec(CPU, 1, NullFactory(), yields=True), PoolSpec(ACCEL, 1, NullFactory())]) as session:
+    with ProcessSession(
+        [PoolSpec(CPU, 1, NullFactory(), yields=True), PoolSpec(ACCEL, 1, NullFactory())]
+    ) as session:
         cpu, accel = session.pids
         assert os.sched_getscheduler(cpu) == os.SCHED_IDLE
         assert os.sched_getscheduler(accel) == os.SCHED_OTHER
@@ -334,7 +366,8 @@ def test_replies_are_read_while_arrivals_leave_no_time_between_them():
     gap_ns, n = 10_000, 5_000
     schedule = Schedule(gap_ns * np.arange(1, n + 1), np.ones(n, np.int32), np.zeros(n, np.int32))
     with ProcessSession([PoolSpec(CPU, 1, NullFactory())]) as session:
-        read, answered_before_the_last_was_sent = session._read_replies, []
+        read = session._read_replies
+        answered_before_the_last_was_sent = []
 
         def noted(run, *limit):
             found = read(run, *limit)

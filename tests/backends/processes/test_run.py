@@ -1,4 +1,6 @@
-"""What the event loop knows of its run: how long to spin; and how an engine waits for its next task."""
+"""What the event loop knows of its run: how long to spin; and how an engine waits for its next
+task.
+"""
 
 import socket
 import threading

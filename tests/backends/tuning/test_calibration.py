@@ -1,4 +1,7 @@
-"""Service times measured through a session are those of its engines. The engines are virtual, so the truth is known."""
+"""Service times measured through a session are those of its engines.
+
+The engines are virtual, so the truth is known.
+"""
 
 from dataclasses import replace
 
@@ -18,14 +21,21 @@ ITEMS = np.arange(257)
 
 
 def engines(**more):
-    """Two CPU engines that slow each other down by a fifth, one accelerator, times with a spread of 20 %."""
+    """Two CPU engines that slow each other down by a fifth, one accelerator, times with a spread of
+    20 %.
+    """
     alone = ITEMS * 20_000 + 100_000
     factors = np.random.default_rng(3).lognormal(0, 0.2, (1, SPREAD))
     row = np.zeros(257, np.int64)
     return ServiceTable(
-        np.stack([alone, alone * 6 // 5]), (ITEMS * 2_000 + 500_000)[None], factors / factors.mean(), row,
-        cpu_overhead=Overhead(70_000, 90_000), seed=5, **more,
-    )  # fmt: skip
+        np.stack([alone, alone * 6 // 5]),
+        (ITEMS * 2_000 + 500_000)[None],
+        factors / factors.mean(),
+        row,
+        cpu_overhead=Overhead(70_000, 90_000),
+        seed=5,
+        **more,
+    )
 
 
 def measured(truth):
@@ -58,7 +68,9 @@ def test_a_slope_and_its_error_are_those_of_least_squares(n):
 
 
 def test_what_arrivals_take_is_found():
-    assert measured(replace(engines(), stolen_ns=150_000)).cpu.arrival_us == pytest.approx(150, rel=0.25)
+    assert measured(replace(engines(), stolen_ns=150_000)).cpu.arrival_us == pytest.approx(
+        150, rel=0.25
+    )
 
 
 def test_the_sizes_reach_from_one_item_to_the_largest_query():

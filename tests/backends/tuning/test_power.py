@@ -21,7 +21,8 @@ def package(root, number, energy_uj):
 
 
 def test_energy_of_all_packages_over_the_time_even_where_a_counter_wraps(tmp_path, monkeypatch):
-    first, second = package(tmp_path, 0, 5_000_000), package(tmp_path, 1, 999_000_000)
+    first = package(tmp_path, 0, 5_000_000)
+    second = package(tmp_path, 1, 999_000_000)
     times = iter([100.0, 110.0])
     monkeypatch.setattr("backends.tuning.watts.time.monotonic", lambda: next(times))
 

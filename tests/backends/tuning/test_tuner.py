@@ -1,4 +1,6 @@
-"""The tuner: every search on every backend; theory knows the answer; a killed search goes on where it was."""
+"""The tuner: every search on every backend; theory knows the answer; a killed search goes on where
+it was.
+"""
 
 import json
 import math
@@ -33,7 +35,9 @@ ALL = ["hill", "exhaustive", "released", "static"]
 
 
 def simulated(engines=1, cpu_ms=1.0, accel_ms=0.4, noise=True):
-    """Exponential service times proportional to the items on the CPU, the same for all on the accelerator."""
+    """Exponential service times proportional to the items on the CPU, the same for all on the
+    accelerator.
+    """
     items = np.arange(9)
     cpu_ns = np.maximum(items * cpu_ms / 8 * 1e6, 1).astype(np.int64)[None]
     accel_ns = np.full((1, 9), int(accel_ms * 1e6))
@@ -51,7 +55,9 @@ def test_on_an_mm1_queue_the_highest_rate_is_the_closed_form():
     for sla_ms, seed in ((20.0, 1), (5.0, 2)):
         config = parse([*BASE, "--numpy_rand_seed", str(seed)])
         sla = Sla(sla_ms, max_queries=400_000)
-        estimate = max_rate_qps(simulated(), CommonLoad(config, sla.max_queries), Policy(8), sla, 300.0, 0.02)
+        estimate = max_rate_qps(
+            simulated(), CommonLoad(config, sla.max_queries), Policy(8), sla, 300.0, 0.02
+        )
         best_qps = 1000 * (1 - math.log(20) / sla_ms)  # p95 of M/M/1 is ln(20) / (mu - lambda)
         assert estimate.value == pytest.approx(best_qps, rel=0.02)
         assert estimate.low <= best_qps <= estimate.high
@@ -60,7 +66,9 @@ def test_on_an_mm1_queue_the_highest_rate_is_the_closed_form():
 @pytest.mark.parametrize("scheduler", ALL)
 def test_every_phase_ends_with_a_limit_a_confirmed_rate_and_its_cost(scheduler):
     found = tune("--scheduler", scheduler, engines=2, session=simulated(2))
-    names = ["static"] if scheduler == "static" else ["static", "tuned CPU", "tuned CPU + accelerator"]
+    names = (
+        ["static"] if scheduler == "static" else ["static", "tuned CPU", "tuned CPU + accelerator"]
+    )
     assert [phase.name for phase in found.phases] == names
     assert found.phases[0].policy.batch_items == 4  # 8 items over 2 engines
     for phase in found.phases:
@@ -77,7 +85,10 @@ def test_every_phase_ends_with_a_limit_a_confirmed_rate_and_its_cost(scheduler):
 
 
 def test_the_hill_climb_is_as_good_as_the_oracle():
-    hill, oracle = (tune("--scheduler", name, session=simulated(2), engines=2) for name in ("hill", "exhaustive"))
+    hill, oracle = (
+        tune("--scheduler", name, session=simulated(2), engines=2)
+        for name in ("hill", "exhaustive")
+    )
     for ours, best in zip(hill.phases, oracle.phases, strict=True):
         assert ours.limit.qps.value >= 0.97 * best.limit.qps.value
 
@@ -85,32 +96,49 @@ def test_the_hill_climb_is_as_good_as_the_oracle():
 @pytest.mark.alone
 @pytest.mark.parametrize("scheduler", ALL)
 def test_every_search_runs_on_real_processes(scheduler):
-    words = "--nepochs 8 --target_latency 8 --rate_width 0.5 --req_granularity 32 --arr_steps 8 --batch_configs 8-4"
+    words = (
+        "--nepochs 8 --target_latency 8 --rate_width 0.5 --req_granularity 32 --arr_steps 8 "
+        "--batch_configs 8-4"
+    )
     specs = [PoolSpec(pool, 1, lambda _: NullEngine(200_000)) for pool in (CPU, ACCEL)]
     with ProcessSession(specs) as session:
-        found = tune(*words.split(), "--scheduler", scheduler, "--max_arr_range", "4", session=session)
+        found = tune(
+            *words.split(), "--scheduler", scheduler, "--max_arr_range", "4", session=session
+        )
     assert len(found.phases) == (1 if scheduler == "static" else 3)
     assert all(trial["n_queries"] > 0 for trial in found.trials)
 
 
 @pytest.mark.alone
 def test_an_overloaded_trial_ends_after_a_small_part_of_its_queries():
-    sla, config = Sla(20.0, max_queries=50_000), parse(BASE)
+    sla = Sla(20.0, max_queries=50_000)
+    config = parse(BASE)
     probed = probe(simulated(), CommonLoad(config, sla.max_queries), sla, Trial(Policy(8), 1500.0))
     assert probed.outcome.verdict == "missed"
     assert probed.decision.saturated
     assert probed.outcome.n_queries < 3000
     with ProcessSession([PoolSpec(CPU, 1, lambda _: NullEngine(500_000))]) as session:
-        probed = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 4000.0))
+        probed = probe(
+            session,
+            CommonLoad(config, 20_000),
+            Sla(20.0, max_queries=20_000),
+            Trial(Policy(8), 4000.0),
+        )
         assert probed.decision.saturated
         assert probed.outcome.n_queries < 2000
-        again = probe(session, CommonLoad(config, 20_000), Sla(20.0, max_queries=20_000), Trial(Policy(8), 200.0))
+        again = probe(
+            session,
+            CommonLoad(config, 20_000),
+            Sla(20.0, max_queries=20_000),
+            Trial(Policy(8), 200.0),
+        )
         assert again.outcome.verdict != "missed"  # nothing of the overload is left
 
 
 def test_common_random_numbers_scale_the_same_load():
     load = CommonLoad(parse(BASE), 1000)
-    slow, fast = load.at(10.0), load.at(20.0)
+    slow = load.at(10.0)
+    fast = load.at(20.0)
     assert slow.arrival_ns == pytest.approx(2 * fast.arrival_ns, abs=2)
     assert (slow.n_items == fast.n_items).all()
     legacy = CommonLoad(parse([*BASE, "--arrival_process", "legacy"]), 1000)
@@ -118,7 +146,8 @@ def test_common_random_numbers_scale_the_same_load():
 
 
 def test_released_updates_have_loads_of_their_own_and_a_search_repeats_with_its_seed():
-    first, again = tune("--scheduler", "released"), tune("--scheduler", "released")
+    first = tune("--scheduler", "released")
+    again = tune("--scheduler", "released")
     assert first.trials == again.trials
     same_rate = pd.DataFrame(first.trials).groupby(["batch_items", "rate_qps"])["p_sla_ms"]
     assert (same_rate.nunique() == same_rate.size()).all()
@@ -192,7 +221,11 @@ def test_every_line_of_the_log_is_json(tmp_path):
 
 def test_qps_per_watt_leaves_an_accelerator_that_costs_more_than_it_brings():
     brings = tune("--scheduler", "hill", watts=lambda _: 100.0)
-    costs = tune("--scheduler", "hill", watts=lambda policy: 100.0 if policy.offload_items is None else 1000.0)
+    costs = tune(
+        "--scheduler",
+        "hill",
+        watts=lambda policy: 100.0 if policy.offload_items is None else 1000.0,
+    )
     assert brings.phases[-1].policy.offload_items is not None
     assert costs.phases[-1].policy.offload_items is None
     assert brings.phases[-1].qps_per_watt == pytest.approx(brings.phases[-1].rate_qps / 100)
@@ -206,7 +239,9 @@ def test_policies_that_no_query_can_tell_apart_are_one():
 def test_the_capacity_is_what_busy_engines_answer():
     config = replace(parse(BASE))
     assert capacity_qps(simulated(noise=False), config, Policy(8)) == pytest.approx(1000, rel=0.01)
-    assert capacity_qps(simulated(4, noise=False), config, Policy(8)) == pytest.approx(4000, rel=0.01)
+    assert capacity_qps(simulated(4, noise=False), config, Policy(8)) == pytest.approx(
+        4000, rel=0.01
+    )
 
 
 def guided(*words, session, folder=None, **more):
@@ -217,27 +252,38 @@ def test_guided_finds_the_oracles_policy_in_three_trials():
     oracle = tune("--scheduler", "exhaustive", session=simulated(2, noise=False), engines=2)
     found = guided(session=simulated(2, noise=False), engines=2)
     assert [phase.name for phase in found.phases] == ["static", "tuned CPU + accelerator"]
-    best, expected = found.phases[-1], max(oracle.phases, key=lambda phase: phase.rate_qps)
+    best = found.phases[-1]
+    expected = max(oracle.phases, key=lambda phase: phase.rate_qps)
     assert best.n_trials <= 3
     assert best.rate_qps > 0.9 * expected.rate_qps
-    truth = max_rate_qps(simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5), best.policy, Sla(20.0), 500.0)
+    truth = max_rate_qps(
+        simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5), best.policy, Sla(20.0), 500.0
+    )
     assert truth.value > 0.98 * max(limit for limit in true_limits(oracle))
     assert "agrees" in found.notes[-1]
 
 
 def true_limits(found):
-    session, load = simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5)
-    return [max_rate_qps(session, load, phase.policy, Sla(20.0), 500.0).value for phase in found.phases]
+    session = simulated(2, noise=False)
+    load = CommonLoad(parse(BASE), 8000, 5)
+    return [
+        max_rate_qps(session, load, phase.policy, Sla(20.0), 500.0).value for phase in found.phases
+    ]
 
 
 class SlowerThanItSeems(SimulatedSession):
-    """Measured at leisure it is quick; in a run with a watch, as a trial's, every task takes longer."""
+    """Measured at leisure it is quick; in a run with a watch, as a trial's, every task takes
+    longer.
+    """
 
     def run(self, schedule, stages, on_progress=None, watch=None):
         factor = 1.5 if watch is not None else 1.0
         table = self._service
-        slow = replace(table, cpu_ns=(table.cpu_ns * factor).astype(np.int64),
-                       accel_ns=(table.accel_ns * factor).astype(np.int64))  # fmt: skip
+        slow = replace(
+            table,
+            cpu_ns=(table.cpu_ns * factor).astype(np.int64),
+            accel_ns=(table.accel_ns * factor).astype(np.int64),
+        )
         return SimulatedSession(self._engines, slow).run(schedule, stages, on_progress, watch)
 
 
@@ -247,7 +293,9 @@ def test_guided_says_that_reality_disagrees_and_climbs():
     assert "reality disagrees" in found.notes[-1]
     assert "less than" in found.notes[-1]
     assert found.phases[-1].n_trials > 3
-    oracle = max(limit for limit in true_limits(tune("--scheduler", "exhaustive", session=honest, engines=2)))
+    oracle = max(
+        limit for limit in true_limits(tune("--scheduler", "exhaustive", session=honest, engines=2))
+    )
     assert found.phases[-1].limit.qps.value == pytest.approx(oracle / 1.5, rel=0.1)
 
 
@@ -272,9 +320,12 @@ def test_without_an_accelerator_guided_tunes_the_batch_alone():
 
 
 def test_guided_keeps_a_known_limit_where_there_is_nothing_left_to_climb():
-    policy, goal = Policy(8), Goal(100.0)
+    policy = Policy(8)
+    goal = Goal(100.0)
     known = Limit(policy, Estimate(100.0, 0.0, 200.0), 100.0)
-    search = Guided([known], goal, lambda start, limit: HillClimb({"batch_items": [8]}, start, goal, limit))
+    search = Guided(
+        [known], goal, lambda start, limit: HillClimb({"batch_items": [8]}, start, goal, limit)
+    )
     while search.propose() is not None:  # it carries more than was foretold
         search.observe(Outcome("met", 0.0, 1.0, 100, leans_met=True))
     assert "reality disagrees" in search.verdict

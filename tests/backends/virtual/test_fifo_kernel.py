@@ -18,7 +18,9 @@ ITEMS = 40
 @st.composite
 def worlds(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    n, n_cpu, n_accel = draw(st.integers(1, 80)), draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    n = draw(st.integers(1, 80))
+    n_cpu = draw(st.integers(1, 5))
+    n_accel = draw(st.integers(1, 3))
     gaps = rng.integers(0, draw(st.sampled_from([3, 3_000, 300_000])), n)
     schedule = Schedule(
         np.cumsum(gaps * draw(st.sampled_from([1, 1009]))),
@@ -40,7 +42,9 @@ def worlds(draw):
         factors = rng.lognormal(0, 0.3, (3, draw(st.sampled_from([1, 20, 1000]))))
         rows = [rng.integers(-1, 3, ITEMS + 1) for _ in range(2)]
         stolen_ns = draw(st.sampled_from([0, 3 * scale]))
-        table = ServiceTable(cpu_ns, accel_ns, factors, *rows, *overheads, stolen_ns, draw(st.integers(0, 2**31)))
+        table = ServiceTable(
+            cpu_ns, accel_ns, factors, *rows, *overheads, stolen_ns, draw(st.integers(0, 2**31))
+        )
     return {CPU: n_cpu, ACCEL: n_accel}, table, schedule, policy
 
 
@@ -63,7 +67,8 @@ class Stop:
     """Ends a run after `n` latencies."""
 
     def __init__(self, n):
-        self.n, self.seen = n, []
+        self.n = n
+        self.seen = []
 
     def observe(self, latency_ms, busy_frac):
         assert 0 <= busy_frac <= 1
@@ -73,7 +78,9 @@ class Stop:
 
 @pytest.mark.parametrize("service", [ServiceTable(np.full((1, 9), 800_000)), lambda _: 800_000])
 def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
-    schedule = Schedule(np.arange(9000) * 1_000_000, np.full(9000, 8, np.int32), np.zeros(9000, np.int32))
+    schedule = Schedule(
+        np.arange(9000) * 1_000_000, np.full(9000, 8, np.int32), np.zeros(9000, np.int32)
+    )
     watch = Stop(5000)
     rows = SimulatedSession({CPU: 1}, service).run(schedule, [Stage(Policy(8))], None, watch)
     assert 5000 <= len(watch.seen) < 9000
@@ -81,7 +88,9 @@ def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
     assert len(rows.queries) < 9000
 
 
-@pytest.mark.parametrize("bad", [np.zeros((1, 5), np.int64), np.zeros((0, 5), np.int64), np.ones(5, np.int64)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((1, 5), np.int64), np.zeros((0, 5), np.int64), np.ones(5, np.int64)]
+)
 def test_a_table_that_makes_no_sense_is_refused(bad):
     with pytest.raises(ValueError, match="service"):
         ServiceTable(bad)
@@ -101,7 +110,9 @@ def test_what_the_table_does_not_cover_is_refused():
 
 def test_a_recording_is_replayed_under_its_own_policy_only():
     recording = Recording(np.array([0, 2]), np.array([5, 6]), np.array([0, 0]))
-    session = SimulatedSession({CPU: 1}, ServiceTable(np.ones((1, 2), np.int64), recording=recording))
+    session = SimulatedSession(
+        {CPU: 1}, ServiceTable(np.ones((1, 2), np.int64), recording=recording)
+    )
     schedule = Schedule(np.zeros(1, np.int64), np.full(1, 8, np.int32), np.zeros(1, np.int32))
     assert session.run(schedule, [Stage(Policy(4))]).queries["done_ns"].tolist() == [11]
     with pytest.raises(ValueError, match="split its queries otherwise"):

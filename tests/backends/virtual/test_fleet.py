@@ -1,4 +1,6 @@
-"""Fleets: one server is the session, routing does what it says, theory judges the rules that look at queues."""
+"""Fleets: one server is the session, routing does what it says, theory judges the rules that look
+at queues.
+"""
 
 import numpy as np
 import pytest
@@ -15,23 +17,37 @@ from scheduler import Policy, Stage
 
 
 def mm1(mean_ms=1.0, seed=0, **more):
-    return ServerKind("mm1", 1, table_of_law("exponential", mean_ms, 1.0, 9, 0, seed), Policy(9), **more)
+    return ServerKind(
+        "mm1", 1, table_of_law("exponential", mean_ms, 1.0, 9, 0, seed), Policy(9), **more
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 6), st.sampled_from(sorted(set(ROUTES) - {"size_aware"})))
+@given(
+    st.integers(0, 2**32), st.integers(1, 6), st.sampled_from(sorted(set(ROUTES) - {"size_aware"}))
+)
 def test_a_fleet_of_one_is_the_session(seed, n_cpu, route):
     rng = np.random.default_rng(seed)
     schedule = Schedule(
-        np.cumsum(rng.integers(0, 4000, 200)), rng.integers(1, 41, 200).astype(np.int32), np.zeros(200, np.int32)
+        np.cumsum(rng.integers(0, 4000, 200)),
+        rng.integers(1, 41, 200).astype(np.int32),
+        np.zeros(200, np.int32),
     )
     table = ServiceTable(
-        rng.integers(1, 5000, (2, 41)), rng.integers(1, 5000, (2, 41)), rng.lognormal(0, 0.3, (2, 20)),
-        rng.integers(-1, 2, 41), rng.integers(-1, 2, 41), Overhead(3, 5), Overhead(7, 11), seed=9,
-    )  # fmt: skip
+        rng.integers(1, 5000, (2, 41)),
+        rng.integers(1, 5000, (2, 41)),
+        rng.lognormal(0, 0.3, (2, 20)),
+        rng.integers(-1, 2, 41),
+        rng.integers(-1, 2, 41),
+        Overhead(3, 5),
+        Overhead(7, 11),
+        seed=9,
+    )
     kind = ServerKind("one", n_cpu, table, Policy(8, 30), 2)
     expected = SimulatedSession({CPU: n_cpu, ACCEL: 2}, table).run(schedule, [Stage(kind.policy)])
-    assert Fleet([(kind, 1)]).run(schedule, route).latency_ms == pytest.approx(latencies_ms(expected), rel=1e-12)
+    assert Fleet([(kind, 1)]).run(schedule, route).latency_ms == pytest.approx(
+        latencies_ms(expected), rel=1e-12
+    )
 
 
 def test_random_routing_makes_independent_mm1_queues():
@@ -53,9 +69,13 @@ def test_round_robin_takes_turns():
 
 
 def test_power_of_two_has_the_queue_lengths_of_its_theory():
-    """Mitzenmacher (2001): with n servers at load r the share with at least k queries tends to r^(2^k - 1)."""
+    """Mitzenmacher (2001): with n servers at load r the share with at least k queries tends to
+    r^(2^k - 1).
+    """
     rho, n = 0.9, 500
-    run = Fleet([(mm1(), n)]).run(poisson_schedule(1000 * rho * n, 1_500_000, seed=5), "power_of_two")
+    run = Fleet([(mm1(), n)]).run(
+        poisson_schedule(1000 * rho * n, 1_500_000, seed=5), "power_of_two"
+    )
     mean_ms = sum(rho ** (2**k - 2) for k in range(1, 12))
     assert np.mean(run.latency_ms[500_000:]) == pytest.approx(mean_ms, rel=0.02)
 
@@ -63,11 +83,15 @@ def test_power_of_two_has_the_queue_lengths_of_its_theory():
 def test_the_shortest_queue_of_two_servers_is_nearly_one_shared_queue():
     rho = 0.9
     alone, two, all_ = (
-        Fleet([(mm1(), 20)]).run(poisson_schedule(20_000 * rho, 400_000, seed=3), route).latency_ms[40_000:]
+        Fleet([(mm1(), 20)])
+        .run(poisson_schedule(20_000 * rho, 400_000, seed=3), route)
+        .latency_ms[40_000:]
         for route in ("random", "power_of_two", "shortest_queue")
     )
     shared = SimulatedSession({CPU: 20}, table_of_law("exponential", 1.0, 1.0, 9, 0, 0))
-    bound = latencies_ms(shared.run(poisson_schedule(20_000 * rho, 400_000, seed=3), [Stage(Policy(9))]))[40_000:]
+    bound = latencies_ms(
+        shared.run(poisson_schedule(20_000 * rho, 400_000, seed=3), [Stage(Policy(9))])
+    )[40_000:]
     assert bound.mean() < all_.mean() < two.mean() < alone.mean() / 2
 
 
@@ -82,7 +106,8 @@ def test_the_shortest_queue_always_takes_an_idle_server_and_knows_who_has_left()
 def test_size_aware_sends_large_queries_to_servers_that_offload():
     items = np.full((1, 9), MS)
     table = ServiceTable(items, items)
-    plain, offloads = ServerKind("plain", 2, table, Policy(8)), ServerKind("gpu", 2, table, Policy(8, 4), 1)
+    plain = ServerKind("plain", 2, table, Policy(8))
+    offloads = ServerKind("gpu", 2, table, Policy(8, 4), 1)
     sizes = np.tile(np.arange(1, 9), 50).astype(np.int32)
     schedule = Schedule(np.arange(400) * MS, sizes, np.zeros(400, np.int32))
     run = Fleet([(plain, 3), (offloads, 2)]).run(schedule, "size_aware", large_items=4)
@@ -93,7 +118,9 @@ def test_size_aware_sends_large_queries_to_servers_that_offload():
 
 
 def test_more_open_queries_than_the_heap_holds_at_first():
-    schedule = Schedule(np.zeros(150_000, np.int64), np.ones(150_000, np.int32), np.zeros(150_000, np.int32))
+    schedule = Schedule(
+        np.zeros(150_000, np.int64), np.ones(150_000, np.int32), np.zeros(150_000, np.int32)
+    )
     constant = ServerKind("one", 1, table_of_law("deterministic", 1.0, 1.0, 9, 0, 0), Policy(9))
     run = Fleet([(constant, 10)]).run(schedule, "shortest_queue")
     assert np.bincount(run.server).tolist() == [15_000] * 10
@@ -107,7 +134,10 @@ def test_more_open_queries_than_the_heap_holds_at_first():
         (lambda: Fleet([(mm1(), 0)]), "a fleet needs a server"),
         (lambda: mm1(weight=0.0), "weight"),
         (lambda: ServerKind("x", 1, mm1().table, Policy(9, 3)), "without an accelerator"),
-        (lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2), "by_luck"), "unknown route 'by_luck'"),
+        (
+            lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2), "by_luck"),
+            "unknown route 'by_luck'",
+        ),
         (lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2, n_items=10), "random"), "10 items"),
     ],
 )

@@ -18,12 +18,20 @@ MAX_ITEMS = 40
 
 
 def table(rng, levels, law, overhead, stolen_ns):
-    base = np.cumsum(rng.integers(1, 3000, MAX_ITEMS + 1)) + 1000 if law != "none" else np.full(MAX_ITEMS + 1, 1000)
+    base = (
+        np.cumsum(rng.integers(1, 3000, MAX_ITEMS + 1)) + 1000
+        if law != "none"
+        else np.full(MAX_ITEMS + 1, 1000)
+    )
     ns = np.array([base * (1 + 0.4 * level) for level in range(levels)]).astype(np.int64)
     row = np.zeros(MAX_ITEMS + 1, np.int64) if law != "none" else None
     factors = law_factors(law, 0.7)[:, :999] if law != "none" else np.ones((0, 1))
-    overheads = Overhead(int(rng.integers(0, 900)), int(rng.integers(0, 300))) if overhead else Overhead()
-    return ServiceTable(ns, factors=factors, cpu_row=row, cpu_overhead=overheads, stolen_ns=stolen_ns, seed=7)
+    overheads = (
+        Overhead(int(rng.integers(0, 900)), int(rng.integers(0, 300))) if overhead else Overhead()
+    )
+    return ServiceTable(
+        ns, factors=factors, cpu_row=row, cpu_overhead=overheads, stolen_ns=stolen_ns, seed=7
+    )
 
 
 @st.composite
@@ -31,19 +39,35 @@ def cases(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     n_pools = draw(st.integers(1, 3))
     pools = {f"p{i}": draw(st.integers(1, 3)) for i in range(n_pools)}
-    stages, tables = [], []
+    stages = []
+    tables = []
     for i in range(n_stages := draw(st.integers(1, 4))):
         keep = draw(st.integers(1, 12)) if i < n_stages - 1 or draw(st.booleans()) else None
-        stages.append(Stage(Policy(draw(st.integers(1, 15))), keep, draw(st.sampled_from([*pools]))))
+        stages.append(
+            Stage(Policy(draw(st.integers(1, 15))), keep, draw(st.sampled_from([*pools])))
+        )
         law = draw(st.sampled_from(["none", "deterministic", "exponential", "lognormal"]))
-        tables.append(table(rng, draw(st.integers(1, 3)), law, draw(st.booleans()), draw(st.sampled_from([0, 50]))))
+        tables.append(
+            table(
+                rng,
+                draw(st.integers(1, 3)),
+                law,
+                draw(st.booleans()),
+                draw(st.sampled_from([0, 50])),
+            )
+        )
     cores = frozenset(draw(st.sets(st.sampled_from([*pools]))))
     filters = draw(st.sampled_from([(0, 0.0), (2500, 0.0), (700, 31.5)]))
     n = draw(st.integers(1, 40))
     gaps = rng.integers(0, draw(st.sampled_from([2, 4000, 60_000])), n)  # bursts, and at leisure
     if draw(st.booleans()):
         gaps = gaps // 1000 * 1000  # arrivals at the very moment of an end
-    schedule = Schedule(np.cumsum(gaps), rng.integers(1, MAX_ITEMS + 1, n).astype(np.int32), np.zeros(n, np.int32), 2)
+    schedule = Schedule(
+        np.cumsum(gaps),
+        rng.integers(1, MAX_ITEMS + 1, n).astype(np.int32),
+        np.zeros(n, np.int32),
+        2,
+    )
     return schedule, stages, pools, PipelineService(tuple(tables), cores, *filters)
 
 
@@ -61,7 +85,9 @@ def test_it_serves_as_the_event_loop_does(case):
 def test_busy_time_is_that_of_the_tasks():
 
     rng = np.random.default_rng(1)
-    service = PipelineService((table(rng, 2, "lognormal", overhead=True, stolen_ns=0),) * 2, frozenset({"a", "b"}))
+    service = PipelineService(
+        (table(rng, 2, "lognormal", overhead=True, stolen_ns=0),) * 2, frozenset({"a", "b"})
+    )
     stages = [Stage(Policy(4), 7, "a"), Stage(Policy(3), None, "b")]
     schedule = poisson_schedule(20_000, 300, n_items=20)
     rows = SimulatedSession({"a": 2, "b": 1}, service).run(schedule, stages)

@@ -1,4 +1,6 @@
-"""Queueing theory judges the Dispatcher in virtual time: closed forms within standard errors of batch means."""
+"""Queueing theory judges the Dispatcher in virtual time: closed forms within standard errors of
+batch means.
+"""
 
 import math
 from dataclasses import replace
@@ -41,7 +43,9 @@ def test_mmc_mean_wait_is_erlang_c(c, rho):
 
 
 def test_mg1_pollaczek_khinchine_lognormal():
-    mean, second = math.exp(0.32), math.exp(1.28)  # log-mean 0, log-sd 0.8
+    # log-mean 0, log-sd 0.8
+    mean = math.exp(0.32)
+    second = math.exp(1.28)
     latency = latencies_ms(simulate(400, lambda rng: rng.lognormal(0.0, 0.8)))
     close(latency, np.mean, mean + 0.4 * second / (2 * (1 - 0.4 * mean)))
 
@@ -77,8 +81,12 @@ def by_law(rate_qps, law="exponential", cv=1.0, n_engines=1, n=400_000, gaps=Non
     schedule = poisson_schedule(rate_qps, n, seed=8)
     if gaps is not None:
         schedule = replace(schedule, arrival_ns=np.cumsum(gaps * 1e9 / rate_qps).astype(np.int64))
-    rows = SimulatedSession({CPU: n_engines, ACCEL: 1}, table, keep_tasks=False).run(schedule, [Stage(Policy(1))])
-    return (rows.queries["first_start_ns"] - rows.queries["arrival_ns"]).to_numpy(np.int64) / MS, latencies_ms(rows)
+    rows = SimulatedSession({CPU: n_engines, ACCEL: 1}, table, keep_tasks=False).run(
+        schedule, [Stage(Policy(1))]
+    )
+    return (rows.queries["first_start_ns"] - rows.queries["arrival_ns"]).to_numpy(
+        np.int64
+    ) / MS, latencies_ms(rows)
 
 
 @pytest.mark.parametrize("rho", [0.5, 0.9])
@@ -101,7 +109,10 @@ def test_compiled_md1_waits_have_erlangs_distribution():
     """P(W <= t) in M/D/1, service 1 (Erlang 1909)."""
     wait, _ = by_law(700, "deterministic")
     for t in (0.5, 2.0, 5.0):
-        terms = [(-0.7 * (t - k)) ** k / math.factorial(k) * math.exp(0.7 * (t - k)) for k in range(int(t) + 1)]
+        terms = [
+            (-0.7 * (t - k)) ** k / math.factorial(k) * math.exp(0.7 * (t - k))
+            for k in range(int(t) + 1)
+        ]
         close(wait, lambda batch, t=t: (batch <= t).mean(), 0.3 * sum(terms))
 
 
@@ -111,7 +122,9 @@ def test_compiled_mg1_mean_wait_is_pollaczek_khinchine():
 
 
 def test_heavy_traffic_is_kingmans_exponential():
-    """GI/G/1 near saturation (Kingman 1961): exponential waits, mean rho / (1 - rho) (ca^2 + cs^2) / 2."""
+    """GI/G/1 near saturation (Kingman 1961): exponential waits, mean rho / (1 - rho) (ca^2 + cs^2)
+    / 2.
+    """
     rho, n = 0.97, 3_000_000
     gaps = np.random.default_rng(2).gamma(0.5, 2.0, n)  # ca^2 = 2
     wait, _ = by_law(1000 * rho, "lognormal", 1.0, n=n, gaps=gaps)
@@ -121,7 +134,9 @@ def test_heavy_traffic_is_kingmans_exponential():
 
 
 def test_two_stages_in_tandem_are_independent_queues():
-    """Burke (1956): the second M/M/1 sees Poisson arrivals too, so the time in both is Erlang of order 2."""
+    """Burke (1956): the second M/M/1 sees Poisson arrivals too, so the time in both is Erlang of
+    order 2.
+    """
     rng = np.random.default_rng(9)
     session = SimulatedSession({CPU: 1, ACCEL: 1}, lambda _: int(rng.exponential(1.0) * MS))
     stages = [Stage(Policy(9), keep_items=1), Stage(Policy(9, offload_items=1))]
@@ -157,17 +172,22 @@ def test_an_interruption_keeps_what_was_served(stop_at):
 def test_littles_law_holds_between_the_rows():
     rows = simulate(700, exponential(1.0), n=20_000)
     queries = rows.queries
-    events = np.concatenate([queries["arrival_ns"].to_numpy(np.int64), queries["done_ns"].to_numpy(np.int64)])
+    events = np.concatenate(
+        [queries["arrival_ns"].to_numpy(np.int64), queries["done_ns"].to_numpy(np.int64)]
+    )
     steps = np.repeat([1, -1], len(queries))
     order = np.argsort(events, kind="stable")
-    times, in_system = events[order], np.cumsum(steps[order])
+    times = events[order]
+    in_system = np.cumsum(steps[order])
     mean_in_system = (in_system[:-1] * np.diff(times)).sum() / (times[-1] - times[0])
     rate_per_ms = len(queries) / ((times[-1] - times[0]) / MS)
     assert mean_in_system == pytest.approx(rate_per_ms * latencies_ms(rows).mean(), rel=1e-9)
 
 
 def test_a_pool_is_served_first_in_first_out():
-    tasks = simulate(900, exponential(1.0), n_engines=3, n_items=3, n=3000).tasks.sort_values(["query_id", "part"])
+    tasks = simulate(900, exponential(1.0), n_engines=3, n_items=3, n=3000).tasks.sort_values(
+        ["query_id", "part"]
+    )
     assert (np.diff(tasks["start_ns"]) >= 0).all()
 
 
@@ -186,6 +206,7 @@ def test_a_simulated_overload_is_reported_as_such():
 
 
 def test_equal_seeds_give_equal_rows():
-    a, b = simulate(700, exponential(1.0), n=500), simulate(700, exponential(1.0), n=500)
+    a = simulate(700, exponential(1.0), n=500)
+    b = simulate(700, exponential(1.0), n=500)
     assert a.queries.equals(b.queries)
     assert a.tasks.equals(b.tasks)

@@ -18,7 +18,9 @@ from scheduler import Policy, Stage
 
 @pytest.fixture
 def measured():
-    rows = SimulatedSession({CPU: 1}, lambda _: 1_000_000).run(poisson_schedule(500, 400), [Stage(Policy(1))])
+    rows = SimulatedSession({CPU: 1}, lambda _: 1_000_000).run(
+        poisson_schedule(500, 400), [Stage(Policy(1))]
+    )
     return rows, summarize(rows.queries, rows.tasks, sla_ms=5.0)
 
 
@@ -30,7 +32,11 @@ def text_of(renderable):
 
 def test_the_table_says_what_was_measured(measured):
     _, summary = measured
-    shown = text_of(report.measurement("wnd", summary, {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}))
+    shown = text_of(
+        report.measurement(
+            "wnd", summary, {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
+        )
+    )
     assert f"{summary.p95_ms.value:,.2f} ms" in shown
     assert report.interval(summary.p95_ms) in shown
     assert "VALID" in shown
@@ -41,7 +47,9 @@ def test_the_table_says_what_was_measured(measured):
 
 def test_an_invalid_run_says_why(measured):
     rows, _ = measured
-    bad = summarize(rows.queries, rows.tasks, sla_ms=5.0, extra=("interrupted after 3 of 9 queries",))
+    bad = summarize(
+        rows.queries, rows.tasks, sla_ms=5.0, extra=("interrupted after 3 of 9 queries",)
+    )
     assert "interrupted after 3 of 9" in text_of(report.measurement("wnd", bad, {}))
     assert report.verdict(bad) == "INVALID: interrupted after 3 of 9 queries"
 
@@ -66,11 +74,19 @@ def test_the_cdf_names_its_axes_and_draws_sla_and_percentiles(measured):
 
 
 def test_the_cdf_of_a_run_without_answers_is_drawn_too():
-    empty = pd.DataFrame({
-        "query_id": [0], "input_id": [0], "n_items": [1], "n_tasks": [0], "arrival_ns": [0],
-        "sent_ns": pd.array([0], "Int64"), "first_start_ns": pd.array([None], "Int64"),
-        "done_ns": pd.array([None], "Int64"), "is_warmup": [False],
-    })  # fmt: skip
+    empty = pd.DataFrame(
+        {
+            "query_id": [0],
+            "input_id": [0],
+            "n_items": [1],
+            "n_tasks": [0],
+            "arrival_ns": [0],
+            "sent_ns": pd.array([0], "Int64"),
+            "first_start_ns": pd.array([None], "Int64"),
+            "done_ns": pd.array([None], "Int64"),
+            "is_warmup": [False],
+        }
+    )
     tasks = pd.DataFrame({"query_id": [], "pool": [], "n_items": []})
     assert figures.latency_cdf(empty, summarize(empty, tasks, 5.0), "wnd").axes
 
@@ -79,20 +95,30 @@ def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
     rows, sure = measured
     line = {"name": "static", "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0}, "of_exhaustive": None,
             "n_trials": 3, "n_queries": 900, "seconds": 5.0}  # fmt: skip
-    late = summarize(rows.queries, rows.tasks, sla_ms=5.0, extra=("the generator was late", "a query was lost"))
-    for own, words in ((late, ["static: INVALID: the generator was late; a query was lost"]), (sure, []), (None, [])):
+    late = summarize(
+        rows.queries, rows.tasks, sla_ms=5.0, extra=("the generator was late", "a query was lost")
+    )
+    for own, words in (
+        (late, ["static: INVALID: the generator was late; a query was lost"]),
+        (sure, []),
+        (None, []),
+    ):
         limit, *rest = report.search_notes([{**line, "summary": own}], 0.99)
         assert limit.startswith("static: limit about 9.0 QPS")
         assert rest == words
 
 
 def test_the_search_figure_shows_every_update_and_the_sla():
-    updates = pd.DataFrame({
-        "phase": ["static"] * 3 + ["tuned CPU"] * 4,
-        "batch_items": [512] * 3 + [256] * 2 + [128] * 2,
-        "offload_items": [None] * 7, "rate_qps": [100.0, 110, 120, 120, 130, 130, 120], "p_sla_ms": [5.0] * 7,
-        "verdict": ["met", "missed", "undecided", *["met"] * 4],
-    })  # fmt: skip
+    updates = pd.DataFrame(
+        {
+            "phase": ["static"] * 3 + ["tuned CPU"] * 4,
+            "batch_items": [512] * 3 + [256] * 2 + [128] * 2,
+            "offload_items": [None] * 7,
+            "rate_qps": [100.0, 110, 120, 120, 130, 130, 120],
+            "p_sla_ms": [5.0] * 7,
+            "verdict": ["met", "missed", "undecided", *["met"] * 4],
+        }
+    )
     rate, tail = figures.search_walk(updates, 25.0, 95.0).axes
     drawn = np.concatenate([line.get_xdata() for line in rate.lines])
     assert set(drawn) == set(range(1, 8))
@@ -116,4 +142,7 @@ def test_plain_progress_is_lines_with_an_estimate(capfd, monkeypatch):
         on_fraction(0.1)  # too soon to say again
         now[0] = 10.0
         on_fraction(0.25, "table 3")
-    assert capfd.readouterr().err.splitlines() == ["building", "building table 3: 25%, about 30 s left"]
+    assert capfd.readouterr().err.splitlines() == [
+        "building",
+        "building table 3: 25%, about 30 s left",
+    ]

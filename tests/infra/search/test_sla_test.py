@@ -1,4 +1,6 @@
-"""The sequential SLA test against queues whose true limit is known in closed form, 1,000 seeds each."""
+"""The sequential SLA test against queues whose true limit is known in closed form, 1,000 seeds
+each.
+"""
 
 import itertools
 import math
@@ -44,15 +46,22 @@ def late_probability(rate, n_servers, sla):
 
 
 def limit(n_servers, sla, share=0.05):
-    low, high = 1e-9, n_servers * (1 - 1e-9)
+    low = 1e-9
+    high = n_servers * (1 - 1e-9)
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (low, middle) if late_probability(middle, n_servers, sla) > share else (middle, high)
+        low, high = (
+            (low, middle) if late_probability(middle, n_servers, sla) > share else (middle, high)
+        )
     return low
 
 
 def decide(n_servers, sla, rate, seed, cap):
-    rng, free, now, done_work, n = np.random.default_rng(seed), np.zeros(n_servers), 0.0, 0.0, 0
+    rng = np.random.default_rng(seed)
+    free = np.zeros(n_servers)
+    now = 0.0
+    done_work = 0.0
+    n = 0
     test = SlaTest(sla, 95.0, 0.99, cap)
     while test.decision is None:
         services = rng.exponential(1.0, test.wants)
@@ -70,7 +79,9 @@ def test_the_limit_of_mm1_is_mu_minus_ln_20_over_s():
 
 @pytest.mark.parametrize(("n_servers", "sla"), [(1, 20.0), (4, 10.0)])
 @pytest.mark.parametrize("offset", [-0.10, 0.10])
-def test_ten_percent_off_the_limit_it_is_hardly_ever_wrong_and_rarely_undecided(n_servers, sla, offset):
+def test_ten_percent_off_the_limit_it_is_hardly_ever_wrong_and_rarely_undecided(
+    n_servers, sla, offset
+):
     rate = limit(n_servers, sla) * (1 + offset)
     verdicts = [decide(n_servers, sla, rate, seed, 120_000).verdict for seed in range(SEEDS)]
     assert verdicts.count("met" if offset > 0 else "missed") <= 0.01 * SEEDS
@@ -79,7 +90,9 @@ def test_ten_percent_off_the_limit_it_is_hardly_ever_wrong_and_rarely_undecided(
 
 @pytest.mark.parametrize(("n_servers", "sla"), [(1, 20.0), (4, 10.0)])
 @pytest.mark.parametrize("offset", [-0.02, 0.02])
-def test_two_percent_off_it_may_be_undecided_but_is_not_wrong_more_often_than_asked(n_servers, sla, offset):
+def test_two_percent_off_it_may_be_undecided_but_is_not_wrong_more_often_than_asked(
+    n_servers, sla, offset
+):
     rate = limit(n_servers, sla) * (1 + offset)
     verdicts = [decide(n_servers, sla, rate, seed, 20_000).verdict for seed in range(SEEDS)]
     assert verdicts.count("met" if offset > 0 else "missed") <= 0.01 * SEEDS
@@ -94,7 +107,9 @@ def test_an_overload_is_noticed_within_some_hundred_queries(n_servers):
 
 
 def test_the_binomial_is_loadgens():
-    assert p_value_met(459, 0, 99.0) <= 0.01 < p_value_met(458, 0, 99.0)  # its fewest queries for p99 at 99 %
+    assert (
+        p_value_met(459, 0, 99.0) <= 0.01 < p_value_met(458, 0, 99.0)
+    )  # its fewest queries for p99 at 99 %
     for n, late in ((200, 3), (1000, 62), (1000, 40)):
         assert p_value_met(n, late, 95.0) == pytest.approx(stats.binom.cdf(late, n, 0.05))
         assert p_value_missed(n, late, 95.0) == pytest.approx(stats.binom.sf(late - 1, n, 0.05))
@@ -113,7 +128,8 @@ def test_independent_latencies_are_decided_with_hundreds_of_queries():
 def test_the_time_of_an_autoregressive_series_is_known():
     rng = np.random.default_rng(1)
     for phi in (0.0, 0.5, 0.9):
-        series, noise = np.empty(200_000), rng.standard_normal(200_000)
+        series = np.empty(200_000)
+        noise = rng.standard_normal(200_000)
         series[0] = noise[0]
         for i in range(1, len(series)):
             series[i] = phi * series[i - 1] + noise[i]
@@ -137,7 +153,8 @@ def test_looks_grow_to_the_cap_and_pieces_make_no_difference():
     assert sizes[0] >= 170
     assert look_sizes(5) == [5]
     latency = np.random.default_rng(3).exponential(0.6, 4000)
-    whole, pieces = SlaTest(1.0, max_queries=4000), SlaTest(1.0, max_queries=4000)
+    whole = SlaTest(1.0, max_queries=4000)
+    pieces = SlaTest(1.0, max_queries=4000)
     whole.observe(latency)
     for part in np.array_split(latency, 57):
         pieces.observe(part)

@@ -1,4 +1,6 @@
-"""Flags and files: the release's names and defaults, precedence, and one line for every kind of bad input."""
+"""Flags and files: the release's names and defaults, precedence, and one line for every kind of bad
+input.
+"""
 
 import csv
 import json
@@ -18,7 +20,9 @@ with (DATA / "released_flags.csv").open() as flags_file:
 
 
 def settings(*words):
-    return to_settings(parse([*words, "--num_batches", "4"] if "--num_batches" not in words else list(words)))
+    return to_settings(
+        parse([*words, "--num_batches", "4"] if "--num_batches" not in words else list(words))
+    )
 
 
 def refused(capsys, *words):
@@ -38,11 +42,22 @@ def test_the_release_has_71_flags():
 
 @pytest.mark.parametrize("row", RELEASED, ids=lambda row: row["flag"])
 def test_a_released_flag_keeps_its_name_type_and_default(row):
-    name, kind, default = row["flag"], row["type"], row["default"]
+    name = row["flag"]
+    kind = row["type"]
+    default = row["default"]
     if name == "config_file":
         return
-    value = settings()[name] if name != "num_batches" else parse(["--num_batches", "1"]).inputs.num_batches - 1
-    expected = {"int": int, "float": float, "bool": lambda text: text == "True", "store_true": lambda t: t == "True"}
+    value = (
+        settings()[name]
+        if name != "num_batches"
+        else parse(["--num_batches", "1"]).inputs.num_batches - 1
+    )
+    expected = {
+        "int": int,
+        "float": float,
+        "bool": lambda text: text == "True",
+        "store_true": lambda t: t == "True",
+    }
     wanted = None if default == "None" else expected.get(kind, str)(default)
     assert value == wanted
     if kind == "store_true":
@@ -95,13 +110,27 @@ def test_a_flag_that_repeats_the_default_still_beats_the_file(tmp_path):
 
 
 def test_settings_survive_a_round_trip():
-    config = parse(["--config_file", str(CONFIGS / "din.json"), "--num_batches", "4", "--arrival_qps", "50", "--queue"])
+    config = parse(
+        [
+            "--config_file",
+            str(CONFIGS / "din.json"),
+            "--num_batches",
+            "4",
+            "--arrival_qps",
+            "50",
+            "--queue",
+        ]
+    )
     assert from_settings(json.loads(json.dumps(to_settings(config)))) == config
 
 
 def test_a_saved_run_can_be_read_as_a_configuration(tmp_path):
-    config = parse(["--config_file", str(CONFIGS / "ncf.json"), "--num_batches", "4", "--arrival_qps", "50"])
-    (tmp_path / "run.json").write_text(json.dumps({"config": to_settings(config), "provenance": {}, "summary": {}}))
+    config = parse(
+        ["--config_file", str(CONFIGS / "ncf.json"), "--num_batches", "4", "--arrival_qps", "50"]
+    )
+    (tmp_path / "run.json").write_text(
+        json.dumps({"config": to_settings(config), "provenance": {}, "summary": {}})
+    )
     assert parse(["--config_file", str(tmp_path / "run.json")]) == config
     again = parse(["--config_file", str(tmp_path / "run.json"), "--avg_arrival_rate", "4"])
     assert again.load.rate_qps == 250.0  # the flag replaces the file's way of giving the rate
@@ -129,7 +158,13 @@ def test_help_is_grouped_and_states_units(capsys):
         parse(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for group in ("Model architecture", "Load: arrivals and query sizes", "Engines", "Scheduler", "Output"):
+    for group in (
+        "Model architecture",
+        "Load: arrivals and query sizes",
+        "Engines",
+        "Scheduler",
+        "Output",
+    ):
         assert group in text
     assert "mean GAP between queries in ms" in " ".join(text.split())
 
@@ -156,7 +191,10 @@ BAD = [
     ((*WND, "--tune_accel_qps", "--queue"), "tune_accel_qps needs an accelerator"),
     ((*WND, "--tune_batch_qps"), "tune_batch_qps needs the at-scale mode"),
     ((*WND, "--queue", "--tune_batch_qps", "--batch_configs", "32,64"), "batch_configs is '32,64'"),
-    ((*WND, "--queue", "--tune_batch_qps", "--arrival_process", "file", "--arrival_file", "x"), "arrival_process is"),
+    (
+        (*WND, "--queue", "--tune_batch_qps", "--arrival_process", "file", "--arrival_file", "x"),
+        "arrival_process is",
+    ),
     ((*WND, "--min_arr_range", "30", "--max_arr_range", "20"), "min_arr_range is 30"),
     ((*WND, "--mini_batch_size", "8"), "mini_batch_size is 8, larger than max_mini_batch_size"),
     ((*WND, "--warmup_queries", "4"), "warmup_queries is 4, but the run has 4"),
@@ -164,18 +202,26 @@ BAD = [
     ((*WND, "--queue", "perhaps"), "queue is 'perhaps'; expected true or false"),
     ((*WND, "--data_generation", "novel"), "data_generation is 'novel'"),
     ((*WND, "--data_generation", "dataset"), "raw_data_file is not set"),
-    ((*WND, "--queue", "--tune_batch_qps", "--arrival_process", "mmpp"), "a trial of a tuning run ends before"),
+    (
+        (*WND, "--queue", "--tune_batch_qps", "--arrival_process", "mmpp"),
+        "a trial of a tuning run ends before",
+    ),
     ((*WND, "--batch_size_distribution", "trace"), "needs arrival_process trace"),
     ((*WND, "--arrival_burst_s", "0"), "arrival_burst_s is 0"),
     ((*WND, "--num_indices_per_lookup", "2000000"), "a table has 1000000 rows"),
     (("--num_batches", "1", "--arch_mlp_bot", "4-3"), "arch_sparse_feature_size is 2"),
     (("--num_batches", "1", "--model_type", "ncf"), "NCF has 4"),
-    (("--num_batches", "1", "--model_type", "mtwnd", "--arch_mlp_tasks", "9-1"), "arch_mlp_tasks begins with 9"),
+    (
+        ("--num_batches", "1", "--model_type", "mtwnd", "--arch_mlp_tasks", "9-1"),
+        "arch_mlp_tasks begins with 9",
+    ),
     (("--num_batches", "1", "--model_type", "din"), "profile-behaviours-ad-context"),
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), BAD, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("words", "message"), BAD, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_bad_input_is_one_line_and_exit_code_2(capsys, words, message):
     assert message in refused(capsys, *words)
 
@@ -183,7 +229,11 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, words, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("rm9.json", '{"arch_mlp_boot": "4-3-2"}', "unknown key 'arch_mlp_boot'; did you mean 'arch_mlp_bot'?"),
+        (
+            "rm9.json",
+            '{"arch_mlp_boot": "4-3-2"}',
+            "unknown key 'arch_mlp_boot'; did you mean 'arch_mlp_bot'?",
+        ),
         ("rm9.json", '{"nepochs": "many"}', "nepochs is 'many'"),
         ("rm9.json", '{"nepochs": true}', "nepochs is True; expected a number"),
         ("rm9.json", '{"nepochs": null}', "nepochs has no value"),
@@ -203,11 +253,15 @@ def test_a_bad_file_is_named_with_what_is_wrong(capsys, tmp_path, name, text, me
 def test_tables_that_do_not_fit_say_how_much_is_needed_and_what_to_do(monkeypatch):
     config = parse(["--config_file", str(CONFIGS / "dlrm_rm1.json"), "--num_batches", "1"])
     monkeypatch.setattr("infra.memory.free_bytes", lambda: 3 << 30)
-    with pytest.raises(ConfigError, match=r"needs 4\.4 GiB .*3\.0 GiB are free; try --table_scale 0\.5\d") as error:
+    with pytest.raises(
+        ConfigError, match=r"needs 4\.4 GiB .*3\.0 GiB are free; try --table_scale 0\.5\d"
+    ) as error:
         check_memory(config, n_engines=0)
     assert error.value.flag == "arch_embedding_size"
     scale = float(str(error.value).rsplit(" ", 1)[1])
-    check_memory(replace(config, model=replace(config.model, table_scale=scale)), n_engines=0)  # the advice helps
+    check_memory(
+        replace(config, model=replace(config.model, table_scale=scale)), n_engines=0
+    )  # the advice helps
     monkeypatch.setattr("infra.memory.free_bytes", lambda: 64 << 20)
     with pytest.raises(ConfigError, match="lower --num_batches"):
         check_memory(config, n_engines=0)
@@ -215,9 +269,12 @@ def test_tables_that_do_not_fit_say_how_much_is_needed_and_what_to_do(monkeypatc
 
 def test_table_scale_keeps_at_least_a_bag_of_rows():
     model = ModelConfig(
-        model_type="wnd", arch_embedding_size="1000-200", num_indices_per_lookup=20, table_scale=0.05,
+        model_type="wnd",
+        arch_embedding_size="1000-200",
+        num_indices_per_lookup=20,
+        table_scale=0.05,
         num_indices_per_lookup_fixed=True,
-    )  # fmt: skip
+    )
     assert model.table_rows == (50, 20)
 
 

@@ -34,24 +34,36 @@ def stages(*own, **top):
 
 def test_models_come_by_name_or_file_and_settings_change_them(write):
     document = {
-        "stages": [{"model": "rm1", "keep_items": 9, "settings": {"table_scale": 0.5}}, {"model": "small.json"}]
+        "stages": [
+            {"model": "rm1", "keep_items": 9, "settings": {"table_scale": 0.5}},
+            {"model": "small.json"},
+        ]
     }
     pipeline = read_pipeline(write(document), 3)
     assert [stage.model.name for stage in pipeline.stages] == ["rm1", "small"]
     assert pipeline.stages[0].model.table_scale == 0.5
-    assert [(pool.name, pool.engines, pool.device) for pool in pipeline.pools] == [("cpu", 3, "cpu")]
+    assert [(pool.name, pool.engines, pool.device) for pool in pipeline.pools] == [
+        ("cpu", 3, "cpu")
+    ]
     assert pipeline.name == "p"
 
 
 def test_engines_are_shared_by_pool_or_a_stage_s_own(write):
     document = stages(
-        {"keep_items": 5, "pool": "both"}, {"keep_items": 3, "engines": 2}, {"pool": "both"},
-        pools={"both": {"engines": 4}}, items=10,
-    )  # fmt: skip
+        {"keep_items": 5, "pool": "both"},
+        {"keep_items": 3, "engines": 2},
+        {"pool": "both"},
+        pools={"both": {"engines": 4}},
+        items=10,
+    )
     pipeline = read_pipeline(write(document), 1)
-    assert [(pipeline.pool(stage).name, pipeline.pool(stage).engines) for stage in pipeline.stages] == [
-        ("both", 4), ("stage1", 2), ("both", 4),
-    ]  # fmt: skip
+    assert [
+        (pipeline.pool(stage).name, pipeline.pool(stage).engines) for stage in pipeline.stages
+    ] == [
+        ("both", 4),
+        ("stage1", 2),
+        ("both", 4),
+    ]
     assert pipeline.n_items == 10
 
 
@@ -61,31 +73,62 @@ def test_it_is_ranked_only_if_every_stage_that_chooses_has_scores(write):
     assert read_pipeline(write(real), 1).is_ranked
     assert not read_pipeline(write(modelled), 1).is_ranked
     assert not read_pipeline(write(stages({})), 1).is_ranked  # nobody chooses
-    assert not read_pipeline(write(stages({"keep_items": 5}, {})), 1).is_ranked  # the answer is not chosen
+    assert not read_pipeline(
+        write(stages({"keep_items": 5}, {})), 1
+    ).is_ranked  # the answer is not chosen
 
 
 BAD = {
-    "unknown stage key": (stages({"keep_itms": 3}), "stage 0: unknown key 'keep_itms'; did you mean 'keep_items'"),
+    "unknown stage key": (
+        stages({"keep_itms": 3}),
+        "stage 0: unknown key 'keep_itms'; did you mean 'keep_items'",
+    ),
     "unknown top key": (stages({}, pool={}), "unknown key 'pool'"),
     "no stages": ({"items": 3}, "needs 'stages'"),
     "empty list": ({"stages": []}, "needs 'stages'"),
     "no mapping": ("- 3", "expected keys with values"),
     "no YAML": ("a: [", "not readable as YAML"),
     "stage is a number": ({"stages": [3]}, "stage 0: is 3"),
-    "keeps more than comes in": (stages({"keep_items": 11}, {}, items=10), "stage 0: keep_items is 11, but only 10"),
+    "keeps more than comes in": (
+        stages({"keep_items": 11}, {}, items=10),
+        "stage 0: keep_items is 11, but only 10",
+    ),
     "second keeps more": (
-        stages({"keep_items": 4}, {"keep_items": 5}), "stage 1: keep_items is 5, but only 4 come in"),
-    "items contradict": (stages({"keep_items": 4}, {"items": 5}), "stage 1: items is 5, but 4 come in"),
+        stages({"keep_items": 4}, {"keep_items": 5}),
+        "stage 1: keep_items is 5, but only 4 come in",
+    ),
+    "items contradict": (
+        stages({"keep_items": 4}, {"items": 5}),
+        "stage 1: items is 5, but 4 come in",
+    ),
     "nothing kept in the middle": (stages({}, {}), "stage 0: has no keep_items"),
-    "zero engines": (stages({"engines": 0}), "stage 0: engines is 0; expected a whole number of at least 1"),
-    "zero engines in a pool": (stages({"pool": "a"}, pools={"a": {"engines": 0}}), "pool 'a': engines is 0"),
+    "zero engines": (
+        stages({"engines": 0}),
+        "stage 0: engines is 0; expected a whole number of at least 1",
+    ),
+    "zero engines in a pool": (
+        stages({"pool": "a"}, pools={"a": {"engines": 0}}),
+        "pool 'a': engines is 0",
+    ),
     "unknown pool": (stages({"pool": "b"}, pools={"a": {}}), "pool 'b' is not under 'pools' (a)"),
     "pool and engines": (stages({"pool": "a", "engines": 1}, pools={"a": {}}), "give one"),
     "unused pool": (stages({}, pools={"a": {}}), "pool 'a' serves no stage"),
-    "reserved pool": (stages({"pool": "accel"}, pools={"accel": {}}), "a name that is given to others"),
-    "the shared cores' pool": (stages({"pool": "cpu"}, pools={"cpu": {}}), "a name that is given to others"),
-    "a stage's own pool": (stages({"pool": "stage1"}, pools={"stage1": {}}), "a name that is given to others"),
-    "a list of pools": (stages({"pool": ["a"]}, pools={"a": {}}), "pool ['a'] is not under 'pools'"),
+    "reserved pool": (
+        stages({"pool": "accel"}, pools={"accel": {}}),
+        "a name that is given to others",
+    ),
+    "the shared cores' pool": (
+        stages({"pool": "cpu"}, pools={"cpu": {}}),
+        "a name that is given to others",
+    ),
+    "a stage's own pool": (
+        stages({"pool": "stage1"}, pools={"stage1": {}}),
+        "a name that is given to others",
+    ),
+    "a list of pools": (
+        stages({"pool": ["a"]}, pools={"a": {}}),
+        "pool ['a'] is not under 'pools'",
+    ),
     "a date that is none": ("a: 2020-13-45", "not readable as YAML"),
     "two engines on cuda": (stages({"engines": 2, "device": "cuda"}), "a CUDA device has one"),
     "missing checkpoint": (stages({"checkpoint": "none.npz"}), "stage 0: checkpoint:"),
@@ -97,7 +140,7 @@ BAD = {
     "text for a number": (stages({"keep_items": "many"}), "keep_items is 'many'"),
     "true for a number": (stages({"keep_items": True}), "keep_items is True"),
     "batch of none": (stages({"batch_items": 0}), "batch_items is 0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -117,9 +160,11 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 def arrays(**changed):
     own = {
-        "ids": np.zeros((2, 3, 4), np.int32), "dense": np.zeros((2, 3, 5), np.float32),
-        "labels": np.array([[1, 0, 0], [0, 1, 0]], np.float32), "n_items": np.array([3, 2], np.int32),
-    }  # fmt: skip
+        "ids": np.zeros((2, 3, 4), np.int32),
+        "dense": np.zeros((2, 3, 5), np.float32),
+        "labels": np.array([[1, 0, 0], [0, 1, 0]], np.float32),
+        "n_items": np.array([3, 2], np.int32),
+    }
     return {**own, **changed}
 
 
@@ -130,7 +175,9 @@ def test_queries_give_the_quality_of_lists(tmp_path):
     assert found["ndcg"].value == pytest.approx((1 + 1 / np.log2(3)) / 2)
     assert found["mrr"].value == pytest.approx(0.75)
     assert found["hit_rate"].value == 1
-    assert found["ndcg_released"].value < found["ndcg"].value  # two clicks are assumed where there is one
+    assert (
+        found["ndcg_released"].value < found["ndcg"].value
+    )  # two clicks are assumed where there is one
 
 
 @pytest.mark.parametrize(
@@ -171,6 +218,8 @@ def test_another_pipeline_or_another_file_of_it_has_another_fingerprint(write, t
     document = stages({"keep_items": 2}, queries="q.npz")
     known = read_pipeline(write(document), 1).fingerprint()
     assert read_pipeline(write(document), 1).fingerprint() == known
-    assert read_pipeline(write(stages({"keep_items": 1}, queries="q.npz")), 1).fingerprint() != known
+    assert (
+        read_pipeline(write(stages({"keep_items": 1}, queries="q.npz")), 1).fingerprint() != known
+    )
     np.savez(tmp_path / "q.npz", **arrays(n_items=np.array([3, 3], np.int32)))
     assert read_pipeline(write(document), 1).fingerprint() != known

@@ -1,22 +1,24 @@
-"""The accelerator's engine: the model itself on a CUDA device, or a device modelled by its latency,
-paced precisely.
-"""
+"""The accelerator's engine: the model on a CUDA device, or a device paced by its latency model."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from accelerator.latency import LatencyModel
 from infra.clock import monotonic_ns, wait_until_ns
+from infra.deployment import Deployment
 from infra.messages import WireTask
 from infra.progress import Progress
-from infra.settings.config import ConfigError, RunConfig
-from infra.settings.pipeline import Pipeline
+from infra.settings.config import ConfigError
+from infra.settings.pipeline import CUDA, PoolConfig
+
+if TYPE_CHECKING:
+    from inferenceEngine import StageEngine, Workload  # a modelled device needs no PyTorch
 
 _SPIN_NS = 200_000
 log = logging.getLogger(__name__)
@@ -24,9 +26,8 @@ log = logging.getLogger(__name__)
 
 def check_cuda(flag: str, what: str) -> None:
     """Raise ConfigError if PyTorch sees no CUDA device."""
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = (
-        "1"  # looks without starting CUDA, which no fork survives
-    )
+    # looks without starting CUDA, which no fork survives
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch  # noqa: PLC0415 (only this check needs it here)
 
     if not torch.cuda.is_available():
@@ -50,19 +51,6 @@ class ModelledEngine:
         )
 
 
-@dataclass(frozen=True)
-class ModelledFactory:
-    """Builds the engine of the index-th device in its process (and, unlike a closure, can be sent
-    to a spawned one).
-    """
-
-    devices: tuple[LatencyModel, ...]
-    model_name: str
-
-    def __call__(self, index: int) -> ModelledEngine:
-        return ModelledEngine(self.devices[index], self.model_name)
-
-
 class CudaEngine:
     """The model on the GPU; whole queries through pinned staging buffers and a stream of its own.
 
@@ -70,23 +58,22 @@ class CudaEngine:
     "cpu" runs the same steps without pinning, for tests.
     """
 
-    def __init__(self, config: RunConfig, device: str = "cuda", workload: Any = None) -> None:
+    def __init__(self, workload: Workload, merge_mib: float = 0.0, device: str = CUDA) -> None:
         import torch  # noqa: PLC0415 (a modelled device does not need it)
 
-        from inferenceEngine import packed_scores, prepare, task_batch  # noqa: PLC0415
-        from models.batch import Staging  # noqa: PLC0415
+        from inferenceEngine import packed_scores, task_batch  # noqa: PLC0415 (as above)
+        from models.batch import Staging  # noqa: PLC0415 (as above)
 
         self._torch = torch
         self._device = torch.device(device)
         self._on_gpu = self._device.type == "cuda"
-        workload = workload or prepare(config, Progress("none"), self._device)
         self._model = workload.model
         self._inputs = workload.inputs
         self._ranks = workload.ranks
         self._task_batch = task_batch
         self._packed_scores = packed_scores
         largest = self._inputs.batch(0, 0, self._inputs.max_items)
-        self._merge_bytes = config.engines.accel_merge_mib * 2**20
+        self._merge_bytes = merge_mib * 2**20
         self._largest_bytes = largest.nbytes
         self._staging = Staging(
             largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu
@@ -127,35 +114,51 @@ class CudaEngine:
 
 
 @dataclass(frozen=True)
-class CudaFactory:
-    """Builds a CudaEngine in its (spawned) process."""
+class EngineFactory:
+    """Builds the index-th engine of a pool in its own process, for the stages that the pool serves.
 
-    config: RunConfig
+    `workloads` were built before the fork; an engine on CUDA, which is spawned, builds its own.
+    `latencies`: of each engine of a modelled pool, by stage.
+    """
 
-    def __call__(self, index: int) -> CudaEngine:
-        del index
-        return CudaEngine(self.config)
+    deployment: Deployment
+    pool: PoolConfig
+    workloads: Mapping[int, Workload] = field(default_factory=dict)
+    latencies: Mapping[int, Sequence[LatencyModel]] = field(default_factory=dict)
+
+    def __call__(self, index: int) -> StageEngine:
+        from inferenceEngine import StageEngines  # noqa: PLC0415 (PyTorch takes seconds to load)
+
+        engines = self._engines(index)
+        return StageEngines(engines) if len(engines) > 1 else next(iter(engines.values()))
+
+    def _engines(self, index: int) -> dict[int, StageEngine]:
+        served = self.deployment.served_by(self.pool)
+        if self.pool.device == CUDA:
+            return cuda_engines(self.deployment, served)
+        if not self.pool.on_cores:
+            models = self.deployment.stages
+            return {
+                i: ModelledEngine(self.latencies[i][index], models[i].model.name) for i in served
+            }
+        from inferenceEngine import CpuEngine  # noqa: PLC0415 (PyTorch takes seconds to load)
+
+        n_threads = self.deployment.config.engines.n_threads
+        largest = self.deployment.largest_task
+        return {i: CpuEngine(self.workloads[i], n_threads, largest(i)) for i in served}
 
 
-@dataclass(frozen=True)
-class CudaStagesFactory:
-    """Builds, in its (spawned) process, one engine for some stages of a pipeline."""
+def cuda_engines(
+    deployment: Deployment, stages: Sequence[int], device: str = CUDA
+) -> dict[int, StageEngine]:
+    """An engine on the device for each of these stages, with tables and inputs of its own."""
+    import torch  # noqa: PLC0415 (a modelled device does not need it)
 
-    config: RunConfig
-    pipeline: Pipeline
-    stages: tuple[int, ...]
-    device: str = "cuda"
+    from inferenceEngine import prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
 
-    def __call__(self, index: int) -> Any:
-        import torch  # noqa: PLC0415 (a modelled device does not need it)
-
-        from inferenceEngine import PipelineEngine, prepare_stages  # noqa: PLC0415
-
-        del index
-        device = torch.device(self.device)
-        workloads = prepare_stages(
-            self.config, self.pipeline, self.stages, Progress("none"), device
-        )
-        return PipelineEngine(
-            {i: CudaEngine(self.config, self.device, own) for i, own in workloads.items()}
-        )
+    workloads = prepare(deployment, Progress("none"), stages, torch.device(device))
+    merge_mib = deployment.config.engines.accel_merge_mib
+    return {
+        i: CudaEngine(workload, 0.0 if workload.ranks else merge_mib, device)
+        for i, workload in workloads.items()
+    }

@@ -5,19 +5,21 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from infra.deployment import Deployment
 from infra.labelled_queries import read_queries
 from infra.memory import keep_freed_memory
 from infra.messages import WireTask
-from infra.progress import Progress
-from infra.settings.config import ConfigError, ModelConfig, RunConfig
-from infra.settings.pipeline import Pipeline
+from infra.progress import OnFraction, Progress
+from infra.settings.config import ConfigError
+from infra.settings.model_config import ModelConfig
+from infra.settings.pipeline import StageConfig
 from models import build
 from models.base import RecModel
 from models.batch import Batch
@@ -36,65 +38,57 @@ class Workload:
     ranks: bool = False  # its scores decide which items go on
 
 
-def prepare(config: RunConfig, progress: Progress, device: torch.device | None = None) -> Workload:
-    """Build tables and inputs (seconds), for the CPU unless told.
-
-    Uses no torch threads: no fork survives them.
-    """
-    torch.set_num_threads(1)
-    seed = config.inputs.numpy_rand_seed
-    with progress.step(f"building {config.model.name}'s tables") as on_progress:
-        model = build(config.model, seed, on_progress, device or torch.device("cpu"))
-    with progress.step("drawing inputs") as on_progress:
-        inputs = InputPool.of(config, on_progress)
-    return Workload(model, inputs)
-
-
-def prepare_stages(
-    config: RunConfig,
-    pipeline: Pipeline,
-    stages: Sequence[int],
+def prepare(
+    deployment: Deployment,
     progress: Progress,
+    stages: Sequence[int] | None = None,
     device: torch.device | None = None,
 ) -> dict[int, Workload]:
-    """The workloads of some stages of a pipeline; stages with the same model share it.
+    """The workload of each of these stages (None: of all), on the CPU unless told; takes seconds.
 
+    Stages with the same model and weights share it. Uses no torch threads: no fork survives them.
     Raises ConfigError if a checkpoint or the queries belong to another model.
     """
     torch.set_num_threads(1)
-    seed = config.inputs.numpy_rand_seed
-    built = dict[tuple[ModelConfig, str], RecModel]()
-    pools: dict[ModelConfig, InputPool | QueryPool] = {}
+    models: dict[tuple[ModelConfig, str], RecModel] = {}
+    inputs: dict[ModelConfig, InputPool | QueryPool] = {}
     workloads = {}
-    for number in stages:
-        stage = pipeline.stages[number]
+    for number in range(len(deployment.stages)) if stages is None else stages:
+        stage = deployment.stages[number]
         key = stage.model, stage.checkpoint
-        with progress.step(f"stage {number}: building {stage.model.name}") as on_progress:
-            if key not in built:
-                weights = _checkpoint(stage.checkpoint) if stage.checkpoint else None
-                try:
-                    built[key] = build(
-                        stage.model,
-                        seed,
-                        on_progress,
-                        device or torch.device("cpu"),
-                        weights=weights,
-                    )
-                except (KeyError, ValueError, RuntimeError) as error:
-                    said = " ".join(str(error).split())
-                    raise ConfigError(
-                        "pipeline",
-                        f"{stage.checkpoint}: not a checkpoint of {stage.model.name}: {said}",
-                    ) from error
-            if stage.model not in pools:
-                own = replace(config, model=stage.model)
-                pools[stage.model] = (
-                    QueryPool(read_queries(pipeline.queries), stage.model)
-                    if pipeline.queries
-                    else (InputPool.of(own, on_progress))
-                )
-        workloads[number] = Workload(built[key], pools[stage.model], pipeline.ranks(stage))
+        if key not in models:
+            with progress.step(f"building {stage.model.name}'s tables") as on_progress:
+                models[key] = _built(deployment, stage, device or torch.device("cpu"), on_progress)
+        if stage.model not in inputs:
+            with progress.step("drawing inputs") as on_progress:
+                inputs[stage.model] = _inputs(deployment, stage, on_progress)
+        workloads[number] = Workload(models[key], inputs[stage.model], deployment.ranks(stage))
     return workloads
+
+
+def _built(
+    deployment: Deployment, stage: StageConfig, device: torch.device, on_progress: OnFraction
+) -> RecModel:
+    """The stage's model with its tables, drawn from the seed or read from its checkpoint."""
+    seed = deployment.config.inputs.numpy_rand_seed
+    if not stage.checkpoint:
+        return build(stage.model, seed, on_progress, device)
+    weights = _checkpoint(stage.checkpoint)
+    try:
+        return build(stage.model, seed, on_progress, device, weights=weights)
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        problem = f"{stage.checkpoint}: not a checkpoint of {stage.model.name}: {reason}"
+        raise ConfigError("pipeline", problem) from error
+
+
+def _inputs(
+    deployment: Deployment, stage: StageConfig, on_progress: OnFraction
+) -> InputPool | QueryPool:
+    """The candidates of the deployment's queries, else generated inputs."""
+    if deployment.queries:
+        return QueryPool(read_queries(deployment.queries), stage.model)
+    return InputPool.of(deployment.with_model(stage), on_progress)
 
 
 def _checkpoint(path: str) -> dict[str, Any]:
@@ -148,23 +142,25 @@ class CpuEngine:
         return packed_scores(out) if self._ranks else None
 
 
-class _StageEngine(Protocol):
+class StageEngine(Protocol):
+    """What scores the tasks of one stage."""
+
     def warm_up(self) -> None: ...
 
     def score(self, task: WireTask) -> bytes | None: ...
 
 
 @dataclass(frozen=True)
-class PipelineEngine:
-    """One engine that serves several stages, each with an engine of its own inside."""
+class StageEngines:
+    """The engine of a pool that serves several stages: one inside it for each."""
 
-    stages: Mapping[int, _StageEngine]
+    by_stage: Mapping[int, StageEngine]
 
     def warm_up(self) -> None:
-        """All of them."""
-        for engine in self.stages.values():
+        """Warm all of them up."""
+        for engine in self.by_stage.values():
             engine.warm_up()
 
     def score(self, task: WireTask) -> bytes | None:
-        """By the task's stage."""
-        return self.stages[task.stage].score(task)
+        """Let the engine of the task's stage score it."""
+        return self.by_stage[task.stage].score(task)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from infra.deployment import Deployment
 from infra.messages import (
     ACCEL,
     CPU,
@@ -28,17 +29,20 @@ from infra.search.rate_search import RateBisection, RateWalk
 from infra.search.sla_test import Verdict
 
 SCOUTS = 5  # rungs asked along a whole knob
+WHOLE = 2**31 - 1  # items: no query is larger
 MAX_ATTEMPTS = 2  # a task is redone once; if it fails again, its query is given up
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The two knobs of DeepRecSched (Gupta et al., ISCA 2020, sec. IV)."""
+    """The two knobs of DeepRecSched (Gupta et al., ISCA 2020, sec. IV).
 
-    batch_items: int  # largest CPU task
-    offload_items: int | None = (
-        None  # queries of at least this many items go whole to the accelerator
-    )
+    `batch_items`: items of the largest CPU task. `offload_items`: queries of at least this many
+    items go whole to the accelerator.
+    """
+
+    batch_items: int
+    offload_items: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_items < 1:
@@ -51,21 +55,39 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One step of a pipeline; a single model is a pipeline of one stage.
+    """One step of a deployment; a single model has one.
 
     `keep_items`: how many of the best items go on, from the last stage as the answer; None: all,
-    unranked.
+    unranked. `pool`: whose engines serve what is not offloaded. `batch_items`: items of its largest
+    task; None: as the policy says. `offloads`: whether the policy's threshold holds for it.
     """
 
-    policy: Policy
     keep_items: int | None = None
-    pool: str = CPU  # whose engines serve what the policy does not offload
+    pool: str = CPU
+    batch_items: int | None = None
+    offloads: bool = True
+
+    def under(self, policy: Policy) -> Policy:
+        """The run's policy as it holds for this stage."""
+        offload_items = policy.offload_items if self.offloads else None
+        return Policy(self.batch_items or policy.batch_items, offload_items)
+
+
+ONE_STAGE = (Stage(),)
+
+
+def stages_of(deployment: Deployment) -> tuple[Stage, ...]:
+    """The deployment's stages; one on a device takes whole queries and offloads none."""
+    return tuple(
+        Stage(stage.keep_items, stage.pool, stage.batch_items)
+        if deployment.pool(stage).on_cores
+        else Stage(stage.keep_items, stage.pool, stage.batch_items or WHOLE, offloads=False)
+        for stage in deployment.stages
+    )
 
 
 def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int, int]]:
-    """(pool, first_item, n_items) of every task of a query; a partition in order, only the last may
-    be short.
-    """
+    """(pool, first_item, n_items) of every task; a partition in order, only the last may be short."""
     if policy.offload_items is not None and n_items >= policy.offload_items:
         return [(ACCEL, 0, n_items)]
     batch = policy.batch_items
@@ -76,9 +98,7 @@ def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int,
 
 @dataclass(slots=True)
 class _Open:
-    """A query in the system: the parts of its current stage that are not done, and their failures
-    so far.
-    """
+    """A query in the system: the parts of its stage that are not done, and their failures so far."""
 
     query: Query
     stage: int
@@ -93,8 +113,9 @@ class _Open:
 class Dispatcher:
     """Events in, commands out. Tasks go to the FIFO of their pool; a stage ends with its last part."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, policy: Policy, stages: Sequence[Stage] = ONE_STAGE) -> None:
         self._stages = tuple(stages)
+        self._policies = [stage.under(policy) for stage in stages]
         self._open: dict[int, _Open] = {}
 
     @property
@@ -107,9 +128,7 @@ class Dispatcher:
         return self._enter(query, 0, query.n_items)
 
     def on_done(self, event: TaskDone) -> list[Enqueue | Answer | Fail]:
-        """A task ended; what no longer counts (its query has failed, its part is done already) is
-        ignored.
-        """
+        """A task ended; ignored where its query has failed or its part is done already."""
         task = event.task
         state = self._open.get(task.query_id)
         if state is None or state.stage != task.stage or task.part not in state.parts:
@@ -121,9 +140,7 @@ class Dispatcher:
         return [] if state.parts else self._stage_done(state)
 
     def _stage_done(self, state: _Open) -> list[Enqueue | Answer | Fail]:
-        """The parts have joined: the best items go on, exactly; as many where the engines give no
-        scores.
-        """
+        """The parts have joined: the best items go on; as many where the engines give no scores."""
         keep = self._stages[state.stage].keep_items
         n_items = state.n_items
         items = state.items
@@ -131,7 +148,10 @@ class Dispatcher:
         if keep is not None and ranked:
             try:
                 items = best_packed(
-                    items, b"".join(own for _, own in sorted(state.scores.items())), n_items, keep
+                    items,
+                    b"".join(scores for _, scores in sorted(state.scores.items())),
+                    n_items,
+                    keep,
                 )
             except ValueError as error:
                 del self._open[state.query.query_id]
@@ -161,21 +181,11 @@ class Dispatcher:
 
     def _enter(self, query: Query, stage: int, n_items: int, items: bytes = b"") -> list[Enqueue]:
         query_id = query.query_id
-        own = self._stages[stage]
-        tasks = [
-            Enqueue(
-                Task(
-                    query_id,
-                    stage,
-                    part,
-                    first,
-                    n,
-                    pool,
-                    items[ITEM_BYTES * first : ITEM_BYTES * (first + n)],
-                )
-            )
-            for part, (pool, first, n) in enumerate(split(n_items, own.policy, own.pool))
-        ]
+        parts = split(n_items, self._policies[stage], self._stages[stage].pool)
+        tasks = []
+        for part, (pool, first, n) in enumerate(parts):
+            sent = items[ITEM_BYTES * first : ITEM_BYTES * (first + n)]
+            tasks.append(Enqueue(Task(query_id, stage, part, first, n, pool, sent)))
         self._open[query_id] = _Open(query, stage, set(range(len(tasks))), n_items, items, {})
         return tasks
 
@@ -320,16 +330,15 @@ class Exhaustive(Scripted):
 
 
 class HillClimb(Scripted):
-    """Climbs one knob after the other until a whole round changes nothing; each with scouts over
-    its whole range first.
+    """Climbs one knob after the other until a whole round changes nothing.
 
-    A neighbour is asked one question: does it carry more than the best so far, by half of the width
+    Scouts ask over a knob's whole range first. A neighbour is asked one question: does it carry more than the best so far, by half of the width
     asked for? Only if it does (decided, or leaning so) is its limit looked for, from there; so a
     worse one costs a single trial. The scouts find the slope where a plateau or a bump hides it; a
     direction is given up after `PATIENCE` rungs in a row that are not better, not at the first dip.
 
     `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the
-    order to climb.
+    order to climb. `start_limit`: what the start carries, where that is known already.
     """
 
     PATIENCE = 2
@@ -339,10 +348,10 @@ class HillClimb(Scripted):
         knobs: Mapping[str, Sequence[int | None]],
         start: Policy,
         goal: Goal,
-        known: Limit | None = None,
+        start_limit: Limit | None = None,
     ) -> None:
         self._start = start
-        self._known = known
+        self._start_limit = start_limit
         self._knobs = {
             name: _ladder([*values, getattr(start, name)]) for name, values in knobs.items()
         }
@@ -350,8 +359,8 @@ class HillClimb(Scripted):
         super().__init__(goal, math.prod(len(values) for values in self._knobs.values()))
 
     def _search(self) -> Script:
-        if self._known is not None:
-            self.limits.append(self._known)
+        if self._start_limit is not None:
+            self.limits.append(self._start_limit)
         else:
             yield from self._find_limit(self._start, self._goal.start_qps)
         self._tried.add(self._start)
@@ -387,9 +396,7 @@ class HillClimb(Scripted):
             best = self._best_limit()
 
     def _challenge(self, policy: Policy) -> Script:
-        """One trial at a rate that would make this policy the best; its limit only if it holds
-        there.
-        """
+        """One trial at a rate that would make this policy the best; its limit if it holds there."""
         if policy in self._tried:
             return
         self._tried.add(policy)

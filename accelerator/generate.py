@@ -23,6 +23,8 @@ from accelerator.devices import (
     write_key,
 )
 from accelerator.profiler import standalone_rows, torch_device
+from infra.deployment import one_model
+from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
 from infra.settings.cli import parse
@@ -31,7 +33,7 @@ from infra.settings.config import RunConfig
 
 def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:
     """Time one model at every batch and write its rows."""
-    check_memory(config, n_engines=0)
+    check_memory(one_model(config, n_engines=0))
     rows = standalone_rows(device, config, on_fraction)
     path = device.folder / "raw_data" / f"results_{config.model.name}.txt"
     path.parent.mkdir(exist_ok=True)

@@ -42,6 +42,7 @@ from accelerator.devices import (
     profile_key,
 )
 from accelerator.latency import Profile, spread_of, write_profile
+from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
 from infra.provenance import cpu_name, package_versions, usable_cores
@@ -332,7 +333,7 @@ def main(argv: Sequence[str]) -> int:
             for name in given.models.split(",")
         ]
         for config in configs:
-            check_memory(config, n_engines=given.neighbours)
+            check_memory(one_model(config, n_engines=given.neighbours))
             with Progress("auto") as progress, progress.step(config.model.name) as on_fraction:
                 path = profile_model(device, config, given.neighbours, on_fraction)
             print(path)

@@ -1,118 +1,86 @@
-"""Which engines a run gets, by its settings: processes on this machine, or service times in virtual
-time.
-"""
+"""Which engines a deployment gets: processes on this machine, or service times in virtual time."""
 
 from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerator.devices import accelerator_root, latency_profile, load_device
+from accelerator.deployment_service import service_of
+from accelerator.devices import Device, accelerator_root, latency_profile, load_device
 from accelerator.latency import Profile, ProfiledDevice
-from accelerator.service import service_of
-from accelInferenceEngine import CudaFactory, ModelledFactory
-from backends.pipeline import PipelineSession, pipeline_of, process_pipeline, virtual_pipeline
+from accelInferenceEngine import EngineFactory
 from backends.processes.engine import PoolSpec
 from backends.processes.process import ProcessSession
 from backends.virtual.simulated import SimulatedSession
-from infra.messages import ACCEL, CPU
+from infra.deployment import Deployment
 from infra.progress import Progress
 from infra.provenance import usable_cores
-from infra.settings.config import RunConfig
-from infra.settings.pipeline import Pipeline
+from infra.settings.pipeline import CUDA, PoolConfig, StageConfig
+from scheduler import stages_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OpenSession:
-    """Engines that are ready, and what the report says of them."""
+    """A deployment's engines, ready to serve.
 
-    session: ProcessSession | SimulatedSession | PipelineSession
-    n_engines: int
-    device: dict[str, Any] | None  # the accelerator's provenance
-    service: dict[str, Any] = field(
-        default_factory=dict
-    )  # where virtual time's service times come from
-    pipeline: Pipeline | None = None
+    `devices`: provenance of the devices of each pool that has some, by pool. `service`: where
+    virtual time's service times come from.
+    """
 
+    session: ProcessSession | SimulatedSession
+    deployment: Deployment
+    devices: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    service: Mapping[str, Any] = field(default_factory=dict)
 
-def n_engines(config: RunConfig) -> int:
-    """CPU engines; 0 means one per core that this process may use."""
-    return config.engines.inference_engines or len(usable_cores())
+    @property
+    def kind(self) -> str:
+        """What a report calls the engines."""
+        shared = all(stage.pool == "cpu" for stage in self.deployment.stages)
+        kind = "CPU" if shared else "pipeline"
+        return f"simulated {kind}" if self.service else kind
 
 
 @contextmanager
-def open_session(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
+def open_session(deployment: Deployment, progress: Progress) -> Iterator[OpenSession]:
     """The engines of the backend that the settings name."""
-    if config.engines.pipeline:
-        with _opened_pipeline(config, progress) as opened:
+    if deployment.config.engines.backend == "simulated":
+        with _signals_noted(opened := _virtual(deployment)):
             yield opened
         return
-    if config.engines.backend == "simulated":
-        with _signals_noted(opened := _virtual(config)):
-            yield opened
-        return
-    from inferenceEngine import CpuEngine, Workload, prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
+    specs, devices = _pool_specs(deployment, progress)
+    with ProcessSession(
+        specs,
+        stages_of(deployment),
+        candidates=deployment.candidates,
+        ready_timeout_s=deployment.config.engines.engine_timeout,
+    ) as session:
+        yield OpenSession(session, deployment, devices)
 
-    workload: Workload = prepare(config, progress)
-    largest = max(
-        [config.engines.sub_task_batch_size, *map(int, config.tune.batch_configs.split("-"))]
+
+def _virtual(deployment: Deployment) -> OpenSession:
+    """Nothing is built and nothing started."""
+    times, service = service_of(deployment)
+    engines = {pool.name: pool.engines for pool in deployment.pools}
+    session = SimulatedSession(
+        engines, times, stages_of(deployment), candidates=deployment.candidates
     )
-    n_threads = config.engines.n_threads
-
-    def cpu_engine(_: int) -> CpuEngine:
-        return CpuEngine(workload, n_threads, largest)
-
-    cores = usable_cores() if config.engines.pin_cores else ()
-    specs = [PoolSpec(CPU, n_engines(config), cpu_engine, cores=cores, yields=True)]
-    device: dict[str, Any] | None = None
-    if config.engines.model_accel:
-        spec, device = _accelerator(config, workload, progress)
-        specs.append(spec)
-    with ProcessSession(specs, ready_timeout_s=config.engines.engine_timeout) as session:
-        yield OpenSession(session, n_engines(config), device)
-
-
-@contextmanager
-def _opened_pipeline(config: RunConfig, progress: Progress) -> Iterator[OpenSession]:
-    pipeline = pipeline_of(config, n_engines(config))
-    n = max(1, sum(pool.engines for pool in pipeline.pools if pool.device == CPU))
-    if config.engines.backend == "simulated":
-        session, service = virtual_pipeline(config, pipeline)
-        with _signals_noted(opened := OpenSession(session, n, None, service, pipeline)):
-            yield opened
-        return
-    with process_pipeline(config, pipeline, progress) as running:
-        yield OpenSession(running, n, None, pipeline=pipeline)
-
-
-def _virtual(config: RunConfig) -> OpenSession:
-    """Nothing to build, nothing to start."""
-    table, service = service_of(config)
-    engines = {CPU: n_engines(config)}
-    device = None
-    if config.engines.model_accel:
-        names = config.engines.accel_devices
-        engines[ACCEL] = len(names)
-        root = accelerator_root(config.engines.accel_root_dir)
-        watts = [load_device(root, name).tdp_w for name in names]
-        device = {
-            "device": ", ".join(names),
-            "tdp_w": None if None in watts else sum(w for w in watts if w),
-        }
-    return OpenSession(SimulatedSession(engines, table), engines[CPU], device, service)
+    devices = {
+        pool.name: _facts(_loaded_devices(deployment, pool))
+        for pool in deployment.pools
+        if not pool.on_cores
+    }
+    return OpenSession(session, deployment, devices, service)
 
 
 @contextmanager
 def _signals_noted(opened: OpenSession) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run that goes on, wherever they meet it; what there is so far is
-    kept.
-    """
+    """Ctrl-C and SIGTERM end the run that goes on, wherever they meet it; its rows are kept."""
 
     def note(*_: object) -> None:
         opened.session.interrupted = True
@@ -125,35 +93,103 @@ def _signals_noted(opened: OpenSession) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _accelerator(
-    config: RunConfig, workload: Any, progress: Progress
-) -> tuple[PoolSpec, dict[str, Any]]:
-    """One engine for each device named, and the devices' provenance."""
-    if config.engines.accel_devices == ("cuda",):
-        return PoolSpec(ACCEL, 1, CudaFactory(config), start_method="spawn"), {"device": "cuda"}
-    from accelerator.profiler import measure_cpu_core  # noqa: PLC0415 (needs PyTorch)
+def _pool_specs(
+    deployment: Deployment, progress: Progress
+) -> tuple[list[PoolSpec], dict[str, dict[str, Any]]]:
+    """The engines of every pool, and the provenance of devices. Builds the tables of all cores."""
+    from inferenceEngine import prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
 
-    def measure() -> Profile:
-        with progress.step("measuring this machine's CPU time by batch size"):
-            return measure_cpu_core(workload.model, workload.inputs)
+    builder = _Builder(deployment, progress)
+    on_cores = [i for i, stage in enumerate(deployment.stages) if deployment.pool(stage).on_cores]
+    builder.workloads.update(prepare(deployment, progress, on_cores))
+    return [builder.spec(pool) for pool in deployment.pools], builder.devices
 
-    root = accelerator_root(config.engines.accel_root_dir)
-    max_items = config.inputs.max_mini_batch_size
-    devices = [load_device(root, name) for name in config.engines.accel_devices]
-    profiles = [latency_profile(device, config.model, max_items, measure) for device in devices]
-    for profile in profiles:
+
+@dataclass
+class _Builder:
+    """What the pools share while their engines are specified."""
+
+    deployment: Deployment
+    progress: Progress
+    workloads: dict[int, Any] = field(default_factory=dict)
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    n_pinned: int = 0
+
+    def spec(self, pool: PoolConfig) -> PoolSpec:
+        """The pool's engines; the driver's tables are theirs, copied on write."""
+        size = self.deployment.message_bytes(pool)
+        if pool.device == CUDA:
+            self.devices[pool.name] = {"device": CUDA}
+            factory = EngineFactory(self.deployment, pool)
+            return PoolSpec(pool.name, 1, factory, "spawn", message_bytes=size)
+        if pool.on_cores:
+            factory = EngineFactory(self.deployment, pool, self.workloads)
+            return PoolSpec(
+                pool.name,
+                pool.engines,
+                factory,
+                cores=self._cores(pool),
+                message_bytes=size,
+                yields=True,
+            )
+        factory = EngineFactory(self.deployment, pool, latencies=self._latencies(pool))
+        return PoolSpec(pool.name, pool.engines, factory, message_bytes=size)
+
+    def _cores(self, pool: PoolConfig) -> tuple[int, ...]:
+        """The cores that the pool's engines are pinned to; pools take them in turn."""
+        if not self.deployment.config.engines.pin_cores:
+            return ()
+        cores = usable_cores()
+        first = self.n_pinned % len(cores)
+        self.n_pinned += pool.engines
+        return (*cores[first:], *cores[:first])
+
+    def _latencies(self, pool: PoolConfig) -> dict[int, tuple[ProfiledDevice, ...]]:
+        """The latency model of each engine, by stage."""
+        devices = _loaded_devices(self.deployment, pool)
+        profiles: list[Profile] = []
+        latencies = {}
+        for number in self.deployment.served_by(pool):
+            stage = self.deployment.stages[number]
+            models = []
+            for device in devices:
+                profile = self._profile(device, number, stage)
+                profiles.append(profile)
+                models.append(ProfiledDevice(device.name, {stage.model.name: profile}))
+            latencies[number] = tuple(models)
+        self.devices[pool.name] = {
+            **_facts(devices),
+            "source": "; ".join(str(device.settings.get("source")) for device in devices),
+            "profile": [dict(profile.provenance) for profile in profiles],
+            "batch_ms": [{str(n): ms for n, ms in x.batch_ms.items()} for x in profiles],
+        }
+        return latencies
+
+    def _profile(self, device: Device, number: int, stage: StageConfig) -> Profile:
+        """The device's times for a stage; this machine is measured where they rest on it."""
+        from accelerator.profiler import measure_cpu_core  # noqa: PLC0415 (needs PyTorch)
+        from inferenceEngine import prepare  # noqa: PLC0415 (PyTorch takes seconds to load)
+
+        def measure() -> Profile:
+            built = self.workloads.get(number)
+            workload = built or prepare(self.deployment, self.progress, [number])[number]
+            with self.progress.step("measuring this machine's CPU time by batch size"):
+                return measure_cpu_core(workload.model, workload.inputs)
+
+        largest = self.deployment.config.inputs.max_mini_batch_size
+        profile = latency_profile(device, stage.model, largest, measure)
         if "warning" in profile.provenance:
             log.warning("%s: %s", profile.provenance["device"], profile.provenance["warning"])
-    modelled = tuple(
-        ProfiledDevice(device.name, {config.model.name: profile})
-        for device, profile in zip(devices, profiles, strict=True)
-    )
-    watts: list[float | None] = [device.tdp_w for device in devices]
-    facts = {
-        "device": ", ".join(device.name for device in devices),
-        "source": "; ".join(str(device.settings.get("source")) for device in devices),
-        "tdp_w": None if None in watts else sum(w for w in watts if w is not None),
-        "profile": [dict(profile.provenance) for profile in profiles],
-        "batch_ms": [{str(n): ms for n, ms in profile.batch_ms.items()} for profile in profiles],
-    }
-    return PoolSpec(ACCEL, len(devices), ModelledFactory(modelled, config.model.name)), facts
+        return profile
+
+
+def _loaded_devices(deployment: Deployment, pool: PoolConfig) -> list[Device]:
+    root = accelerator_root(deployment.config.engines.accel_root_dir)
+    return [load_device(root, name) for name in pool.devices]
+
+
+def _facts(devices: list[Device]) -> dict[str, Any]:
+    """Names and power of a pool's devices; `tdp_w` None if one states none."""
+    watts = [device.tdp_w for device in devices]
+    total = None if None in watts else sum(w for w in watts if w is not None)
+    return {"device": ", ".join(device.name for device in devices), "tdp_w": total}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from infra.clock import NS_PER_MS
 from infra.messages import Answer, Fail, TaskDone
 from infra.results.rows import Rows
 from loadGenerator import Schedule
-from scheduler import Stage
+from scheduler import Policy
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,10 +27,9 @@ class Watch(Protocol):
     """Looks on while a run goes, and ends it as soon as enough is known."""
 
     def observe(self, latency_ms: FloatArray, busy_frac: float) -> bool:
-        """The next latencies in order of arrival (infinite: lost), and the utilisation of the
-        busiest pool so far.
+        """Take the next latencies in order of arrival (infinite: lost).
 
-        True ends the run: nothing more is sent, what is waiting is dropped.
+        `busy_frac`: utilisation of the busiest pool so far. True ends the run: nothing more is sent, what is waiting is dropped.
         """
 
 
@@ -41,15 +41,22 @@ class Session(Protocol):
     def run(
         self,
         schedule: Schedule,
-        stages: Sequence[Stage],
+        policy: Policy,
         on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
     ) -> Rows:
-        """Walk the schedule to its last answer, or until `watch` has seen enough; rows of the
-        queries sent.
+        """Walk the schedule under a policy to its last answer, or until `watch` has seen enough.
 
-        `on_progress` gets the number of queries answered so far.
+        Returns the rows of the queries sent. `on_progress` gets the number of queries answered so far.
         """
+
+
+def as_many_as_there_are(schedule: Schedule, candidates: npt.NDArray[np.int32] | None) -> Schedule:
+    """The schedule with no query larger than its input; `candidates` [input], None: no limit."""
+    if candidates is None:
+        return schedule
+    n_items = np.minimum(schedule.n_items, candidates[schedule.input_id])
+    return replace(schedule, n_items=n_items.astype(np.int32))
 
 
 class InOrder:

@@ -7,10 +7,13 @@ import ctypes
 import gc
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from infra.settings.config import ConfigError, RunConfig
+from infra.deployment import Deployment
 
+GIB = 1 << 30
+LEAST_SCALE = 0.001
 BASE_BYTES = 600 << 20  # the driver with PyTorch and the rows of a run
 ENGINE_BYTES = 200 << 20  # an engine's own memory beside the shared tables
 _M_TRIM_THRESHOLD = -1
@@ -35,9 +38,9 @@ def _available_bytes() -> int:
     try:
         import psutil  # noqa: PLC0415 (a borrowed GPU machine may lack it)
     except ImportError:
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-        assert found is not None
-        return int(found[1]) << 10
+        available = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+        assert available is not None
+        return int(available[1]) << 10
     return int(psutil.virtual_memory().available)
 
 
@@ -56,38 +59,52 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def check_memory(config: RunConfig, n_engines: int, others_bytes: int = 0) -> None:
-    """Raise ConfigError if tables, inputs and engines do not fit; the message suggests a
-    table_scale.
+def check_memory(deployment: Deployment) -> None:
+    """Raise ConfigError if tables, inputs and engines do not fit; the message says what to change.
 
-    `others_bytes`: tables and inputs of other models.
+    Stages with the same model and weights share their tables, those with the same model the inputs.
     """
-    other = config.input_bytes + BASE_BYTES + n_engines * ENGINE_BYTES + others_bytes
-    needed = config.model.table_bytes + other
+    tables = {(stage.model, stage.checkpoint): stage.model for stage in deployment.stages}
+    sizes = {
+        "arch_embedding_size": sum(model.table_bytes for model in tables.values()),
+        "num_batches": sum(
+            replace(deployment.config, model=model).input_bytes for model in deployment.models
+        ),
+        "inference_engines": sum(pool.engines for pool in deployment.pools) * ENGINE_BYTES,
+    }
+    needed = sum(sizes.values()) + BASE_BYTES
     free = free_bytes()
     if needed <= free:
         return
-    gib = 1 << 30
-    shares = {
-        "arch_embedding_size": config.model.table_bytes,
-        "num_batches": config.input_bytes,
-        "inference_engines": n_engines * ENGINE_BYTES,
-    }
-    room = (free - other) / config.model.table_bytes * config.model.table_scale
-    advice = (
-        f"try --table_scale {max(int(room * 90) / 100, 0.001):g}"
-        if room > 0.001
-        else "the inputs and engines alone are too large: lower --num_batches, "
-        "--max_mini_batch_size or the engines"
-    )
+    shown = {name: f"{size / GIB:.1f}" for name, size in sizes.items()}
+    n_engines = sum(pool.engines for pool in deployment.pools)
     parts = (
-        f"tables {shares['arch_embedding_size'] / gib:.1f}, inputs "
-        f"{shares['num_batches'] / gib:.1f}"
+        f"tables {shown['arch_embedding_size']}, inputs {shown['num_batches']}, "
+        f"{n_engines} engines {shown['inference_engines']}"
     )
-    raise ConfigError(
-        max(shares, key=lambda name: shares[name]),
-        f"needs {needed / gib:.1f} GiB ({parts}, {n_engines} engines "
-        f"{shares['inference_engines'] / gib:.1f}), but {free / gib:.1f} GiB are free; {advice}",
+    raise deployment.wrong_setting(
+        max(sizes, key=lambda name: sizes[name]),
+        f"needs {needed / GIB:.1f} GiB ({parts}), but {free / GIB:.1f} GiB are free; "
+        f"{_advice(deployment, free - needed + sizes['arch_embedding_size'])}",
+    )
+
+
+def _advice(deployment: Deployment, room: int) -> str:
+    """What makes it fit; `room`: bytes that are left for tables."""
+    largest = max(deployment.models, key=lambda model: model.table_bytes)
+    others = sum(
+        stage.model.table_bytes
+        for stage in {
+            (stage.model, stage.checkpoint): stage for stage in deployment.stages
+        }.values()
+        if stage.model != largest
+    )
+    scale = (room - others) / largest.table_bytes * largest.table_scale
+    if scale > LEAST_SCALE:
+        return f"try --table_scale {max(int(scale * 90) / 100, LEAST_SCALE):g}"
+    return (
+        "the inputs and engines alone are too large: lower --num_batches, --max_mini_batch_size or "
+        "the engines"
     )
 
 

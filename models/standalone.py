@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.progress import Progress
 from infra.settings.cli import parse
@@ -88,7 +89,7 @@ def run(config: RunConfig) -> None:
     """Build, time and print; raises ValueError for what cannot be run here."""
     device = choose_device(config.engines.use_accel)
     plan_of(config.model, [device.type])
-    check_memory(config, n_engines=0)
+    check_memory(one_model(config, n_engines=0))
     source_of(config.model, config.inputs)  # unusable files are found before tables are built
     torch.set_num_threads(config.engines.n_threads)
     with Progress(config.output.progress) as progress:

@@ -87,7 +87,7 @@ def test_files_and_functions_stay_small(path: Path):
 
 def test_the_driver_and_the_simulator_start_without_torch():
     modules = (
-        "backends.virtual.simulated, backends.processes.process, backends.tuning.tuner, "
+        "backends.virtual.simulated, backends.processes.process, backends.tuning.policy_tuner, "
         "scheduler, loadGenerator, infra.results.run_folder"
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"

@@ -55,9 +55,11 @@ def test_every_item_is_scored_exactly_once_and_every_query_answered_by_its_last_
     sizes, policy, keep, data
 ):
     stages = (
-        [Stage(policy)] if keep is None else [Stage(policy, keep_items=keep), Stage(Policy(16))]
+        [Stage()]
+        if keep is None
+        else [Stage(keep_items=keep), Stage(batch_items=16, offloads=False)]
     )
-    dispatcher = Dispatcher(stages)
+    dispatcher = Dispatcher(policy, stages)
     waiting: deque[Task] = deque()
     scored: dict[tuple[int, int], list[int]] = {}
     answers: dict[int, int] = {}
@@ -96,7 +98,7 @@ def test_every_item_is_scored_exactly_once_and_every_query_answered_by_its_last_
 
 
 def test_tasks_of_a_query_are_enqueued_in_order_of_arrival():
-    dispatcher = Dispatcher([Stage(Policy(10))])
+    dispatcher = Dispatcher(Policy(10))
     tasks = [c.task for i in range(3) for c in dispatcher.on_query(Query(i, i, 25, 0))]
     assert [(t.query_id, t.part, t.n_items) for t in tasks] == [
         (i, part, n) for i in range(3) for part, n in enumerate((10, 10, 5))
@@ -104,7 +106,7 @@ def test_tasks_of_a_query_are_enqueued_in_order_of_arrival():
 
 
 def test_a_task_is_redone_once_and_then_its_query_fails_with_the_reason():
-    dispatcher = Dispatcher([Stage(Policy(10))])
+    dispatcher = Dispatcher(Policy(10))
     first, second = (c.task for c in dispatcher.on_query(Query(7, 0, 20, 0)))
     assert dispatcher.on_failed(TaskFailed(first, 0, "killed")) == [Enqueue(first)]
     (fail,) = dispatcher.on_failed(TaskFailed(first, 1, "killed again"))
@@ -117,7 +119,7 @@ def test_a_task_is_redone_once_and_then_its_query_fails_with_the_reason():
 
 
 def test_a_part_that_is_done_twice_counts_once():
-    dispatcher = Dispatcher([Stage(Policy(10))])
+    dispatcher = Dispatcher(Policy(10))
     first, second = (c.task for c in dispatcher.on_query(Query(0, 0, 20, 0)))
     assert dispatcher.on_done(TaskDone(first, 0, 0, 1)) == []
     assert dispatcher.on_done(TaskDone(first, 1, 0, 2)) == []
@@ -126,7 +128,7 @@ def test_a_part_that_is_done_twice_counts_once():
 
 
 def test_a_query_ends_with_its_latest_part_in_whatever_order_the_answers_come():
-    dispatcher = Dispatcher([Stage(Policy(10))])
+    dispatcher = Dispatcher(Policy(10))
     first, second = (c.task for c in dispatcher.on_query(Query(0, 0, 20, 0)))
     assert dispatcher.on_done(TaskDone(first, 0, 0, 9)) == []
     (answer,) = dispatcher.on_done(TaskDone(second, 1, 0, 7))
@@ -134,7 +136,7 @@ def test_a_query_ends_with_its_latest_part_in_whatever_order_the_answers_come():
 
 
 def test_failures_of_different_parts_do_not_add_up():
-    dispatcher = Dispatcher([Stage(Policy(10))])
+    dispatcher = Dispatcher(Policy(10))
     for command in dispatcher.on_query(Query(0, 0, 30, 0)):
         assert dispatcher.on_failed(TaskFailed(command.task, 0, "killed")) == [
             Enqueue(command.task)
@@ -328,8 +330,7 @@ def test_offload_thresholds_are_added_to_the_policy():
 
 
 def test_a_failure_of_a_stage_that_is_over_counts_for_nothing():
-    stages = [Stage(Policy(10), keep_items=5), Stage(Policy(10))]
-    dispatcher = Dispatcher(stages)
+    dispatcher = Dispatcher(Policy(10), [Stage(keep_items=5), Stage()])
     (first,) = dispatcher.on_query(Query(0, 0, 10, 0))
     assert dispatcher.on_failed(TaskFailed(first.task, 0, "died")) == [first]
     (second,) = dispatcher.on_done(TaskDone(first.task, 0, 1, 2))
@@ -341,8 +342,7 @@ def test_a_failure_of_a_stage_that_is_over_counts_for_nothing():
 
 
 def test_without_scores_the_first_of_a_ranked_list_go_on():
-    stages = [Stage(Policy(10), keep_items=4), Stage(Policy(10), keep_items=2), Stage(Policy(10))]
-    dispatcher = Dispatcher(stages)
+    dispatcher = Dispatcher(Policy(10), [Stage(keep_items=4), Stage(keep_items=2), Stage()])
     (first,) = dispatcher.on_query(Query(0, 0, 5, 0))
     scores = np.array([1, 5, 3, 4, 2], np.float32).tobytes()
     (second,) = dispatcher.on_done(TaskDone(first.task, 0, 0, 1, scores))

@@ -162,9 +162,10 @@ def run_engine(
     engine = spec.factory(index)
     engine.warm_up()
     receive = partial(_polled(tasks) if spec.yields else tasks.recv, spec.message_bytes)
+    waiting = partial(tasks.recv, spec.message_bytes, socket.MSG_DONTWAIT)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         replies.send(WireReply(0, slot, READY, 0, 0).pack())
-        _serve(engine, slot, tasks, receive, replies, slots)
+        _serve(engine, slot, receive, waiting, replies, slots)
 
 
 def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
@@ -187,16 +188,17 @@ def _polled(tasks: socket.socket) -> Callable[[int], bytes]:
 def _serve(
     engine: Engine,
     slot: int,
-    tasks: socket.socket,
     receive: Callable[[], bytes],
+    waiting: Callable[[], bytes],
     replies: socket.socket,
     slots: Slots,
 ) -> None:
+    """Serve until the stream ends; `waiting` receives like `receive`, or raises BlockingIOError."""
     merging = engine if isinstance(engine, MergingEngine) else None  # asked once: it takes 10 us
     while message := receive():
         first = WireTask.unpack(message)
         slots[slot] = first.ticket
-        taken = [first] if merging is None else [first, *_more_to_merge(merging, first, tasks)]
+        taken = [first] if merging is None else [first, *_more_to_merge(merging, first, waiting)]
         start_ns = monotonic_ns()
         error = ""
         scores = None
@@ -216,14 +218,14 @@ def _serve(
         slots[slot] = IDLE
 
 
-def _more_to_merge(engine: MergingEngine, first: WireTask, tasks: socket.socket) -> list[WireTask]:
-    """Tasks that wait and fit a batch with the first; a dead engine's are redone as if it had not
-    taken them.
-    """
+def _more_to_merge(
+    engine: MergingEngine, first: WireTask, waiting: Callable[[], bytes]
+) -> list[WireTask]:
+    """Tasks that wait and fit a batch with the first; a dead engine's are redone like its first."""
     more: list[WireTask] = []
     with contextlib.suppress(BlockingIOError):
         while engine.takes_more([first, *more]):
-            message = tasks.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+            message = waiting()
             if not message:
                 break
             more.append(WireTask.unpack(message))

@@ -22,12 +22,14 @@ from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
 from backends.processes.engine import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.processes.pool import Pool, Ticket
 from backends.processes.run import Run
-from backends.session import InOrder, SessionError, Watch
+from backends.session import InOrder, SessionError, Watch, as_many_as_there_are
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.memory import no_garbage_collection
 from infra.messages import (
@@ -45,7 +47,7 @@ from infra.messages import (
 )
 from infra.results.rows import Rows
 from loadGenerator import Schedule
-from scheduler import Stage
+from scheduler import ONE_STAGE, Policy, Stage
 
 TURN_NS = 30_000  # with an arrival as near as that, nothing else is begun
 PREPARED = 16  # queries whose tasks are packed before they are due
@@ -78,18 +80,24 @@ class _Process:
 
 
 class ProcessSession:
-    """Engines that stay warm over many runs.
+    """Engines that stay warm over many runs through the same stages.
 
-    Use as a context manager; raises EngineError if they do not start.
+    `candidates` [input]: items of each input, which bounds its queries. Use as a context manager;
+    raises EngineError if the engines do not start.
     """
 
     def __init__(
         self,
         specs: Sequence[PoolSpec],
+        stages: Sequence[Stage] = ONE_STAGE,
+        *,
+        candidates: npt.NDArray[np.int32] | None = None,
         ready_timeout_s: float = 120.0,
         stall_timeout_s: float = 60.0,
     ) -> None:
         self._specs = tuple(specs)
+        self._stages = tuple(stages)
+        self._candidates = candidates
         self._message_bytes = max((spec.message_bytes for spec in specs), default=0)
         self._ready_timeout_s = ready_timeout_s
         self._stall_timeout_s = stall_timeout_s
@@ -129,24 +137,24 @@ class ProcessSession:
     def run(
         self,
         schedule: Schedule,
-        stages: Sequence[Stage],
+        policy: Policy,
         on_progress: Callable[[int], None] | None = None,
         watch: Watch | None = None,
     ) -> Rows:
-        """Walk the schedule and return its rows; after SIGINT or SIGTERM those so far, and
-        `interrupted` is set.
+        """Walk the schedule under a policy and return its rows.
 
-        `on_progress` and `watch` are told of the answered queries some ten times a second. Where
+        After SIGINT or SIGTERM they are those so far, and `interrupted` is set. `on_progress` and `watch` are told of the answered queries some ten times a second. Where
         `watch` ended the run, queries that were sent and not answered yet have no end.
         """
         precise_timers()
+        schedule = as_many_as_there_are(schedule, self._candidates)
         n_engines = {spec.pool: spec.n_engines for spec in self._specs}
         in_order = InOrder(schedule, n_engines, watch) if watch is not None else None
         self._tickets.clear()
         for pool in self._pools.values():
             pool.in_kernel.clear()
         with self._signals_noted(), no_garbage_collection():
-            run = self._run = Run(schedule, stages, on_progress, in_order)
+            run = self._run = Run(schedule, policy, self._stages, on_progress, in_order)
             while not (run.finished or self.interrupted):
                 self._turn(run)
         run.look()

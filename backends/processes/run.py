@@ -10,7 +10,7 @@ from infra.clock import NS_PER_S, monotonic_ns
 from infra.messages import Answer, Fail, TaskDone
 from infra.results.rows import Recorder
 from loadGenerator import Pacer, Schedule
-from scheduler import Dispatcher, Stage
+from scheduler import Dispatcher, Policy, Stage
 
 FIRST_SPIN_NS, LEAST_SPIN_NS, MOST_SPIN_NS = 150_000, 30_000, 400_000
 SPIN_STEP_NS, SPIN_MARGIN_NS = 2_000, 20_000
@@ -23,13 +23,14 @@ class Run:
     def __init__(
         self,
         schedule: Schedule,
+        policy: Policy,
         stages: Sequence[Stage],
         on_progress: Callable[[int], None] | None,
         in_order: InOrder | None,
     ) -> None:
         self.schedule = schedule
         self.pacer = Pacer(schedule)
-        self.dispatcher = Dispatcher(stages)
+        self.dispatcher = Dispatcher(policy, stages)
         self.recorder = Recorder(schedule.n_warmup)
         self.n_ended = 0
         self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)

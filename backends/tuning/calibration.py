@@ -1,5 +1,4 @@
-"""Service times measured on a session's own engines, through the harness: what virtual time needs
-to foretell it.
+"""Service times measured on a session's own engines, through the harness, for virtual time.
 
 Every size is scored beside busy neighbours (all queries at once) and alone (one after the other),
 on fresh inputs; the time to wake an engine and the gap between two tasks come from the same rows.
@@ -9,23 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from accelerator.deployment_service import FILTER_NS, FILTER_NS_PER_ITEM
 from accelerator.latency import Profile, spread_of
-from accelerator.service import ServiceTable, overheads_of, table_of_profiles
+from accelerator.replay import overheads_of
+from accelerator.service import ServiceTable, ServiceTimes, table_of_profiles
 from backends.session import Session, SessionError
 from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
-from infra.messages import ACCEL, CPU
+from infra.deployment import Deployment
+from infra.messages import ACCEL
 from infra.progress import OnFraction
 from infra.rng import stream
-from infra.settings.config import RunConfig
+from infra.settings.pipeline import PoolConfig
 from loadGenerator import Schedule, draw_input_ids
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 BUDGET_S = 4.0  # of engine time for each of the four ways to measure
 LOADED = 0.5  # of the capacity
@@ -41,7 +44,7 @@ BETWEEN = 1.5  # times of the task before
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the engines take: one profile for the CPU pool, one for each accelerator."""
+    """What the engines take for one stage: on its own pool, and on each accelerator."""
 
     cpu: Profile
     accels: tuple[Profile, ...] = ()
@@ -57,14 +60,26 @@ class Calibration:
         )
 
     def table(self, max_items: int, seed: int) -> ServiceTable:
-        """For virtual time."""
+        """The stage's times for virtual time."""
         return table_of_profiles(self.cpu, self.accels, max_items, seed)
+
+
+def calibrated_times(deployment: Deployment, stages: Sequence[Calibration]) -> ServiceTimes:
+    """The deployment's times for virtual time; choosing takes what `deployment_service` says."""
+    inputs = deployment.config.inputs
+    return ServiceTimes(
+        tuple(stage.table(inputs.max_mini_batch_size, inputs.numpy_rand_seed) for stage in stages),
+        frozenset(pool.name for pool in deployment.pools if pool.on_cores),
+        FILTER_NS,
+        FILTER_NS_PER_ITEM,
+    )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Tasks measured once (see `_run`): CPU engines all busy, one by one, under Poisson load;
-    accelerators all busy.
+    """Tasks of all stages measured once (see `_run`).
+
+    All at once, one query after the other, and under Poisson load; `accel`: all offloaded at once.
     """
 
     busy: pd.DataFrame
@@ -75,61 +90,63 @@ class Sample:
 
 def calibrate(
     session: Session,
-    config: RunConfig,
-    n_cpu: int,
-    n_accel: int = 0,
+    deployment: Deployment,
+    *,
+    offloads: bool = False,
     on_fraction: OnFraction | None = None,
-) -> Calibration:
-    """Measure both pools; 10 s or so, less for small models.
+) -> list[Calibration]:
+    """Measure every stage, offloaded tasks too if asked; 10 s or so, less for small models.
 
     Raises KeyboardInterrupt, SessionError.
     """
-    return calibration_of([sample(session, config, n_cpu, n_accel, on_fraction=on_fraction)], n_cpu)
+    measured = sample(session, deployment, offloads=offloads, on_fraction=on_fraction)
+    return calibrations_of([measured], deployment)
 
 
 def sample(
     session: Session,
-    config: RunConfig,
-    n_cpu: int,
-    n_accel: int = 0,
+    deployment: Deployment,
     budget_s: float = BUDGET_S,
+    *,
+    offloads: bool = False,
     on_fraction: OnFraction | None = None,
 ) -> Sample:
-    """Tasks of all sizes on both pools, `budget_s` for each of the four ways."""
+    """Tasks of all sizes on all pools, `budget_s` for each of the four ways."""
     tell = on_fraction or (lambda _: None)
-    steps = 3 + (n_accel > 0)
-    max_items = config.inputs.max_mini_batch_size
-    sizes = sizes_to_measure(max_items)
-    busy = _burst(session, config, sizes, Policy(max_items), n_cpu, budget_s)
+    steps = 3 + offloads
+    clock = _Meter(session, deployment, budget_s)
+    policy = Policy(clock.sizes[-1])
+    busy = clock.burst(policy, deployment.n_engines, budget_s)
     tell(1 / steps)
-    alone = _one_by_one(session, config, sizes, Policy(max_items), busy, budget_s)
+    alone = clock.one_by_one(policy, busy)
     tell(2 / steps)
-    loaded = _loaded(session, config, sizes, busy, n_cpu, budget_s)
+    loaded = clock.loaded(policy, busy)
     tell(3 / steps)
-    if not n_accel:
+    if not offloads or deployment.accelerators is None:
         return Sample(busy, alone, loaded)
-    return Sample(
-        busy,
-        alone,
-        loaded,
-        _burst(session, config, sizes, Policy(max_items, 1), n_accel, budget_s / 2),
-    )
+    everything = Policy(clock.sizes[-1], 1)
+    accel = clock.burst(everything, deployment.accelerators.engines, budget_s / 2)
+    return Sample(busy, alone, loaded, accel[accel["pool"] == ACCEL])
 
 
-def calibration_of(samples: Sequence[Sample], n_cpu: int) -> Calibration:
-    """The profiles of some samples together."""
-    busy, alone, loaded = (
-        pd.concat([getattr(s, name) for s in samples], ignore_index=True)
+def calibrations_of(samples: Sequence[Sample], deployment: Deployment) -> list[Calibration]:
+    """The profiles of every stage, from some samples together."""
+    frames = {
+        name: pd.concat([getattr(part, name) for part in samples], ignore_index=True)
         for name in ("busy", "alone", "loaded")
-    )
-    cpu = _under_load(_profile(busy, alone, n_cpu), loaded)
-    accels = [s.accel for s in samples if s.accel is not None]
-    return Calibration(
-        cpu,
-        tuple(_profile(own, own, 1) for _, own in pd.concat(accels).groupby("engine"))
-        if accels
-        else (),
-    )
+    }
+    offloaded = [part.accel for part in samples if part.accel is not None]
+    calibrations = []
+    for number, stage in enumerate(deployment.stages):
+        busy, alone, loaded = (frame[frame["stage"] == number] for frame in frames.values())
+        if not deployment.pool(stage).on_cores:
+            calibrations.append(Calibration(_profile(busy, busy, 1)))
+            continue
+        cpu = _under_load(_profile(busy, alone, deployment.n_engines), loaded)
+        cards = pd.concat([tasks[tasks["stage"] == number] for tasks in offloaded or [busy[:0]]])
+        accels = [_profile(tasks, tasks, 1) for _, tasks in cards.groupby("engine")]
+        calibrations.append(Calibration(cpu, tuple(accels)))
+    return calibrations
 
 
 def sizes_to_measure(max_items: int) -> list[int]:
@@ -140,90 +157,133 @@ def sizes_to_measure(max_items: int) -> list[int]:
     return sorted({n for n in sizes if n <= max_items} | {max_items})
 
 
-def _burst(
-    session: Session,
-    config: RunConfig,
-    sizes: list[int],
-    policy: Policy,
-    n_engines: int,
-    budget_s: float,
-) -> pd.DataFrame:
-    """All at once; as many rounds as the time allows, after one that shows how many that is.
+@dataclass(frozen=True)
+class _Meter:
+    """Sends queries of all sizes through a deployment in several ways."""
 
-    Equal sizes come together, as a batch's tasks do: what the neighbours run is part of the time.
-    """
-    rng = stream(config.inputs.numpy_rand_seed, "calibration")
+    session: Session
+    deployment: Deployment
+    budget_s: float
 
-    def order(rounds: int) -> npt.NDArray[np.int64]:
-        return np.concatenate(
-            [np.repeat(rng.permutation(sizes), TOGETHER * n_engines) for _ in range(rounds)]
+    @property
+    def sizes(self) -> list[int]:
+        """Items of the queries, ascending."""
+        return sizes_to_measure(self.deployment.config.inputs.max_mini_batch_size)
+
+    def _stream(self, name: str) -> np.random.Generator:
+        return stream(self.deployment.config.inputs.numpy_rand_seed, name)
+
+    def burst(self, policy: Policy, n_engines: int, budget_s: float) -> pd.DataFrame:
+        """All at once; as many rounds as the time allows, after one that shows how many that is.
+
+        Equal sizes come together, as a batch's tasks do: what the neighbours run is part of the
+        time.
+        """
+        rng = self._stream("calibration")
+
+        def order(rounds: int) -> npt.NDArray[np.int64]:
+            n_each = TOGETHER * n_engines
+            parts = [np.repeat(rng.permutation(self.sizes), n_each) for _ in range(rounds)]
+            return np.concatenate(parts)
+
+        first = self._run(order(1), None, policy)
+        took_s = float(first["end_ns"].max() - first["start_ns"].min()) / NS_PER_S
+        rounds = int(np.clip(budget_s / took_s, LEAST_ROUNDS, MOST_ROUNDS))
+        tasks = self._run(order(rounds), None, policy)
+        # At the end of the burst engines run dry: the last tasks have fewer neighbours.
+        return tasks.sort_values("start_ns").iloc[n_engines : len(tasks) - n_engines]
+
+    def one_by_one(self, policy: Policy, busy: pd.DataFrame) -> pd.DataFrame:
+        """Each query after the one before has surely ended."""
+        took_ns = self._query_ns(busy, range(len(self.deployment.stages)))
+        a_round_s = float(BETWEEN * took_ns.sum() + len(self.sizes) * PAUSE_NS) / NS_PER_S
+        rounds = int(np.clip(self.budget_s / a_round_s, LEAST_ROUNDS, MOST_ROUNDS))
+        rng = self._stream("calibration, one by one")
+        order = np.concatenate([rng.permutation(self.sizes) for _ in range(rounds)])
+        gaps_ns = took_ns.reindex(order).to_numpy() * BETWEEN + PAUSE_NS
+        arrivals = np.concatenate([[0], np.cumsum(gaps_ns)[:-1]]).astype(np.int64)
+        return self._run(order, arrivals, policy)
+
+    def loaded(self, policy: Policy, busy: pd.DataFrame) -> pd.DataFrame:
+        """Poisson arrivals at half of the capacity: the driver at work beside the engines."""
+        gap_ns = max(map(partial(self._pool_ns, busy), self.deployment.pools)) / LOADED
+        rng = self._stream("calibration, loaded")
+        rounds = int(
+            np.clip(self.budget_s * NS_PER_S / gap_ns / len(self.sizes), LEAST_ROUNDS, MOST_ROUNDS)
         )
+        order = rng.permutation(np.repeat(self.sizes, rounds))
+        arrivals = np.cumsum(rng.exponential(gap_ns, len(order))).astype(np.int64)
+        tasks = self._run(order, arrivals, policy).sort_values("start_ns")
+        # In the time that such a task usually takes: one that took longer met more arrivals
+        # because it took longer.
+        usual_ns = _usual_ns(busy)
+        start = tasks["start_ns"].to_numpy()
+        usual_end = (
+            start
+            + usual_ns.reindex(pd.MultiIndex.from_frame(tasks[["stage", "n_items"]])).to_numpy()
+        )
+        met = np.searchsorted(arrivals, usual_end) - np.searchsorted(arrivals, start, side="right")
+        return tasks.assign(n_busy=self._busy_neighbours(tasks), met=met)
 
-    first = _run(session, config, order(1), None, policy)
-    took_s = float(first["end_ns"].max() - first["start_ns"].min()) / NS_PER_S
-    tasks = _run(
-        session,
-        config,
-        order(int(np.clip(budget_s / took_s, LEAST_ROUNDS, MOST_ROUNDS))),
-        None,
-        policy,
-    )
-    # At the end of the burst engines run dry: the last tasks have fewer neighbours.
-    return tasks.sort_values("start_ns").iloc[n_engines : len(tasks) - n_engines]
+    def _busy_neighbours(self, tasks: pd.DataFrame) -> npt.NDArray[np.int64]:
+        """How many other engines on cores worked when each task began; tasks in that order."""
+        cores = {pool.name for pool in self.deployment.pools if pool.on_cores}
+        latest: dict[tuple[str, int], int] = {}
+        n_busy = np.zeros(len(tasks), np.int64)
+        columns = (tasks[name] for name in ("pool", "engine", "start_ns", "end_ns"))
+        for i, (pool, engine, start_ns, end_ns) in enumerate(zip(*columns, strict=True)):
+            latest.pop((pool, engine), None)
+            n_busy[i] = sum(end > start_ns for end in latest.values())
+            if pool in cores:
+                latest[pool, engine] = end_ns
+        return n_busy
 
+    def _query_ns(self, busy: pd.DataFrame, stages: Iterable[int]) -> pd.Series:
+        """Usual time of a query's tasks in these stages, by its size."""
+        total = pd.Series(0.0, index=self.sizes)
+        usual_ns = _usual_ns(busy)
+        for number in stages:
+            coming = np.minimum(self.sizes, self.deployment.coming_items(number))
+            in_stage = usual_ns[number].reindex(sorted({*coming})).interpolate().ffill().bfill()
+            total += in_stage.reindex(coming).to_numpy()
+        return total
 
-def _one_by_one(
-    session: Session,
-    config: RunConfig,
-    sizes: list[int],
-    policy: Policy,
-    busy: pd.DataFrame,
-    budget_s: float,
-) -> pd.DataFrame:
-    """Each after the one before has surely ended."""
-    took_ns = _usual_ns(busy).reindex(sizes).interpolate().ffill()
-    a_round_s = float(BETWEEN * took_ns.sum() + len(sizes) * PAUSE_NS) / NS_PER_S
-    rounds = int(np.clip(budget_s / a_round_s, LEAST_ROUNDS, MOST_ROUNDS))
-    rng = stream(config.inputs.numpy_rand_seed, "calibration, one by one")
-    order = np.concatenate([rng.permutation(sizes) for _ in range(rounds)])
-    gaps_ns = took_ns.reindex(order).to_numpy() * BETWEEN + PAUSE_NS
-    arrivals = np.concatenate([[0], np.cumsum(gaps_ns)[:-1]]).astype(np.int64)
-    return _run(session, config, order, arrivals, policy)
+    def _pool_ns(self, busy: pd.DataFrame, pool: PoolConfig) -> float:
+        """Time of the pool that a query of the mean size takes."""
+        if pool.name == ACCEL:
+            return 0.0
+        served = self.deployment.served_by(pool)
+        return float(self._query_ns(busy, served).mean()) / pool.engines
 
-
-def _loaded(
-    session: Session,
-    config: RunConfig,
-    sizes: list[int],
-    busy: pd.DataFrame,
-    n_engines: int,
-    budget_s: float,
-) -> pd.DataFrame:
-    """Poisson arrivals at half of the capacity: the driver at work beside the engines, as in a run."""
-    usual_ns = _usual_ns(busy)
-    gap_ns = float(usual_ns.reindex(sizes).mean()) / n_engines / LOADED
-    rng = stream(config.inputs.numpy_rand_seed, "calibration, loaded")
-    rounds = int(np.clip(budget_s * NS_PER_S / gap_ns / len(sizes), LEAST_ROUNDS, MOST_ROUNDS))
-    order = rng.permutation(np.repeat(sizes, rounds))
-    arrivals = np.cumsum(rng.exponential(gap_ns, len(order))).astype(np.int64)
-    tasks = _run(session, config, order, arrivals, Policy(max(sizes))).sort_values("start_ns")
-    start, end = (tasks[name].to_numpy() for name in ("start_ns", "end_ns"))
-    latest = np.zeros(n_engines, np.int64)
-    n_busy = np.zeros(len(tasks), np.int64)
-    for i, engine in enumerate(tasks["engine"]):
-        latest[engine] = 0
-        n_busy[i] = (latest > start[i]).sum()
-        latest[engine] = end[i]
-    # In the time that such a task usually takes: one that took longer met more arrivals because it
-    # took longer.
-    usual_end = start + tasks["n_items"].map(usual_ns).to_numpy()
-    met = np.searchsorted(arrivals, usual_end) - np.searchsorted(arrivals, start, side="right")
-    return tasks.assign(n_busy=n_busy, met=met)
+    def _run(
+        self,
+        sizes: npt.NDArray[np.int64],
+        arrival_ns: npt.NDArray[np.int64] | None,
+        policy: Policy,
+    ) -> pd.DataFrame:
+        """The tasks with `ms` and the run's mean `wake_ns` and `gap_ns` of their pool."""
+        n = len(sizes)
+        inputs = self.deployment.config.inputs
+        ids = draw_input_ids(inputs, n, self._stream("calibration, inputs"))
+        arrivals = np.zeros(n, np.int64) if arrival_ns is None else arrival_ns
+        rows = self.session.run(Schedule(arrivals, sizes.astype(np.int32), ids), policy)
+        if self.session.interrupted:
+            raise KeyboardInterrupt
+        if rows.queries["done_ns"].isna().any():
+            raise SessionError("the service times could not be measured: queries were lost")
+        overheads = overheads_of(rows)
+        took_ms = (rows.tasks["end_ns"] - rows.tasks["start_ns"]) / NS_PER_MS
+        return rows.tasks.assign(
+            ms=took_ms,
+            wake_ns=[overheads[pool].wake_ns for pool in rows.tasks["pool"]],
+            gap_ns=[overheads[pool].gap_ns for pool in rows.tasks["pool"]],
+        )
 
 
 def slope_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Of the line y = a + b x by least squares: b and its standard error; three points or more, not
-    all at one x.
+    """The slope b of the line y = a + b x by least squares, and its standard error.
+
+    Needs three points or more, not all at one x.
     """
     x = x - x.mean()
     y = y - y.mean()
@@ -233,9 +293,7 @@ def slope_of(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[fl
 
 
 def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
-    """The profile as it holds under load: what each arrival takes, the level of the times, and
-    their spread.
-    """
+    """The profile as it holds under load: what each arrival takes, the level and the spread."""
     expected = np.array(
         [profile.ms(n, k) for n, k in zip(loaded["n_items"], loaded["n_busy"], strict=True)]
     )
@@ -244,9 +302,8 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     # took / expected = level + what an arrival takes x met / expected, by least squares
     relative = took / expected
     arrivals = met / expected
-    usual = relative < np.quantile(
-        relative, 0.99
-    )  # a stall of the machine is none of the arrivals' doing
+    # a stall of the machine is none of the arrivals' doing
+    usual = relative < np.quantile(relative, 0.99)
     arrival_ms = 0.0
     if np.ptp(arrivals[usual]) > 0:
         slope, stderr = slope_of(arrivals[usual], relative[usual])
@@ -261,49 +318,30 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     return replace(profile, spread=spread, arrival_us=arrival_ms * 1e3)
 
 
-def _run(
-    session: Session,
-    config: RunConfig,
-    sizes: npt.NDArray[np.int64],
-    arrival_ns: npt.NDArray[np.int64] | None,
-    policy: Policy,
-) -> pd.DataFrame:
-    """The tasks with `ms`, and what was added before each (`wake_ns`, `gap_ns`: means of the run)."""
-    n = len(sizes)
-    ids = draw_input_ids(
-        config.inputs, n, stream(config.inputs.numpy_rand_seed, "calibration, inputs")
-    )
-    arrivals = np.zeros(n, np.int64) if arrival_ns is None else arrival_ns
-    rows = session.run(Schedule(arrivals, sizes.astype(np.int32), ids), [Stage(policy)])
-    if session.interrupted:
-        raise KeyboardInterrupt
-    if rows.queries["done_ns"].isna().any():
-        raise SessionError("the service times could not be measured: queries were lost")
-    overhead = overheads_of(rows)[CPU if policy.offload_items is None else ACCEL]
-    took_ms = (rows.tasks["end_ns"] - rows.tasks["start_ns"]) / NS_PER_MS
-    return rows.tasks.assign(ms=took_ms, wake_ns=overhead.wake_ns, gap_ns=overhead.gap_ns)
-
-
 def _profile(busy: pd.DataFrame, alone: pd.DataFrame, n_engines: int) -> Profile:
-    """Medians by size."""
-    levels = [_times_ms(own) for own in ([alone, busy] if n_engines > 1 else [alone])]
-    medians = [{n: float(np.median(times)) for n, times in level.items()} for level in levels]
+    """Medians by size, with the spread where the engine has no neighbours."""
+    alone_ms = _times_ms(alone)
+    medians = {n: float(np.median(times)) for n, times in alone_ms.items()}
+    if n_engines > 1:
+        beside = {n: float(np.median(times)) for n, times in _times_ms(busy).items()}
+        busy_ms, spread = {n_engines - 1: beside}, {}
+    else:
+        busy_ms, spread = {}, {n: spread_of(times, medians[n]) for n, times in alone_ms.items()}
     return Profile(
-        medians[0],
+        medians,
         {"source": "measured on the engines of this run", "date": time.strftime("%Y-%m-%d")},
-        {n_engines - 1: medians[1]} if n_engines > 1 else {},
-        {}
-        if n_engines > 1
-        else {n: spread_of(times, medians[0][n]) for n, times in levels[0].items()},
+        busy_ms,
+        spread,
         float(alone["wake_ns"].mean()) / NS_PER_US,
         float(busy["gap_ns"].mean()) / NS_PER_US,
     )
 
 
 def _usual_ns(busy: pd.DataFrame) -> pd.Series:
-    """Median time by size."""
-    return busy.groupby("n_items")["ms"].median() * NS_PER_MS
+    """Median time by stage and size."""
+    return busy.groupby(["stage", "n_items"])["ms"].median() * NS_PER_MS
 
 
 def _times_ms(tasks: pd.DataFrame) -> dict[int, npt.NDArray[np.float64]]:
-    return {int(n): own.to_numpy(float) for n, own in tasks["ms"].groupby(tasks["n_items"])}
+    sizes = tasks["ms"].groupby(tasks["n_items"])
+    return {int(n): times.to_numpy(float) for n, times in sizes}

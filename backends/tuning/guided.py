@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from accelerator.service import ServiceTable
+from accelerator.service import ServiceTimes
 from backends.tuning.probe import Sla, probe
 from backends.virtual.simulated import SimulatedSession
-from infra.messages import ACCEL, CPU
+from infra.deployment import Deployment
 from infra.progress import OnFraction
 from infra.results.stats import Estimate
 from loadGenerator import CommonLoad
-from scheduler import Exhaustive, Goal, HillClimb, Limit, Outcome, Policy, Script, Scripted, Trial
+from scheduler import (
+    Exhaustive,
+    Goal,
+    HillClimb,
+    Limit,
+    Outcome,
+    Policy,
+    Script,
+    Scripted,
+    Trial,
+    stages_of,
+)
 
 FORETOLD = 1.08  # a rate foretold holds to this factor either way, or reality disagrees
 _REL_WIDTH = 0.01  # of a limit in virtual time
 
 
 def foretell(
-    table: ServiceTable,
-    n_cpu: int,
-    n_accel: int,
+    deployment: Deployment,
+    times: ServiceTimes,
     load: CommonLoad,
     sla: Sla,
     policies: Sequence[Policy],
@@ -28,7 +38,13 @@ def foretell(
     on_fraction: OnFraction | None = None,
 ) -> list[Limit]:
     """What each policy carries in virtual time on the load of the real trials, the best first."""
-    session = SimulatedSession({CPU: n_cpu, ACCEL: n_accel}, table, keep_tasks=False)
+    session = SimulatedSession(
+        {pool.name: pool.engines for pool in deployment.pools},
+        times,
+        stages_of(deployment),
+        candidates=deployment.candidates,
+        keep_tasks=False,
+    )
     search = Exhaustive(policies, Goal(goal.start_qps, _REL_WIDTH, goal.watts))
     while (trial := search.propose()) is not None:
         probed = probe(session, load, sla, trial)
@@ -75,9 +91,9 @@ class Guided(Scripted):
         if first.leans_met == second.leans_met:
             low = qps / FORETOLD
             high = qps * FORETOLD
-            found = f"more than {high:.4g}" if second.leans_met else f"less than {low:.4g}"
+            carries = f"more than {high:.4g}" if second.leans_met else f"less than {low:.4g}"
             self.verdict = (
-                f"reality disagrees: it carries {found} QPS, {qps:.4g} were foretold; climbing"
+                f"reality disagrees: it carries {carries} QPS, {qps:.4g} were foretold; climbing"
             )
             yield from self._climb(best.policy, limit if limit.carried_qps > 0 else None)
             return
@@ -95,8 +111,8 @@ class Guided(Scripted):
             third = yield Trial(runner_up, to_beat)
             self.limits.append(_limit(runner_up, [(to_beat, third)]))
 
-    def _climb(self, start: Policy, known: Limit | None) -> Script:
-        hill = self._hill(start, known)
+    def _climb(self, start: Policy, start_limit: Limit | None) -> Script:
+        hill = self._hill(start, start_limit)
         while (trial := hill.propose()) is not None:
             hill.observe((yield trial))
             self.limits[:] = hill.limits
@@ -104,8 +120,9 @@ class Guided(Scripted):
 
 
 def _limit(policy: Policy, seen: Sequence[tuple[float, Outcome]]) -> Limit:
-    """Between the highest rate that met the SLA and the lowest that missed it, the interval by what
-    was decided.
+    """Between the highest rate that met the SLA and the lowest that missed it.
+
+    The interval is that of the rates that were decided.
     """
     met = max((qps for qps, outcome in seen if outcome.leans_met), default=0.0)
     missed = min((qps for qps, outcome in seen if not outcome.leans_met), default=float("inf"))

@@ -17,7 +17,7 @@ from infra.search.rate_search import RateBisection
 from infra.search.sla_test import Decision, SlaTest
 from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, Schedule, burst
-from scheduler import Outcome, Policy, Stage, Trial
+from scheduler import Outcome, Policy, Trial
 
 FloatArray = npt.NDArray[np.float64]
 CAPACITY_QUERIES_AN_ENGINE = 32
@@ -29,8 +29,9 @@ FIXED_WARMUP_SHARE = 0.25  # of a trial with a fixed number of queries, beside t
 
 @dataclass(frozen=True, slots=True)
 class Sla:
-    """`percentile` of the latency at most `latency_ms`, decided at `confidence` or undecided after
-    `max_queries`.
+    """A percentile of the latency is at most `latency_ms`.
+
+    Decided at `confidence`, or undecided after `max_queries`.
     """
 
     latency_ms: float
@@ -77,16 +78,15 @@ def probe(
     on_latencies: Callable[[int], None] | None = None,
 ) -> Probed | None:
     """Run the trial; None if the session was interrupted before it was decided."""
-    stages = [Stage(trial.policy)]
     if trial.n_queries is not None:
         n = trial.n_queries + math.ceil(trial.n_queries * FIXED_WARMUP_SHARE)
-        rows = session.run(load.at(trial.rate_qps, n), stages)
+        rows = session.run(load.at(trial.rate_qps, n), trial.policy)
         counted = latencies_ms(rows)[n - trial.n_queries :]
         return None if session.interrupted else _fixed(rows, counted, sla)
     n = max(sla.max_queries, queries_to_show_overload(sla.latency_ms, trial.rate_qps))
     test = SlaTest(sla.latency_ms, sla.percentile, sla.confidence, n)
     schedule = load.at(trial.rate_qps, n)
-    rows = session.run(schedule, stages, watch=_Watch(test, on_latencies))
+    rows = session.run(schedule, trial.policy, watch=_Watch(test, on_latencies))
     decision = test.decision
     if decision is None:
         return None
@@ -99,9 +99,7 @@ def probe(
 
 
 def queries_to_show_overload(sla_ms: float, rate_qps: float) -> int:
-    """Fewest queries of a run that can tell whether the SLA is met: in a short one the queue has no
-    time to grow.
-    """
+    """Fewest queries that can tell whether the SLA is met: in fewer the queue has no time to grow."""
     return math.ceil(TRIAL_SLAS * sla_ms / MS_PER_S * rate_qps)
 
 
@@ -128,11 +126,12 @@ def max_rate_qps(
 
 
 def capacity_qps(session: Session, config: RunConfig, policy: Policy, n_engines: int = 2) -> float:
-    """Queries per second that the engines answer when they never wait; raises KeyboardInterrupt,
-    SessionError.
+    """Queries per second that the engines answer when they never wait.
+
+    Raises KeyboardInterrupt, SessionError.
     """
     n = CAPACITY_QUERIES_AN_ENGINE * max(2, n_engines)
-    rows = session.run(burst(config, n, run_index=1), [Stage(policy)])
+    rows = session.run(burst(config, n, run_index=1), policy)
     if session.interrupted:
         raise KeyboardInterrupt
     if rows.queries["done_ns"].isna().any():

@@ -1,6 +1,4 @@
-"""A search's state on disk: one line per trial, written as soon as it is known, and every query
-that was sent.
-"""
+"""A search's state on disk: a line per trial as soon as it is known, and every query sent."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ LOG_NAME, QUERIES_NAME = "search.jsonl", "search_queries.parquet"
 
 
 class SearchLog:
-    """`search.jsonl` and `search_queries.parquet/` in a run's folder; without a folder nothing is
-    kept.
+    """`search.jsonl` and `search_queries.parquet/` in a run's folder; without one nothing is kept.
 
     What an earlier, killed search wrote there is given back first, in order. Raises ValueError if
     it is not a log.
@@ -42,20 +39,21 @@ class SearchLog:
             self._write(line)
         return float(line["number"])
 
-    def profiles(self, measure: Callable[[], Calibration]) -> Calibration:
-        """The service times that the search rests on: as an earlier search wrote them, else
-        measured and written.
+    def calibrations(
+        self, n_stages: int, measure: Callable[[], list[Calibration]]
+    ) -> list[Calibration]:
+        """The service times that the search rests on, by stage: as an earlier search wrote them,
+        else measured and written.
         """
         if self._folder is None:
             return measure()
-        cpu = self._folder / "service_cpu.csv"
-        if not cpu.is_file():
-            measured = measure()
-            for i, profile in enumerate(measured.accels):
-                write_profile(self._folder / f"service_accel{i}.csv", profile)
-            write_profile(cpu, measured.cpu)
-        accels = sorted(self._folder.glob("service_accel*.csv"))
-        return Calibration(read_profile(cpu), tuple(map(read_profile, accels)))
+        prefixes = [_profile_prefix(self._folder, stage) for stage in range(n_stages)]
+        if not all(Path(f"{prefix}cpu.csv").is_file() for prefix in prefixes):
+            for prefix, measured in zip(prefixes, measure(), strict=True):
+                for i, profile in enumerate(measured.accels):
+                    write_profile(Path(f"{prefix}accel{i}.csv"), profile)
+                write_profile(Path(f"{prefix}cpu.csv"), measured.cpu)
+        return [_read_calibration(prefix) for prefix in prefixes]
 
     def recorded(self, phase: str, trial: Trial) -> dict[str, Any] | None:
         """The line of this trial if an earlier search made it."""
@@ -111,10 +109,19 @@ def outcome_of(line: dict[str, Any]) -> Outcome:
 
 
 def table(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """phase, batch_items, offload_items, rate_qps, verdict, late_share, p_sla_ms, n_queries,
-    seconds, ...
-    """
+    """The lines as rows: phase, batch_items, offload_items, rate_qps, verdict, late_share, ..."""
     return pd.DataFrame(lines)
+
+
+def _profile_prefix(folder: Path, stage: int) -> str:
+    """How the names of a stage's profiles begin; the first stage's as they were before stages."""
+    return str(folder / ("service_" if stage == 0 else f"service_stage{stage}_"))
+
+
+def _read_calibration(prefix: str) -> Calibration:
+    start = Path(prefix)
+    accels = sorted(start.parent.glob(f"{start.name}accel*.csv"))
+    return Calibration(read_profile(Path(f"{prefix}cpu.csv")), tuple(map(read_profile, accels)))
 
 
 def _head(phase: str, trial: Trial) -> dict[str, Any]:

@@ -13,10 +13,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelerator.pipeline_service import PipelineService
-from accelerator.service import drawn_index
+from accelerator.service import ServiceTimes, drawn_index
 from loadGenerator import Schedule
-from scheduler import Stage
+from scheduler import Policy, Stage
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -89,22 +88,22 @@ class _State(NamedTuple):
 
 def serve_pipeline(
     schedule: Schedule,
+    policy: Policy,
     stages: Sequence[Stage],
     engines: Mapping[str, int],
-    service: PipelineService,
+    service: ServiceTimes,
 ) -> Served:
     """All queries through a pipeline; raises ValueError if a stage's times end before its largest
     task.
     """
-    if any(stage.policy.offload_items is not None for stage in stages):
-        raise ValueError(
-            "a pipeline's stages are served by their pools; a policy that offloads has no meaning"
-        )
+    policies = [stage.under(policy) for stage in stages]
+    if any(under.offload_items is not None for under in policies):
+        raise ValueError("the compiled pipeline knows no offload; the event loop does")
     names = [*engines]
     pool_of = np.array([names.index(stage.pool) for stage in stages], np.int64)
     n_items = _items_by_stage(schedule, stages)
     batch = np.array(
-        [min(stage.policy.batch_items, int(n_items.max(initial=1))) for stage in stages], np.int64
+        [min(under.batch_items, int(n_items.max(initial=1))) for under in policies], np.int64
     )
     for i, table in enumerate(service.tables):
         largest = int(np.minimum(n_items[i], batch[i]).max(initial=0))
@@ -154,7 +153,7 @@ def _items_by_stage(schedule: Schedule, stages: Sequence[Stage]) -> Int64Array:
 
 
 def _tables(
-    service: PipelineService,
+    service: ServiceTimes,
 ) -> tuple[Int64Array, Int64Array, FloatArray, Int64Array, Int64Array, Int64Array]:
     """Times [stage, neighbours, items], levels [stage], factors [stage, row, k] with their number,
     rows [stage, items], and wake, gap, stolen, seed [stage, 4].

@@ -48,11 +48,13 @@ def new_folder(config: RunConfig) -> Path:
     return folder
 
 
-def save(folder: Path, config: RunConfig, rows: Rows, document: dict[str, Any]) -> None:
-    """Write run.json (settings and `document`) and the rows."""
+def save(
+    folder: Path, config: RunConfig, rows: Rows, document: dict[str, Any], *, staged: bool = False
+) -> None:
+    """Write run.json (settings and `document`) and the rows, by stage and answer if `staged`."""
     rows.queries.to_parquet(folder / "queries.parquet", index=False)
     rows.tasks.to_parquet(folder / "tasks.parquet", index=False)
-    if config.engines.pipeline:
+    if staged:
         stage_table(rows).to_parquet(folder / "stages.parquet", index=False)
         answer_table(rows).to_parquet(folder / "answers.parquet", index=False)
     save_document(folder, config, {**document, "notes": list(rows.notes)})

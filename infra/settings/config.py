@@ -384,16 +384,6 @@ class RunConfig:
             return
         if not (self.engines.queue or self.output.resume):
             raise ConfigError("pipeline", "needs the at-scale mode; add queue")
-        if self.engines.model_accel:
-            raise ConfigError(
-                "model_accel",
-                "adds an accelerator to one model; a pipeline names its devices in its file",
-            )
-        if self.tune.scheduler in ("guided", "released") and self.tune.tune_batch_qps:
-            raise ConfigError(
-                "scheduler",
-                f"is {self.tune.scheduler}, which knows one stage; take hill or exhaustive",
-            )
 
     @property
     def name(self) -> str:

@@ -5,9 +5,10 @@ too.
 import pytest
 import torch
 
-from accelInferenceEngine import CudaEngine
+from accelInferenceEngine import cuda_engines
 from backends.processes.engine import MergingEngine
 from inferenceEngine import prepare
+from infra.deployment import resolve
 from infra.messages import WireTask
 from infra.progress import Progress
 from infra.settings.cli import parse
@@ -33,15 +34,15 @@ def settings(net, *words):
         "--num_batches 2 --max_mini_batch_size 32 --arch_embedding_size 50-60 "
         "--num_indices_per_lookup 3"
     )
-    return parse([*base.split(), *NETS[net].split(), *words])
+    return resolve(parse([*base.split(), *NETS[net].split(), *words]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("net", NETS)
 def test_scores_are_those_of_the_cpu_engine(net, device):
-    config = settings(net, "--accel_merge_mib", "1")
-    engine = CudaEngine(config, device)
-    reference = prepare(config, Progress("none"))
+    deployment = settings(net, "--accel_merge_mib", "1")
+    engine = cuda_engines(deployment, [0], device)[0]
+    reference = prepare(deployment, Progress("none"))[0]
     engine.warm_up()
     tasks = [WireTask(1, 0, 0, 0, 32), WireTask(2, 0, 1, 5, 7), WireTask(3, 0, 1, 31, 1)]
     with torch.inference_mode():
@@ -56,12 +57,12 @@ def test_scores_are_those_of_the_cpu_engine(net, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_queries_merge_up_to_the_budget_and_not_without_one(device):
-    engine = CudaEngine(settings("wnd", "--accel_merge_mib", "0.01"), device)
+    engine = cuda_engines(settings("wnd", "--accel_merge_mib", "0.01"), [0], device)[0]
     assert isinstance(engine, MergingEngine)
     small = WireTask(1, 0, 0, 0, 1)
     large = WireTask(2, 0, 0, 0, 32)
     assert engine.takes_more([small])
     assert not engine.takes_more([large] * 8)
-    assert not CudaEngine(settings("wnd"), device).takes_more([small])
+    assert not cuda_engines(settings("wnd"), [0], device)[0].takes_more([small])
     with pytest.raises(ValueError, match="staging"):
         engine.scores([large] * 300)

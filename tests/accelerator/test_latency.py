@@ -24,7 +24,7 @@ from accelerator.latency import (
     service_times_ns,
     write_profile,
 )
-from accelInferenceEngine import ModelledEngine, ModelledFactory
+from accelInferenceEngine import ModelledEngine
 from infra.clock import monotonic_ns
 from infra.messages import WireTask
 from infra.settings.config import ConfigError, ModelConfig
@@ -149,10 +149,8 @@ def test_without_a_measurement_there_is_no_profile(tree):
 
 @pytest.mark.alone
 def test_a_modelled_engine_takes_as_long_as_the_device():
-    engine = ModelledFactory(
-        (ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})}),), "wnd"
-    )(0)
-    assert isinstance(engine, ModelledEngine)
+    device = ProfiledDevice("a device", {"wnd": Profile({1: 1.0, 64: 3.0})})
+    engine = ModelledEngine(device, "wnd")
     errors = []
     for n_items in (1, 64) * 20:
         start = monotonic_ns()

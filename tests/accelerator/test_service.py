@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from accelerator.deployment_service import service_of
 from accelerator.devices import ROOT, load_device, published_speedups
 from accelerator.latency import SPREAD, Profile, read_profile, spread_of, write_profile
+from accelerator.replay import overheads_of, recording_of
 from accelerator.service import (
     Overhead,
     ServiceTable,
     drawn_index,
     law_factors,
-    overheads_of,
-    recording_of,
-    service_of,
     table_of_profiles,
 )
+from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
 from infra.results.rows import TASK_COLUMNS, Rows
 from infra.settings.cli import parse
@@ -142,15 +142,15 @@ def test_settings_name_the_service_times(tmp_path):
     config = parse(
         [*SIMULATED, "--service_profile", str(profile), "--model_accel", "--model_name", "wnd"]
     )
-    table, facts = service_of(config)
+    times, facts = service_of(resolve(config))
+    (table,) = times.tables
     assert table.cpu_ns[0, 16] == 4_000_000
     speedup = published_speedups(load_device(ROOT, "nvidia_gtx_1080_ti"), "wnd")[1]
     assert table.accel_ns[0, 1] == pytest.approx(1_000_000 / speedup, abs=1)
     assert facts["source"] == f"{profile}: by hand"
-    law, facts = service_of(
-        parse([*SIMULATED, "--service_law", "lognormal", "--service_mean_ms", "3"])
-    )
-    assert law.cpu_ns[0].tolist() == [3_000_000] * 17
+    words = [*SIMULATED, "--service_law", "lognormal", "--service_mean_ms", "3"]
+    law, facts = service_of(resolve(parse(words)))
+    assert law.tables[0].cpu_ns[0].tolist() == [3_000_000] * 17
     assert "lognormal, mean 3 ms" in facts["source"]
 
 
@@ -169,7 +169,7 @@ def test_settings_name_the_service_times(tmp_path):
 )
 def test_service_times_that_are_not_there_are_named(words, said):
     with pytest.raises(ConfigError, match=said):
-        service_of(parse([*SIMULATED, *words]))
+        service_of(resolve(parse([*SIMULATED, *words])))
 
 
 def test_a_table_needs_rows_of_factors():

@@ -14,12 +14,13 @@ import torch
 import yaml
 from helpers import latencies_ms, poisson_schedule
 
-from accelInferenceEngine import CudaStagesFactory
+from accelInferenceEngine import cuda_engines
+from backends.checks import check
 from backends.opening import open_session
-from backends.pipeline import check_pipeline, largest_task, pipeline_of, stages_of, with_pipeline
 from backends.processes.engine import PoolSpec
 from backends.processes.process import ProcessSession
-from inferenceEngine import CpuEngine, prepare_stages
+from inferenceEngine import CpuEngine, prepare
+from infra.deployment import one_model, resolve
 from infra.messages import CPU, WireTask
 from infra.progress import Progress
 from infra.ranking import top_items
@@ -27,7 +28,7 @@ from infra.results.stages import answer_table, stage_parts, stage_table
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy, Stage, stages_of
 
 pytestmark = pytest.mark.alone
 ITEMS = 60
@@ -69,39 +70,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def settings(folder, document, *words):
+def deploy(folder, document, *words):
     file = folder / "pipeline.yaml"
     file.write_text(yaml.safe_dump(document))
-    sizes = [
-        "--max_mini_batch_size",
-        str(ITEMS),
-        "--batch_size_distribution",
-        "normal",
-        "--avg_mini_batch_size",
-        "40",
-        "--var_mini_batch_size",
-        "15",
-    ]
-    if "queries" in document or "items" in document:
-        sizes = ["--max_mini_batch_size", str(ITEMS)]
-    config = parse(
-        [
-            "--queue",
-            "--pipeline",
-            str(file),
-            "--num_batches",
-            "6",
-            "--nepochs",
-            "10",
-            "--sub_task_batch_size",
-            "16",
-            "--arrival_qps",
-            "300",
-            *sizes,
-            *words,
-        ]
-    )
-    return with_pipeline(config, pipeline_of(config, 1))
+    sizes = f"--max_mini_batch_size {ITEMS}".split()
+    if not ("queries" in document or "items" in document):
+        law = "--batch_size_distribution normal --avg_mini_batch_size 40 --var_mini_batch_size 15"
+        sizes += law.split()
+    common = "--num_batches 6 --nepochs 10 --sub_task_batch_size 16 --arrival_qps 300".split()
+    return resolve(parse(["--queue", "--pipeline", str(file), *common, *sizes, *words]))
 
 
 THREE = {
@@ -114,9 +91,10 @@ THREE = {
 }  # fmt: skip
 
 
-def run(config, schedule):
-    with open_session(config, Progress("none")) as opened:
-        return opened.session.run(schedule, [Stage(Policy(config.engines.sub_task_batch_size))])
+def run(deployment, schedule):
+    with open_session(deployment, Progress("none")) as opened:
+        policy = Policy(deployment.config.engines.sub_task_batch_size)
+        return opened.session.run(schedule, policy)
 
 
 def load(n=60, rate_qps=400):
@@ -126,12 +104,11 @@ def load(n=60, rate_qps=400):
     return Schedule(base.arrival_ns, sizes, rng.integers(0, 6, n).astype(np.int32))
 
 
-def chain_by_hand(config, input_id, n_items):
+def chain_by_hand(deployment, input_id, n_items):
     """Every model on all items, then the best of the best: the slow and obvious way."""
-    pipeline = pipeline_of(config, 1)
-    workloads = prepare_stages(config, pipeline, range(len(pipeline.stages)), Progress("none"))
+    workloads = prepare(deployment, Progress("none"))
     items = np.arange(n_items)
-    for i, stage in enumerate(pipeline.stages):
+    for i, stage in enumerate(deployment.stages):
         with torch.inference_mode():
             batch = workloads[i].inputs.batch(input_id, 0, n_items)
             scores = workloads[i].model(batch).reshape(-1).numpy()
@@ -140,14 +117,14 @@ def chain_by_hand(config, input_id, n_items):
 
 
 def test_real_engines_answer_what_the_models_say_of_all_items(folder):
-    config = settings(folder, THREE)
+    deployment = deploy(folder, THREE)
     schedule = load()
-    rows = run(config, schedule)
+    rows = run(deployment, schedule)
     answers = answer_table(rows).groupby("query_id")["item"].apply(list)
     assert len(answers) == len(schedule)
     for query in range(0, len(schedule), 7):
         expected = chain_by_hand(
-            config, int(schedule.input_id[query]), int(schedule.n_items[query])
+            deployment, int(schedule.input_id[query]), int(schedule.n_items[query])
         )
         assert answers[query] == expected.tolist()
 
@@ -157,9 +134,9 @@ def test_no_item_is_lost_and_none_is_scored_twice(folder, backend):
     words = (
         ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
     )
-    config = settings(folder, THREE, *words)
+    deployment = deploy(folder, THREE, *words)
     schedule = load()
-    rows = run(config, schedule)
+    rows = run(deployment, schedule)
     items = rows.tasks.pivot_table(
         index="query_id", columns="stage", values="n_items", aggfunc="sum"
     )
@@ -181,7 +158,7 @@ def test_the_parts_of_the_stages_add_up_to_the_latency(folder, backend):
     words = (
         ["--backend", "simulated", "--service_law", "lognormal"] if backend == "simulated" else []
     )
-    rows = run(settings(folder, THREE, *words), load())
+    rows = run(deploy(folder, THREE, *words), load())
     table = stage_table(rows)
     assert (table["enqueued_ns"] <= table["first_start_ns"]).all()
     assert (table["first_start_ns"] < table["end_ns"]).all()
@@ -200,7 +177,7 @@ def test_a_filter_that_keeps_all_is_no_filter(folder):
             {"model": "large.json", "keep_items": 5},
         ]
         return run(
-            settings(folder, {"stages": stages if first_keep else stages[1:]}), load(20)
+            deploy(folder, {"stages": stages if first_keep else stages[1:]}), load(20)
         ).answers
 
     assert ranked(ITEMS) == ranked(None)
@@ -210,18 +187,17 @@ def test_a_filter_that_keeps_all_is_no_filter(folder):
 def test_a_device_without_scores_hands_on_as_many_and_answers_no_list(folder):
     modelled = {"model": "ncf", "settings": {"table_scale": 0.001}, "device": "nvidia_t4"}
     stages = [{"model": "small.json", "keep_items": 20}, {**modelled, "keep_items": 6}]
-    rows = run(settings(folder, {"stages": stages}), load(30))
+    rows = run(deploy(folder, {"stages": stages}), load(30))
     assert rows.tasks["n_items"][rows.tasks["stage"] == 1].max() <= 20
     assert rows.queries["done_ns"].notna().all()
     assert not rows.answers
-    pipeline = pipeline_of(settings(folder, {"stages": stages}), 1)
-    assert not pipeline.is_ranked
+    assert not deploy(folder, {"stages": stages}).is_ranked
 
 
 def test_generated_inputs_are_gathered_by_item_whatever_the_bags(folder):
     for name in ("small.json", "one_small.json"):
-        config = settings(folder, {"stages": [{"model": name, "keep_items": 3}]})
-        own = prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))[0]
+        deployment = deploy(folder, {"stages": [{"model": name, "keep_items": 3}]})
+        own = prepare(deployment, Progress("none"), [0])[0]
         with torch.inference_mode():
             whole = own.model(own.inputs.batch(1, 0, ITEMS)).reshape(-1)
             chosen = np.array([41, 3, 3, 0, 59], np.int32)
@@ -231,9 +207,8 @@ def test_generated_inputs_are_gathered_by_item_whatever_the_bags(folder):
 
 
 def test_later_stages_are_told_of_no_larger_tasks_than_can_come(folder):
-    config = settings(folder, THREE, "--sub_task_batch_size", "50")
-    pipeline = pipeline_of(config, 1)
-    assert [largest_task(config, pipeline, i) for i in range(3)] == [50, 7, 10]
+    deployment = deploy(folder, THREE, "--sub_task_batch_size", "50")
+    assert [deployment.largest_task(i) for i in range(3)] == [50, 7, 10]
 
 
 PLAIN = ["query_id", "stage", "part", "pool", "n_items"]
@@ -241,13 +216,12 @@ PLAIN = ["query_id", "stage", "part", "pool", "n_items"]
 
 @pytest.mark.parametrize("words", [[], ["--backend", "simulated", "--service_law", "exponential"]])
 def test_a_pipeline_of_one_stage_is_the_model_by_itself(folder, words):
-    config = settings(folder, {"stages": [{"model": "small.json"}]}, *words)
-    alone = replace(
-        config,
-        engines=replace(config.engines, pipeline=""),
-        model=pipeline_of(config, 1).stages[0].model,
+    deployment = deploy(folder, {"stages": [{"model": "small.json"}]}, *words)
+    engines = replace(deployment.config.engines, pipeline="")
+    alone = one_model(
+        replace(deployment.config, engines=engines, model=deployment.stages[0].model), n_engines=1
     )
-    rows = run(config, load())
+    rows = run(deployment, load())
     plain = run(alone, load())
     if words:
         pd.testing.assert_frame_equal(rows.queries, plain.queries)
@@ -272,26 +246,27 @@ def test_queries_of_a_file_come_whole_and_their_answers_have_a_quality(folder):
             {"model": "one_large.json", "keep_items": 5},
         ],
     }
-    config = settings(folder, document)
-    assert (config.inputs.num_batches, config.inputs.max_mini_batch_size) == (6, ITEMS)
+    deployment = deploy(folder, document)
+    inputs = deployment.config.inputs
+    assert (inputs.num_batches, inputs.max_mini_batch_size) == (6, ITEMS)
     schedule = load(30)
-    rows = run(config, schedule)
+    rows = run(deployment, schedule)
     assert rows.queries["n_items"].tolist() == [
         [ITEMS, 40, ITEMS, 50, 30, ITEMS][i] for i in schedule.input_id
     ]
     query = int(np.flatnonzero(schedule.input_id == 4)[0])
     assert (
         np.frombuffer(rows.answers[query], np.int32).tolist()
-        == chain_by_hand(config, 4, 30).tolist()
+        == chain_by_hand(deployment, 4, 30).tolist()
     )
 
 
 def test_trained_weights_are_what_scores(folder):
-    config = settings(
+    deployment = deploy(
         folder, {"stages": [{"model": "one_small.json", "keep_items": 3}], "queries": "queries.npz"}
     )
     rng = np.random.default_rng(0)
-    trained = prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))[0].model
+    trained = prepare(deployment, Progress("none"), [0])[0].model
     weights = {
         f"param.emb.sls{t}_w": rng.random((n, 2), dtype=np.float32) for t, n in ((0, 50), (1, 60))
     }
@@ -300,8 +275,8 @@ def test_trained_weights_are_what_scores(folder):
         weights |= {f"param.{name}_b": rng.random(n_out, dtype=np.float32)}
     np.savez(folder / "small.npz", **weights)
     stage = {"model": "one_small.json", "checkpoint": "small.npz", "keep_items": 3}
-    config = settings(folder, {"stages": [stage], "queries": "queries.npz"})
-    loaded = prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))[0].model
+    deployment = deploy(folder, {"stages": [stage], "queries": "queries.npz"})
+    loaded = prepare(deployment, Progress("none"), [0])[0].model
     assert np.array_equal(loaded.tables.table(1).numpy(), weights["param.emb.sls1_w"])
     assert not np.array_equal(loaded.tables.table(1).numpy(), trained.tables.table(1).numpy())
 
@@ -314,9 +289,9 @@ def test_trained_weights_are_what_scores(folder):
     ],
 )
 def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
-    config = settings(folder, {"stages": [{**stage, "keep_items": 3}]})
+    deployment = deploy(folder, {"stages": [{**stage, "keep_items": 3}]})
     with pytest.raises(ConfigError, match=expected):
-        prepare_stages(config, pipeline_of(config, 1), [0], Progress("none"))
+        prepare(deployment, Progress("none"), [0])
 
 
 @pytest.mark.parametrize(
@@ -392,12 +367,11 @@ def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
     ],
 )
 def test_settings_that_do_not_fit_the_pipeline_are_told(folder, document, words, expected):
-    def check():
-        config = settings(folder, document, *words)
-        check_pipeline(config, pipeline_of(config, 1))
+    def deploy_and_check():
+        check(deploy(folder, document, *words))
 
     with pytest.raises(ConfigError, match=expected):
-        check()
+        deploy_and_check()
 
 
 @pytest.mark.parametrize(
@@ -425,7 +399,7 @@ class KilledOnce(CpuEngine):
 
 
 def test_an_engine_that_dies_changes_no_answer(folder):
-    config = settings(
+    deployment = deploy(
         folder,
         {
             **THREE,
@@ -439,8 +413,7 @@ def test_an_engine_that_dies_changes_no_answer(folder):
         },
     )
     schedule = load()
-    pipeline = pipeline_of(config, 1)
-    workloads = prepare_stages(config, pipeline, [0, 1], Progress("none"))
+    workloads = prepare(deployment, Progress("none"), [0, 1])
 
     class Engines:
         def __init__(self):
@@ -454,11 +427,12 @@ def test_an_engine_that_dies_changes_no_answer(folder):
         def score(self, task):
             return self.own[task.stage].score(task)
 
-    with ProcessSession([PoolSpec("shared", 2, lambda _: Engines(), yields=True)]) as session:
-        rows = session.run(schedule, stages_of(pipeline, Policy(16)))
+    specs = [PoolSpec("shared", 2, lambda _: Engines(), yields=True)]
+    with ProcessSession(specs, stages_of(deployment)) as session:
+        rows = session.run(schedule, Policy(16))
         assert len(session.deaths) == 1
     assert rows.queries["done_ns"].notna().all()
-    assert rows.answers == run(config, schedule).answers
+    assert rows.answers == run(deployment, schedule).answers
 
 
 def test_scores_that_are_no_numbers_fail_their_query_and_say_so():
@@ -472,10 +446,9 @@ def test_scores_that_are_no_numbers_fail_their_query_and_say_so():
             ).tobytes()
 
     schedule = load(40)
-    with ProcessSession([PoolSpec(CPU, 1, lambda _: Broken())]) as session:
-        rows = session.run(
-            schedule, [Stage(Policy(16), keep_items=5), Stage(Policy(16), keep_items=2)]
-        )
+    stages = [Stage(keep_items=5), Stage(keep_items=2)]
+    with ProcessSession([PoolSpec(CPU, 1, lambda _: Broken())], stages) as session:
+        rows = session.run(schedule, Policy(16))
     lost = rows.queries["query_id"][rows.queries["done_ns"].isna()]
     assert lost.tolist() == np.flatnonzero(schedule.input_id == 3).tolist()
     assert all("cannot be ranked" in note for note in rows.notes)
@@ -486,18 +459,16 @@ def test_scores_that_are_no_numbers_fail_their_query_and_say_so():
 
 
 def test_the_engine_for_a_device_gives_the_scores_of_the_cpu(folder):
-    config = settings(folder, THREE)
-    pipeline = pipeline_of(config, 1)
-    device = CudaStagesFactory(config, pipeline, (0, 2), device="cpu")(0)
-    cpu = {
-        i: CpuEngine(w, 1, ITEMS)
-        for i, w in prepare_stages(config, pipeline, [0, 2], Progress("none")).items()
-    }
+    deployment = deploy(folder, THREE)
+    on_device = cuda_engines(deployment, (0, 2), device="cpu")
+    workloads = prepare(deployment, Progress("none"), [0, 2])
+    on_cpu = {i: CpuEngine(workload, 1, ITEMS) for i, workload in workloads.items()}
     for stage in (0, 2):
         for items in (b"", np.array([7, 3, 3, 50], np.int32).tobytes()):
             task = WireTask(1, stage, 2, 5, 4, items)
             found, expected = (
-                np.frombuffer(e.score(task), np.float32) for e in (device, cpu[stage])
+                np.frombuffer(engines[stage].score(task), np.float32)
+                for engines in (on_device, on_cpu)
             )
             assert found == pytest.approx(expected, abs=1e-6)
             assert len(found) == 4

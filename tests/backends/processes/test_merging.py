@@ -8,7 +8,7 @@ from helpers import poisson_schedule
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import ProcessSession
 from infra.messages import CPU
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 pytestmark = pytest.mark.alone
 
@@ -30,7 +30,7 @@ class Broken(Merging):
 
 def run(engine, rate_qps):
     with ProcessSession([PoolSpec(CPU, 1, lambda _: engine(2_000_000))]) as session:
-        return session.run(poisson_schedule(rate_qps, 120, n_items=8), [Stage(Policy(8))])
+        return session.run(poisson_schedule(rate_qps, 120, n_items=8), Policy(8))
 
 
 def test_what_waits_is_scored_together_and_answered_once():

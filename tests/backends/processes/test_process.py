@@ -23,7 +23,7 @@ from backends.processes.process import EngineError, ProcessSession
 from infra.messages import ACCEL, CPU, WireTask
 from infra.results.stats import summarize
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (looked at, not written)
 
@@ -109,7 +109,7 @@ def leaves_nothing_behind():
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_nothing_is_lost_and_times_are_in_order(method):
     with ProcessSession([PoolSpec(CPU, 2, NullFactory(), start_method=method)]) as session:
-        rows = session.run(schedule(2000, 600), [Stage(Policy(16))])
+        rows = session.run(schedule(2000, 600), Policy(16))
     check_conservation(rows, 600, 40, 16)
     tasks = rows.tasks
     assert (tasks["enqueued_ns"] <= tasks["start_ns"]).all()
@@ -126,7 +126,7 @@ def test_a_burst_beyond_the_kernels_buffer_is_held_and_served():
         burst = Schedule(
             np.zeros(3000, np.int64), np.full(3000, 40, np.int32), np.zeros(3000, np.int32)
         )
-        rows = session.run(burst, [Stage(Policy(10))])
+        rows = session.run(burst, Policy(10))
     check_conservation(rows, 3000, 40, 10)
     starts = rows.tasks.sort_values("start_ns")
     for _, own in starts.groupby("engine"):  # who pulls from a FIFO sees it in order
@@ -140,7 +140,7 @@ def test_large_queries_go_whole_to_the_accelerator():
         [PoolSpec(CPU, 1, NullFactory()), PoolSpec(ACCEL, 1, NullFactory())]
     ) as session:
         rows = session.run(
-            Schedule(base.arrival_ns, sizes, np.zeros(300, np.int32)), [Stage(Policy(16, 100))]
+            Schedule(base.arrival_ns, sizes, np.zeros(300, np.int32)), Policy(16, 100)
         )
     offloaded = rows.tasks[rows.tasks["pool"] == ACCEL]
     assert set(offloaded["query_id"]) == set(range(0, 300, 3))
@@ -152,7 +152,7 @@ def test_engines_stay_warm_from_run_to_run():
     with ProcessSession([PoolSpec(CPU, 2, NullFactory())]) as session:
         pids = session.pids
         for _ in range(3):
-            check_conservation(session.run(schedule(2000, 100), [Stage(Policy(16))]), 100, 40, 16)
+            check_conservation(session.run(schedule(2000, 100), Policy(16)), 100, 40, 16)
         assert session.pids == pids
 
 
@@ -171,7 +171,7 @@ def test_an_engine_killed_at_any_moment_loses_no_query():
         murderer = threading.Thread(target=murder)
         murderer.start()
         try:
-            rows = session.run(schedule(300, 300, n_items=32), [Stage(Policy(16))])
+            rows = session.run(schedule(300, 300, n_items=32), Policy(16))
         finally:
             stop.set()
             murderer.join()
@@ -184,11 +184,11 @@ def test_an_engine_killed_at_any_moment_loses_no_query():
 def test_a_task_whose_engine_dies_is_redone_once(tmp_path):
     marker = tmp_path / "killed"
     with ProcessSession([PoolSpec(CPU, 2, lambda _: KilledByInput(1, marker))]) as session:
-        rows = session.run(schedule(500, 200, bad=50), [Stage(Policy(40))])
+        rows = session.run(schedule(500, 200, bad=50), Policy(40))
         assert len(session.deaths) == 1
         check_conservation(rows, 200, 40, 40)
         assert not rows.notes
-        check_conservation(session.run(schedule(500, 50), [Stage(Policy(40))]), 50, 40, 40)
+        check_conservation(session.run(schedule(500, 50), Policy(40)), 50, 40, 40)
 
 
 def test_a_task_taken_by_an_engine_that_dies_before_it_can_say_so_is_redone(tmp_path, monkeypatch):
@@ -205,7 +205,7 @@ def test_a_task_taken_by_an_engine_that_dies_before_it_can_say_so_is_redone(tmp_
 
     monkeypatch.setattr("backends.processes.engine.WireTask", DiesBetweenTakingAndSaying)
     with ProcessSession([PoolSpec(CPU, 2, NullFactory())]) as session:
-        rows = session.run(schedule(500, 100, bad=50), [Stage(Policy(40))])
+        rows = session.run(schedule(500, 100, bad=50), Policy(40))
         assert len(session.deaths) == 1
     check_conservation(rows, 100, 40, 40)
 
@@ -214,13 +214,13 @@ def test_an_idle_engine_is_not_taken_for_a_stalled_one():
     arrival_ns = np.array([0, 1, 2, 1500]) * MS
     pause = Schedule(arrival_ns, np.full(4, 40, np.int32), np.zeros(4, np.int32))
     with ProcessSession([PoolSpec(CPU, 2, NullFactory())], stall_timeout_s=0.3) as session:
-        check_conservation(session.run(pause, [Stage(Policy(40))]), 4, 40, 40)
+        check_conservation(session.run(pause, Policy(40)), 4, 40, 40)
         assert not session.deaths
 
 
 def test_a_task_that_kills_two_engines_fails_its_query_visibly():
     with ProcessSession([PoolSpec(CPU, 2, lambda _: KilledByInput(1))]) as session:
-        rows = session.run(schedule(500, 200, bad=50), [Stage(Policy(40))])
+        rows = session.run(schedule(500, 200, bad=50), Policy(40))
         assert len(session.deaths) == 2
     lost = rows.queries[rows.queries["done_ns"].isna()]
     assert lost["query_id"].tolist() == [50]
@@ -232,7 +232,7 @@ def test_a_task_that_kills_two_engines_fails_its_query_visibly():
 def test_an_error_in_a_model_fails_its_query_and_not_the_engine():
     with ProcessSession([PoolSpec(CPU, 1, lambda _: RaisesAtInput(1))]) as session:
         pids = session.pids
-        rows = session.run(schedule(500, 100, bad=10), [Stage(Policy(40))])
+        rows = session.run(schedule(500, 100, bad=10), Policy(40))
         assert session.pids == pids
     assert rows.queries[rows.queries["done_ns"].isna()]["query_id"].tolist() == [10]
     assert "not a number" in rows.notes[0]
@@ -242,7 +242,7 @@ def test_a_stalled_engine_is_killed_and_its_task_redone(tmp_path):
     with ProcessSession(
         [PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5
     ) as session:
-        rows = session.run(schedule(500, 50, bad=20), [Stage(Policy(40))])
+        rows = session.run(schedule(500, 50, bad=20), Policy(40))
         assert len(session.deaths) == 1
     check_conservation(rows, 50, 40, 40)
 
@@ -256,7 +256,7 @@ def test_a_stalled_engine_is_noticed_while_others_are_busy_and_the_backlog_is_lo
     with ProcessSession(
         [PoolSpec(CPU, 1, lambda _: StallsOnce(tmp_path / "stalled"))], stall_timeout_s=0.5
     ) as session:
-        rows = session.run(burst, [Stage(Policy(40))])
+        rows = session.run(burst, Policy(40))
         assert len(session.deaths) == 1
     check_conservation(rows, 2000, 40, 40)
 
@@ -287,7 +287,7 @@ def test_an_interrupted_run_gives_the_rows_so_far(number):
         timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
         timer.start()
         begun = time.monotonic()
-        rows = session.run(schedule(100, 10_000), [Stage(Policy(40))])
+        rows = session.run(schedule(100, 10_000), Policy(40))
         assert time.monotonic() - begun < 20
         assert session.interrupted
     assert 0 < len(rows.queries) < 10_000
@@ -304,7 +304,7 @@ from backends.processes.process import ProcessSession
 from scheduler import Policy, Stage
 with ProcessSession([PoolSpec("cpu", 2, lambda _: NullEngine(60_000_000_000))]) as session:
     print(*session.pids, flush=True)
-    session.run(poisson_schedule(200, 100000, 8), [Stage(Policy(4))])
+    session.run(poisson_schedule(200, 100000, 8), Policy(4))
 """
 
 
@@ -355,7 +355,7 @@ def test_no_engine_is_scheduled_before_the_driver():
 
 def test_a_task_is_enqueued_when_its_query_is_sent():
     with ProcessSession([PoolSpec(CPU, 1, NullFactory())]) as session:
-        rows = session.run(poisson_schedule(400, 40, n_items=5), [Stage(Policy(2))])
+        rows = session.run(poisson_schedule(400, 40, n_items=5), Policy(2))
     sent_ns = rows.queries.set_index("query_id")["sent_ns"].astype(np.int64)
     assert len(rows.tasks) == 120
     assert (rows.tasks["enqueued_ns"] == rows.tasks["query_id"].map(sent_ns)).all()
@@ -376,7 +376,7 @@ def test_replies_are_read_while_arrivals_leave_no_time_between_them():
             return found
 
         session._read_replies = noted
-        rows = session.run(schedule, [Stage(Policy(1))])
+        rows = session.run(schedule, Policy(1))
     assert rows.queries["done_ns"].notna().all()
     assert sum(answered_before_the_last_was_sent) > 0
 
@@ -391,8 +391,8 @@ def test_the_driver_does_not_spin_while_work_waits_for_every_engine(monkeypatch)
             spin(run, next_ns)
 
         monkeypatch.setattr(session, "_spin", noted)
-        overloaded = session.run(poisson_schedule(2000, 200), [Stage(Policy(1))])
-        at_leisure = session.run(poisson_schedule(50, 10), [Stage(Policy(1))])
+        overloaded = session.run(poisson_schedule(2000, 200), Policy(1))
+        at_leisure = session.run(poisson_schedule(50, 10), Policy(1))
     assert overloaded.queries["done_ns"].notna().all()
     assert at_leisure.queries["done_ns"].notna().all()
     assert waiting_at_spin

@@ -13,10 +13,13 @@ from accelerator.latency import SPREAD
 from accelerator.service import Overhead, ServiceTable
 from backends.tuning.calibration import calibrate, sizes_to_measure, slope_of
 from backends.virtual.simulated import SimulatedSession
+from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
 from infra.settings.cli import parse
 
-CONFIG = parse(["--queue", "--num_batches", "8", "--max_mini_batch_size", "256"])
+CONFIG = parse(
+    "--queue --num_batches 8 --max_mini_batch_size 256 --inference_engines 2 --model_accel".split()
+)
 ITEMS = np.arange(257)
 
 
@@ -39,7 +42,9 @@ def engines(**more):
 
 
 def measured(truth):
-    return calibrate(SimulatedSession({CPU: 2, ACCEL: 1}, truth), CONFIG, 2, 1)
+    session = SimulatedSession({CPU: 2, ACCEL: 1}, truth)
+    (calibration,) = calibrate(session, resolve(CONFIG), offloads=True)
+    return calibration
 
 
 def test_it_finds_times_neighbours_overheads_and_the_mean_of_the_spread():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from backends.tuning.power import ServerPower, check_power, server_power
-from backends.tuning.watts import Power, rapl_watts
+from backends.tuning.power import Power, ServerPower, check_power, rapl_watts, server_power
+from infra.deployment import resolve
+from infra.messages import ACCEL
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError
 from scheduler import Policy
@@ -24,7 +25,7 @@ def test_energy_of_all_packages_over_the_time_even_where_a_counter_wraps(tmp_pat
     first = package(tmp_path, 0, 5_000_000)
     second = package(tmp_path, 1, 999_000_000)
     times = iter([100.0, 110.0])
-    monkeypatch.setattr("backends.tuning.watts.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("backends.tuning.power.time.monotonic", lambda: next(times))
 
     def work():
         (first / "energy_uj").write_text("205000000")  # 200 J
@@ -48,17 +49,17 @@ def test_an_accelerator_counts_where_a_policy_uses_it():
 def test_what_is_not_known_is_asked_for_before_anything_starts(monkeypatch):
     monkeypatch.setattr("backends.tuning.power.rapl_watts", lambda _: None)
     with pytest.raises(ConfigError, match="cpu_watts"):
-        check_power(parse(TUNE))
-    check_power(parse([*TUNE, "--cpu_watts", "200"]))
-    check_power(parse([*TUNE, "--objective", "qps"]))
+        check_power(resolve(parse(TUNE)))
+    check_power(resolve(parse([*TUNE, "--cpu_watts", "200"])))
+    check_power(resolve(parse([*TUNE, "--objective", "qps"])))
 
 
 def test_the_report_says_where_the_watts_come_from(monkeypatch):
     monkeypatch.setattr("backends.tuning.power.rapl_watts", lambda _: None)
-    config = parse([*TUNE, "--cpu_watts", "200"])
-    power = server_power(config, None, 2, {"device": "NVIDIA T4", "tdp_w": 70})
+    deployment = resolve(parse([*TUNE, "--cpu_watts", "200"]))
+    power = server_power(deployment, None, {ACCEL: {"device": "NVIDIA T4", "tdp_w": 70}})
     assert power.of(Policy(8, 64)) == 270
     assert power.as_json()["cpu"]["source"] == "--cpu_watts"
     with pytest.raises(ConfigError, match="tdp_w"):
-        server_power(config, None, 2, {"device": "x", "tdp_w": None})
-    assert server_power(parse([*TUNE, "--objective", "qps"]), None, 2, None) is None
+        server_power(deployment, None, {ACCEL: {"device": "x", "tdp_w": None}})
+    assert server_power(resolve(parse([*TUNE, "--objective", "qps"])), None, {}) is None

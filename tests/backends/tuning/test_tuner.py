@@ -14,10 +14,11 @@ from accelerator.service import ServiceTable, law_factors
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import ProcessSession
 from backends.tuning.guided import Guided
+from backends.tuning.policy_tuner import PolicyTuner, distinct_batches, distinct_thresholds
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.tuning.search_log import LOG_NAME, QUERIES_NAME, SearchLog
-from backends.tuning.tuner import Tuner, distinct_batches, distinct_thresholds
 from backends.virtual.simulated import SimulatedSession
+from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.results.stats import Estimate
@@ -47,8 +48,10 @@ def simulated(engines=1, cpu_ms=1.0, accel_ms=0.4, noise=True):
 
 
 def tune(*words, session=None, engines=1, log=None, watts=None):
-    config = parse([*BASE, *words])
-    return Tuner(config, session or simulated(engines), engines, Progress("none"), log, watts).run()
+    deployment = resolve(parse([*BASE, "--inference_engines", str(engines), *words]))
+    return PolicyTuner(
+        deployment, session or simulated(engines), Progress("none"), log, watts
+    ).run()
 
 
 def test_on_an_mm1_queue_the_highest_rate_is_the_closed_form():
@@ -314,7 +317,7 @@ def test_a_guided_search_goes_on_with_the_service_times_that_it_measured(tmp_pat
 def test_without_an_accelerator_guided_tunes_the_batch_alone():
     words = [w for w in BASE if w not in ("--model_accel", "--tune_accel_qps")]
     config = parse([*words, "--scheduler", "guided"])
-    found = Tuner(config, simulated(2), 2, Progress("none")).run()
+    found = PolicyTuner(resolve(config), simulated(2), Progress("none")).run()
     assert [phase.name for phase in found.phases] == ["static", "tuned CPU"]
     assert found.phases[-1].policy.offload_items is None
 

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerator.service import Overhead, Recording, ServiceTable
-from backends.virtual.simulated import SimulatedSession, _EventLoop
+from accelerator.service import Overhead, Recording, ServiceTable, ServiceTimes
+from backends.virtual.event_loop import EventLoop
+from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
 from loadGenerator import Schedule
-from scheduler import Policy, Stage, split
+from scheduler import ONE_STAGE, Policy, split
 
 ITEMS = 40
 
@@ -52,8 +53,8 @@ def worlds(draw):
 @given(worlds())
 def test_the_kernel_gives_the_rows_of_the_event_loop_to_the_nanosecond(world):
     engines, table, schedule, policy = world
-    quick = SimulatedSession(engines, table).run(schedule, [Stage(policy)])
-    loop = _EventLoop(schedule, [Stage(policy)], engines, table, None)
+    quick = SimulatedSession(engines, table).run(schedule, policy)
+    loop = EventLoop(schedule, policy, ONE_STAGE, engines, ServiceTimes((table,)))
     *_, n_answered = loop.steps()
     assert n_answered == len(schedule)
     slow = loop.rows()
@@ -82,7 +83,7 @@ def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
         np.arange(9000) * 1_000_000, np.full(9000, 8, np.int32), np.zeros(9000, np.int32)
     )
     watch = Stop(5000)
-    rows = SimulatedSession({CPU: 1}, service).run(schedule, [Stage(Policy(8))], None, watch)
+    rows = SimulatedSession({CPU: 1}, service).run(schedule, Policy(8), None, watch)
     assert 5000 <= len(watch.seen) < 9000
     assert watch.seen == pytest.approx([0.8] * len(watch.seen))
     assert len(rows.queries) < 9000
@@ -100,10 +101,10 @@ def test_what_the_table_does_not_cover_is_refused():
     session = SimulatedSession({CPU: 1}, ServiceTable(np.full((1, 5), 1000)))
     schedule = Schedule(np.zeros(1, np.int64), np.full(1, 9, np.int32), np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="9 items"):
-        session.run(schedule, [Stage(Policy(8))])
+        session.run(schedule, Policy(8))
     small = Schedule(np.zeros(1, np.int64), np.full(1, 4, np.int32), np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="no accelerator"):
-        session.run(small, [Stage(Policy(8, offload_items=2))])
+        session.run(small, Policy(8, offload_items=2))
     with pytest.raises(ValueError, match="1 accelerators"):
         SimulatedSession({CPU: 1, ACCEL: 1}, ServiceTable(np.full((1, 5), 1000)))
 
@@ -114,9 +115,9 @@ def test_a_recording_is_replayed_under_its_own_policy_only():
         {CPU: 1}, ServiceTable(np.ones((1, 2), np.int64), recording=recording)
     )
     schedule = Schedule(np.zeros(1, np.int64), np.full(1, 8, np.int32), np.zeros(1, np.int32))
-    assert session.run(schedule, [Stage(Policy(4))]).queries["done_ns"].tolist() == [11]
+    assert session.run(schedule, Policy(4)).queries["done_ns"].tolist() == [11]
     with pytest.raises(ValueError, match="split its queries otherwise"):
-        session.run(schedule, [Stage(Policy(8))])
+        session.run(schedule, Policy(8))
     twice = Schedule(np.zeros(2, np.int64), np.full(2, 8, np.int32), np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="2 queries, but recorded times of 1"):
-        session.run(twice, [Stage(Policy(4))])
+        session.run(twice, Policy(4))

@@ -13,7 +13,7 @@ from backends.virtual.fleet import ROUTES, Fleet, ServerKind
 from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 
 def mm1(mean_ms=1.0, seed=0, **more):
@@ -44,7 +44,7 @@ def test_a_fleet_of_one_is_the_session(seed, n_cpu, route):
         seed=9,
     )
     kind = ServerKind("one", n_cpu, table, Policy(8, 30), 2)
-    expected = SimulatedSession({CPU: n_cpu, ACCEL: 2}, table).run(schedule, [Stage(kind.policy)])
+    expected = SimulatedSession({CPU: n_cpu, ACCEL: 2}, table).run(schedule, kind.policy)
     assert Fleet([(kind, 1)]).run(schedule, route).latency_ms == pytest.approx(
         latencies_ms(expected), rel=1e-12
     )
@@ -89,9 +89,9 @@ def test_the_shortest_queue_of_two_servers_is_nearly_one_shared_queue():
         for route in ("random", "power_of_two", "shortest_queue")
     )
     shared = SimulatedSession({CPU: 20}, table_of_law("exponential", 1.0, 1.0, 9, 0, 0))
-    bound = latencies_ms(
-        shared.run(poisson_schedule(20_000 * rho, 400_000, seed=3), [Stage(Policy(9))])
-    )[40_000:]
+    bound = latencies_ms(shared.run(poisson_schedule(20_000 * rho, 400_000, seed=3), Policy(9)))[
+        40_000:
+    ]
     assert bound.mean() < all_.mean() < two.mean() < alone.mean() / 2
 
 

@@ -7,8 +7,7 @@ from helpers import poisson_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelerator.pipeline_service import PipelineService
-from accelerator.service import Overhead, ServiceTable, law_factors
+from accelerator.service import Overhead, ServiceTable, ServiceTimes, law_factors
 from backends.virtual.pipeline_kernel import serve_pipeline
 from backends.virtual.simulated import SimulatedSession
 from loadGenerator import Schedule
@@ -44,7 +43,7 @@ def cases(draw):
     for i in range(n_stages := draw(st.integers(1, 4))):
         keep = draw(st.integers(1, 12)) if i < n_stages - 1 or draw(st.booleans()) else None
         stages.append(
-            Stage(Policy(draw(st.integers(1, 15))), keep, draw(st.sampled_from([*pools])))
+            Stage(keep, batch_items=draw(st.integers(1, 15)), pool=draw(st.sampled_from([*pools])))
         )
         law = draw(st.sampled_from(["none", "deterministic", "exponential", "lognormal"]))
         tables.append(
@@ -68,15 +67,15 @@ def cases(draw):
         np.zeros(n, np.int32),
         2,
     )
-    return schedule, stages, pools, PipelineService(tuple(tables), cores, *filters)
+    return schedule, stages, pools, ServiceTimes(tuple(tables), cores, *filters)
 
 
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_it_serves_as_the_event_loop_does(case):
     schedule, stages, pools, service = case
-    loop = SimulatedSession(pools, service).run(schedule, stages)
-    compiled = SimulatedSession(pools, service, keep_tasks=False).run(schedule, stages)
+    loop = SimulatedSession(pools, service, stages).run(schedule, Policy(1))
+    compiled = SimulatedSession(pools, service, stages, keep_tasks=False).run(schedule, Policy(1))
     pd.testing.assert_frame_equal(loop.queries, compiled.queries)
     assert len(compiled.tasks) == 0
     assert list(compiled.tasks.columns) == list(loop.tasks.columns)
@@ -85,19 +84,22 @@ def test_it_serves_as_the_event_loop_does(case):
 def test_busy_time_is_that_of_the_tasks():
 
     rng = np.random.default_rng(1)
-    service = PipelineService(
+    service = ServiceTimes(
         (table(rng, 2, "lognormal", overhead=True, stolen_ns=0),) * 2, frozenset({"a", "b"})
     )
-    stages = [Stage(Policy(4), 7, "a"), Stage(Policy(3), None, "b")]
+    stages = [Stage(7, "a"), Stage(pool="b", batch_items=3)]
     schedule = poisson_schedule(20_000, 300, n_items=20)
-    rows = SimulatedSession({"a": 2, "b": 1}, service).run(schedule, stages)
+    rows = SimulatedSession({"a": 2, "b": 1}, service, stages).run(schedule, Policy(4))
     took = (rows.tasks["end_ns"] - rows.tasks["start_ns"]).groupby(rows.tasks["pool"]).sum()
-    assert serve_pipeline(schedule, stages, {"a": 2, "b": 1}, service).busy_ns == took.to_dict()
+    assert (
+        serve_pipeline(schedule, Policy(4), stages, {"a": 2, "b": 1}, service).busy_ns
+        == took.to_dict()
+    )
 
 
 def test_a_task_larger_than_its_stage_s_times_is_refused():
     rng = np.random.default_rng(1)
-    service = PipelineService((table(rng, 1, "none", overhead=False, stolen_ns=0),))
-    session = SimulatedSession({"cpu": 1}, service, keep_tasks=False)
+    service = ServiceTimes((table(rng, 1, "none", overhead=False, stolen_ns=0),))
+    session = SimulatedSession({"cpu": 1}, service, [Stage(keep_items=50)], keep_tasks=False)
     with pytest.raises(ValueError, match="stage 0 has tasks of 41 items, but its times end at 40"):
-        session.run(poisson_schedule(10, 3, n_items=41), [Stage(Policy(99))])
+        session.run(poisson_schedule(10, 3, n_items=41), Policy(99))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from helpers import MS, close, erlang_c, latencies_ms, poisson_schedule
 
-from accelerator.pipeline_service import PipelineService
-from accelerator.service import ServiceTable, table_of_law
+from accelerator.service import ServiceTable, ServiceTimes, table_of_law
 from backends.virtual.simulated import SimulatedSession
 from infra.results.stages import stage_table
 from loadGenerator import Schedule
@@ -23,10 +22,11 @@ def tandem(rates_per_ms, engines, rho_qps, n=60_000, **how):
     )
     pools = [f"p{i}" for i in range(len(rates_per_ms))]
     session = SimulatedSession(
-        dict(zip(pools, engines, strict=True)), PipelineService(tables, frozenset(), **how)
+        dict(zip(pools, engines, strict=True)),
+        ServiceTimes(tables, frozenset(), **how),
+        [Stage(1, pool) for pool in pools],
     )
-    stages = [Stage(Policy(1), 1, pool) for pool in pools]
-    return session.run(poisson_schedule(rho_qps, n), stages)
+    return session.run(poisson_schedule(rho_qps, n), Policy(1))
 
 
 def test_a_tandem_of_exponential_stages_is_a_sum_of_independent_queues():
@@ -74,10 +74,10 @@ def test_engines_on_the_same_cores_are_neighbours_whatever_their_pool():
     ns = np.array([[1, 1000], [1, 3000]])  # alone; beside one other
 
     def spans(cores):
-        service = PipelineService((ServiceTable(ns), ServiceTable(ns)), cores)
+        service = ServiceTimes((ServiceTable(ns), ServiceTable(ns)), cores)
         schedule = Schedule(np.array([0, 1000]), np.ones(2, np.int32), np.zeros(2, np.int32))
-        stages = [Stage(Policy(1), 1, "a"), Stage(Policy(1), None, "b")]
-        tasks = SimulatedSession({"a": 1, "b": 1}, service).run(schedule, stages).tasks
+        session = SimulatedSession({"a": 1, "b": 1}, service, [Stage(1, "a"), Stage(pool="b")])
+        tasks = session.run(schedule, Policy(1)).tasks
         return sorted((tasks["end_ns"] - tasks["start_ns"]).tolist())
 
     assert spans(frozenset()) == [1000, 1000, 1000, 1000]

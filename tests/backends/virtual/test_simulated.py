@@ -14,15 +14,16 @@ from accelerator.service import table_of_law
 from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
 from infra.results.stats import summarize
-from scheduler import Policy, Stage
+from scheduler import ONE_STAGE, Policy, Stage
 
 N = 60_000
 
 
-def simulate(rate_qps, draw_ms, n_engines=1, stages=None, n_items=1, n=N, seed=0):
+def simulate(rate_qps, draw_ms, n_engines=1, stages=ONE_STAGE, n_items=1, n=N, seed=0):
     rng = np.random.default_rng(seed + 1000)
-    session = SimulatedSession({CPU: n_engines, ACCEL: 1}, lambda _: int(draw_ms(rng) * MS))
-    return session.run(poisson_schedule(rate_qps, n, n_items, seed), stages or [Stage(Policy(1))])
+    engines = {CPU: n_engines, ACCEL: 1}
+    session = SimulatedSession(engines, lambda _: int(draw_ms(rng) * MS), stages)
+    return session.run(poisson_schedule(rate_qps, n, n_items, seed), Policy(1))
 
 
 def exponential(mean_ms):
@@ -61,7 +62,7 @@ def test_split_query_on_idle_engines_waits_for_the_slowest_part():
 
 
 def test_two_stages_serve_every_query_twice():
-    stages = [Stage(Policy(1), keep_items=1), Stage(Policy(1))]
+    stages = [Stage(keep_items=1), Stage()]
     rows = simulate(1.0, exponential(1.0), n_engines=50, stages=stages, n=8000)
     close(latencies_ms(rows), np.mean, 2.0)
     assert rows.tasks["stage"].value_counts().to_dict() == {0: 8000, 1: 8000}
@@ -70,7 +71,7 @@ def test_two_stages_serve_every_query_twice():
 def test_offloaded_queries_see_an_mm1_queue_of_their_own():
     rng = np.random.default_rng(3)
     session = SimulatedSession({CPU: 1, ACCEL: 1}, lambda _: int(rng.exponential(1.0) * MS))
-    rows = session.run(poisson_schedule(600, N, n_items=9), [Stage(Policy(4, offload_items=9))])
+    rows = session.run(poisson_schedule(600, N, n_items=9), Policy(4, offload_items=9))
     assert set(rows.tasks["pool"]) == {ACCEL}
     close(latencies_ms(rows), np.mean, 1 / 0.4)
 
@@ -82,7 +83,7 @@ def by_law(rate_qps, law="exponential", cv=1.0, n_engines=1, n=400_000, gaps=Non
     if gaps is not None:
         schedule = replace(schedule, arrival_ns=np.cumsum(gaps * 1e9 / rate_qps).astype(np.int64))
     rows = SimulatedSession({CPU: n_engines, ACCEL: 1}, table, keep_tasks=False).run(
-        schedule, [Stage(Policy(1))]
+        schedule, Policy(1)
     )
     return (rows.queries["first_start_ns"] - rows.queries["arrival_ns"]).to_numpy(
         np.int64
@@ -138,16 +139,19 @@ def test_two_stages_in_tandem_are_independent_queues():
     order 2.
     """
     rng = np.random.default_rng(9)
-    session = SimulatedSession({CPU: 1, ACCEL: 1}, lambda _: int(rng.exponential(1.0) * MS))
-    stages = [Stage(Policy(9), keep_items=1), Stage(Policy(9, offload_items=1))]
-    latency = latencies_ms(session.run(poisson_schedule(600, 2 * N), stages))
+    session = SimulatedSession(
+        {CPU: 1, ACCEL: 1},
+        lambda _: int(rng.exponential(1.0) * MS),
+        [Stage(keep_items=1, offloads=False), Stage()],
+    )
+    latency = latencies_ms(session.run(poisson_schedule(600, 2 * N), Policy(9, offload_items=1)))
     close(latency, np.mean, 2 / 0.4)
     close(latency, lambda batch: np.quantile(batch, 0.95), stats.gamma.ppf(0.95, 2) / 0.4)
 
 
 def test_an_overload_of_two_percent_is_reported_by_the_compiled_server():
     rows = SimulatedSession({CPU: 4}, table_of_law("exponential", 1.0, 1.0, 1, 0, 0)).run(
-        poisson_schedule(4200, 40_000, n_warmup=200), [Stage(Policy(1))]
+        poisson_schedule(4200, 40_000, n_warmup=200), Policy(1)
     )
     summary = summarize(rows.queries, rows.tasks, sla_ms=10.0)
     assert any("growing" in reason for reason in summary.invalid_reasons)
@@ -161,7 +165,7 @@ def test_an_interruption_keeps_what_was_served(stop_at):
 
     for service in (table_of_law("exponential", 1.0, 1.0, 1, 0, 0), lambda _: MS):
         session = SimulatedSession({CPU: 1}, service)
-        rows = session.run(poisson_schedule(500, 20_000), [Stage(Policy(1))], interrupt)
+        rows = session.run(poisson_schedule(500, 20_000), Policy(1), interrupt)
         assert session.interrupted
         assert stop_at <= len(rows.queries) < 20_000
         answered = rows.queries["done_ns"].notna()

@@ -13,13 +13,13 @@ from infra.messages import CPU
 from infra.progress import Progress
 from infra.results import figures, report
 from infra.results.stats import Estimate, summarize
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 
 @pytest.fixture
 def measured():
     rows = SimulatedSession({CPU: 1}, lambda _: 1_000_000).run(
-        poisson_schedule(500, 400), [Stage(Policy(1))]
+        poisson_schedule(500, 400), Policy(1)
     )
     return rows, summarize(rows.queries, rows.tasks, sla_ms=5.0)
 

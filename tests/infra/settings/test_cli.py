@@ -10,6 +10,7 @@ import pytest
 import yaml
 from helpers import DATA, ROOT
 
+from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError, ModelConfig, RunConfig, from_settings, to_settings
@@ -256,15 +257,14 @@ def test_tables_that_do_not_fit_say_how_much_is_needed_and_what_to_do(monkeypatc
     with pytest.raises(
         ConfigError, match=r"needs 4\.4 GiB .*3\.0 GiB are free; try --table_scale 0\.5\d"
     ) as error:
-        check_memory(config, n_engines=0)
+        check_memory(one_model(config, n_engines=0))
     assert error.value.flag == "arch_embedding_size"
     scale = float(str(error.value).rsplit(" ", 1)[1])
-    check_memory(
-        replace(config, model=replace(config.model, table_scale=scale)), n_engines=0
-    )  # the advice helps
+    scaled = replace(config, model=replace(config.model, table_scale=scale))
+    check_memory(one_model(scaled, n_engines=0))  # the advice helps
     monkeypatch.setattr("infra.memory.free_bytes", lambda: 64 << 20)
     with pytest.raises(ConfigError, match="lower --num_batches"):
-        check_memory(config, n_engines=0)
+        check_memory(one_model(config, n_engines=0))
 
 
 def test_table_scale_keeps_at_least_a_bag_of_rows():

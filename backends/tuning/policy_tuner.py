@@ -1,5 +1,4 @@
-"""Drives searches over a session: what the scheduler proposes is measured, what was measured is
-observed.
+"""Drives searches over a session: what the scheduler proposes is measured and observed.
 
 Every trial is a run of its own; engines stay warm, nothing sleeps. A search is deterministic in
 what it observes, so its log is its state: to go on after a kill, the log is observed again and the
@@ -10,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from backends.session import Session
-from backends.tuning.calibration import calibrate
+from backends.tuning.calibration import calibrate, calibrated_times
 from backends.tuning.guided import Guided, foretell
 from backends.tuning.probe import Sla, capacity_qps, probe, queries_to_show_overload
 from backends.tuning.search_log import SearchLog, outcome_of
+from infra.deployment import Deployment
+from infra.messages import ACCEL
 from infra.progress import OnFraction, Progress
 from infra.results.rows import Rows
 from infra.results.stats import Summary, summarize
 from infra.search.rate_search import log_grid_qps
-from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, draw_schedule
 from scheduler import (
     Exhaustive,
@@ -33,7 +33,6 @@ from scheduler import (
     Policy,
     ReleasedClimb,
     Search,
-    Stage,
     Trial,
     static_policy,
     with_offload,
@@ -41,25 +40,18 @@ from scheduler import (
 
 START_LOAD = 0.5  # of the capacity: where the first limit is looked for
 MAX_CONFIRMATIONS = 8
-_TYPICAL_TRIALS = {
-    "released": 12,
-    "hill": 2,
-    "guided": 0.1,
-    "exhaustive": 7,
-    "static": 7,
-}  # a policy; for the estimate only
-_LOAD, _OWN_LOAD, _CONFIRMATION = (
-    2,
-    1_000,
-    1_000_000,
-)  # run indices: common to the trials, of each, of each run
+# trials of a policy, for the estimate of progress only
+_TYPICAL_TRIALS = {"released": 12, "hill": 2, "guided": 0.1, "exhaustive": 7, "static": 7}
+# numbers of runs, for their random streams: the load common to all trials, the first of a trial's
+# alone, the first confirmation
+_COMMON_LOAD = 2
+_TRIAL_LOAD = 1_000
+_CONFIRMATION = 1_000_000
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One line of the result: a policy, its limit, the run that confirms what it carries, and what
-    that cost.
-    """
+    """One line of the result: a policy, its limit, the run that confirms it, and what that cost."""
 
     name: str
     limit: Limit
@@ -83,32 +75,29 @@ class Phase:
 
 
 @dataclass
-class Found:
-    """All that a search leaves: a line per phase, and a line per trial as
-    `backends.tuning.search_log` writes it.
-    """
+class TuningResult:
+    """All that tuning leaves: a line per phase, and per trial as `search_log` writes it."""
 
     phases: list[Phase] = field(default_factory=list)
     trials: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # sentences for the report
 
 
-class Tuner:
-    """Runs the phases that the settings ask for; after an interruption what it has so far stands."""
+class PolicyTuner:
+    """Runs the phases that the settings ask for; after an interruption its result so far stands."""
 
     def __init__(
         self,
-        config: RunConfig,
+        deployment: Deployment,
         session: Session,
-        n_engines: int,
         progress: Progress,
         log: SearchLog | None = None,
         watts: Callable[[Policy], float] | None = None,
     ) -> None:
-        self._config = config
+        self._deployment = deployment
+        self._config = config = deployment.config
         self._session = session
         self._progress = progress
-        self._n_engines = n_engines
         self._log = log or SearchLog(None)
         self._watts = watts
         tune = config.tune
@@ -118,29 +107,30 @@ class Tuner:
             tune.confidence,
             tune.probe_queries or config.n_queries,
         )
-        self._load = CommonLoad(config, self._sla.max_queries, _LOAD)
+        self._load = CommonLoad(config, self._sla.max_queries, _COMMON_LOAD)
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
         self._n_tried = self._n_confirmations = 0
-        self.found = Found()
+        self.result = TuningResult()
 
-    def run(self) -> Found:
-        """Static baseline, then the per-core batch, then the offload threshold; guided: both knobs
-        together.
+    def run(self) -> TuningResult:
+        """Static baseline, then the per-core batch, then the offload threshold.
+
+        Guided: both knobs together.
         """
         tune = self._config.tune
         inputs = self._config.inputs
-        static = static_policy(inputs.max_mini_batch_size, self._n_engines)
+        n_engines = self._deployment.n_engines
+        static = static_policy(inputs.max_mini_batch_size, n_engines)
         start_qps = START_LOAD * self._log.once(
-            "capacity_qps",
-            lambda: capacity_qps(self._session, self._config, static, self._n_engines),
+            "capacity_qps", lambda: capacity_qps(self._session, self._config, static, n_engines)
         )
         goal = Goal(start_qps, tune.rate_width, self._watts or (lambda _: 1.0))
         if tune.scheduler == "guided":
             self._guided(static, goal)
-            return self.found
+            return self.result
         best = self._phase("static", self._plain_search([static], goal))
         if tune.scheduler == "static" or best is None:
-            return self.found
+            return self.result
         if tune.tune_batch_qps:
             batches = [
                 n for n in _numbers(tune.batch_configs) if n <= inputs.max_mini_batch_size
@@ -156,12 +146,10 @@ class Tuner:
             )
         if tune.tune_accel_qps and not self._session.interrupted:
             self._phase("tuned CPU + accelerator", self._offload_search(batches, goal, best))
-        return self.found
+        return self.result
 
     def _guided(self, static: Policy, goal: Goal) -> None:
-        """Measure service times, search the grid in virtual time, ask reality about the baseline
-        and the best.
-        """
+        """Measure service times, search the grid in virtual time, ask reality about the best."""
         tune = self._config.tune
         engines = self._config.engines
         batches = [engines.sub_task_batch_size]
@@ -180,14 +168,14 @@ class Tuner:
             "static": [static],
             "tuned CPU + accelerator" if tune.tune_accel_qps else "tuned CPU": policies,
         }
-        for name, own in phases.items():
-            best_first = [limit for limit in foretold if limit.policy in own]
-            own_knobs = knobs if name != "static" else {"batch_items": [static.batch_items]}
-            search = Guided(best_first, goal, partial(_hill, own_knobs, goal))
+        for name, candidates in phases.items():
+            best_first = [limit for limit in foretold if limit.policy in candidates]
+            to_climb = knobs if name != "static" else {"batch_items": [static.batch_items]}
+            search = Guided(best_first, goal, partial(_hill, to_climb, goal))
             if self._phase(name, search) is None:
                 return
             best = best_first[0]
-            self.found.notes.append(
+            self.result.notes.append(
                 f"{name}: batch {best.policy.batch_items}, threshold "
                 f"{best.policy.offload_items or 'none'} was foretold to carry "
                 f"{best.qps.value:.4g} QPS {shown}; {search.verdict}"
@@ -195,36 +183,30 @@ class Tuner:
 
     def _foretell(self, policies: Sequence[Policy], goal: Goal) -> tuple[list[Limit], str]:
         """What virtual time says of them, the best first, and by which service times."""
-        inputs = self._config.inputs
-        engines = self._config.engines
-        n_accel = len(engines.accel_devices) if self._config.tune.tune_accel_qps else 0
+        deployment = self._deployment
+        offloads = self._config.tune.tune_accel_qps
         with self._progress.step("measuring service times") as on_fraction:
-            measured = self._log.profiles(
+            measured = self._log.calibrations(
+                len(deployment.stages),
                 lambda: calibrate(
-                    self._session, self._config, self._n_engines, n_accel, on_fraction
-                )
+                    self._session, deployment, offloads=offloads, on_fraction=on_fraction
+                ),
             )
-        table = measured.table(inputs.max_mini_batch_size, inputs.numpy_rand_seed)
+        if not offloads:
+            on_cores = tuple(pool for pool in deployment.pools if pool.name != ACCEL)
+            deployment = replace(deployment, pools=on_cores)
+        times = calibrated_times(deployment, measured)
         with self._progress.step(f"{len(policies)} policies in virtual time") as on_fraction:
-            limits = foretell(
-                table, self._n_engines, n_accel, self._load, self._sla, policies, goal, on_fraction
-            )
-        return limits, str(measured)
-
-    # -- which search --------------------------------------------------------------------------------------------
+            limits = foretell(deployment, times, self._load, self._sla, policies, goal, on_fraction)
+        return limits, "; ".join(map(str, measured))
 
     def _plain_search(self, policies: Sequence[Policy], goal: Goal) -> Search:
         if self._config.tune.scheduler != "released":
             return Exhaustive(policies, goal)
         tune = self._config.tune
-        known = [
-            phase.limit.carried_qps for phase in self.found.phases if phase.limit.carried_qps > 0
-        ]
-        start = (
-            min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - known[-1]))
-            if known
-            else 0
-        )
+        carried = [phase.limit.carried_qps for phase in self.result.phases]
+        latest = next((qps for qps in reversed(carried) if qps > 0), self._grid[0])
+        start = min(range(len(self._grid)), key=lambda i: abs(self._grid[i] - latest))
         return ReleasedClimb(
             policies,
             self._grid,
@@ -244,8 +226,8 @@ class Tuner:
         start = static.policy.batch_items
         if start >= largest and ladder[-1] >= largest:  # another name for the same policy
             start = ladder[-1]
-        known = Limit(Policy(start), static.qps, static.carried_qps)
-        return HillClimb({"batch_items": ladder}, known.policy, goal, known)
+        start_limit = Limit(Policy(start), static.qps, static.carried_qps)
+        return HillClimb({"batch_items": ladder}, start_limit.policy, goal, start_limit)
 
     def _offload_search(self, batches: Sequence[int], goal: Goal, best: Limit | None) -> Search:
         thresholds = _numbers(self._config.tune.accel_configs)
@@ -269,30 +251,26 @@ class Tuner:
     def _distinct_batches(self, batches: Sequence[int]) -> list[int]:
         return [*distinct_batches(batches, self._load.size_range[1])]
 
-    # -- one phase -----------------------------------------------------------------------------------------------
-
     def _phase(self, name: str, search: Search) -> Limit | None:
-        """Search, confirm, note; returns the best policy's limit, None if interrupted before there
-        was one.
-        """
+        """Search, confirm, note; returns the best policy's limit, None if interrupted first."""
         tune = self._config.tune
-        own = list[dict[str, Any]]()
+        trials = list[dict[str, Any]]()
         n_phases = {"static": 1, "guided": 2}.get(
             tune.scheduler, 1 + tune.tune_batch_qps + tune.tune_accel_qps
         )
         with self._progress.step(
-            f"[{len(self.found.phases) + 1}/{n_phases}] {name}:"
+            f"[{len(self.result.phases) + 1}/{n_phases}] {name}:"
         ) as on_fraction:
             while (trial := search.propose()) is not None:
-                _tell(on_fraction, search, trial, len(own), _TYPICAL_TRIALS[tune.scheduler])
+                _tell(on_fraction, search, trial, len(trials), _TYPICAL_TRIALS[tune.scheduler])
                 line = self._try(name, trial)
                 if line is None:
                     break
-                own.append(line)
+                trials.append(line)
                 search.observe(outcome_of(line))
-        self.found.trials += own
+        self.result.trials += trials
         if search.best is not None:
-            self.found.phases.append(self._confirm(name, search.best, own))
+            self.result.phases.append(self._confirm(name, search.best, trials))
         return None if self._session.interrupted else search.best
 
     def _try(self, phase: str, trial: Trial) -> dict[str, Any] | None:
@@ -302,14 +280,12 @@ class Tuner:
             return line
         load = self._load
         if trial.n_queries is not None:  # the release draws every update anew
-            load = CommonLoad(self._config, 2 * trial.n_queries, _OWN_LOAD + self._n_tried)
+            load = CommonLoad(self._config, 2 * trial.n_queries, _TRIAL_LOAD + self._n_tried)
         probed = probe(self._session, load, self._sla, trial)
         return None if probed is None else self._log.note(phase, trial, probed)
 
     def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, and ever slower ones until the SLA is
-        met.
-        """
+        """A run with a fresh seed at what the policy carries, and slower ones until the SLA is met."""
         rate_qps = limit.carried_qps
         summary = None
         rows = None
@@ -342,22 +318,20 @@ class Tuner:
             self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
         )
         with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
-            rows = self._session.run(
-                schedule, [Stage(policy)], lambda n_done: on_fraction(n_done / n)
-            )
+            rows = self._session.run(schedule, policy, lambda n_done: on_fraction(n_done / n))
         return rows, summarize(
             rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes
         )
 
 
 def _hill(
-    knobs: Mapping[str, Sequence[int | None]], goal: Goal, start: Policy, known: Limit | None
+    knobs: Mapping[str, Sequence[int | None]], goal: Goal, start: Policy, start_limit: Limit | None
 ) -> HillClimb:
-    return HillClimb(knobs, start, goal, known)
+    return HillClimb(knobs, start, goal, start_limit)
 
 
 def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
-    """One of the batches that no query of the load fills, and all that some query does."""
+    """The batches that some query of the load fills, and one that none does."""
     splitting = [n for n in batches if n < largest_query]
     return [*splitting, *sorted(n for n in batches if n >= largest_query)[:1]]
 
@@ -365,9 +339,7 @@ def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
 def distinct_thresholds(
     thresholds: Sequence[int], smallest_query: int, largest_query: int
 ) -> list[int]:
-    """One of the thresholds that offload every query of the load, and all that offload some but not
-    all.
-    """
+    """The thresholds that offload some queries of the load but not all, and one that offloads all."""
     everything = sorted((n for n in thresholds if n <= smallest_query), reverse=True)[:1]
     return [*everything, *(n for n in thresholds if smallest_query < n <= largest_query)]
 

@@ -53,7 +53,7 @@ def open_session(deployment: Deployment, progress: Progress) -> Iterator[OpenSes
         with _signals_noted(opened := _virtual(deployment)):
             yield opened
         return
-    specs, devices = _pool_specs(deployment, progress)
+    specs, devices = pool_specs(deployment, progress)
     with ProcessSession(
         specs,
         stages_of(deployment),
@@ -93,7 +93,7 @@ def _signals_noted(opened: OpenSession) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _pool_specs(
+def pool_specs(
     deployment: Deployment, progress: Progress
 ) -> tuple[list[PoolSpec], dict[str, dict[str, Any]]]:
     """The engines of every pool, and the provenance of devices. Builds the tables of all cores."""

@@ -51,12 +51,11 @@ class Session(Protocol):
         """
 
 
-def as_many_as_there_are(schedule: Schedule, candidates: npt.NDArray[np.int32] | None) -> Schedule:
-    """The schedule with no query larger than its input; `candidates` [input], None: no limit."""
+def whole_inputs(schedule: Schedule, candidates: npt.NDArray[np.int32] | None) -> Schedule:
+    """The schedule with queries as large as their inputs; `candidates` [input], None: as drawn."""
     if candidates is None:
         return schedule
-    n_items = np.minimum(schedule.n_items, candidates[schedule.input_id])
-    return replace(schedule, n_items=n_items.astype(np.int32))
+    return replace(schedule, n_items=candidates[schedule.input_id])
 
 
 class InOrder:

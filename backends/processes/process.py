@@ -29,7 +29,7 @@ import psutil
 from backends.processes.engine import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.processes.pool import Pool, Ticket
 from backends.processes.run import Run
-from backends.session import InOrder, SessionError, Watch, as_many_as_there_are
+from backends.session import InOrder, SessionError, Watch, whole_inputs
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.memory import no_garbage_collection
 from infra.messages import (
@@ -82,7 +82,7 @@ class _Process:
 class ProcessSession:
     """Engines that stay warm over many runs through the same stages.
 
-    `candidates` [input]: items of each input, which bounds its queries. Use as a context manager;
+    `candidates` [input]: items of each input, and so of its queries; None: as the schedule says. Use as a context manager;
     raises EngineError if the engines do not start.
     """
 
@@ -147,7 +147,7 @@ class ProcessSession:
         `watch` ended the run, queries that were sent and not answered yet have no end.
         """
         precise_timers()
-        schedule = as_many_as_there_are(schedule, self._candidates)
+        schedule = whole_inputs(schedule, self._candidates)
         n_engines = {spec.pool: spec.n_engines for spec in self._specs}
         in_order = InOrder(schedule, n_engines, watch) if watch is not None else None
         self._tickets.clear()

@@ -303,7 +303,7 @@ def _under_load(profile: Profile, loaded: pd.DataFrame) -> Profile:
     relative = took / expected
     arrivals = met / expected
     # a stall of the machine is none of the arrivals' doing
-    usual = relative < np.quantile(relative, 0.99)
+    usual = relative <= np.quantile(relative, 0.99)
     arrival_ms = 0.0
     if np.ptp(arrivals[usual]) > 0:
         slope, stderr = slope_of(arrivals[usual], relative[usual])

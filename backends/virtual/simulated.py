@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from accelerator.service import ServiceTable, ServiceTimes
-from backends.session import Watch, as_many_as_there_are, busiest
+from backends.session import Watch, busiest, whole_inputs
 from backends.virtual.event_loop import PIECE, EventLoop, ServiceTime
 from backends.virtual.fifo_kernel import Engines, Int64Array, serve
 from backends.virtual.pipeline_kernel import Served, serve_pipeline
@@ -27,7 +27,7 @@ class SimulatedSession:
     """Engines of virtual time: {pool: number}; `service` gives each task's time.
 
     A table stands for the times of all stages and is much faster than a function. `candidates`
-    [input]: items of each input, which bounds its queries. `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over
+    [input]: items of each input, and so of its queries; None: as the schedule says. `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over
     thousands of runs does not need them. Ctrl-C ends a run with the rows so far.
     """
 
@@ -72,7 +72,7 @@ class SimulatedSession:
         watch: Watch | None = None,
     ) -> Rows:
         """Walk the schedule under a policy in virtual time: idle engines pull from their FIFO."""
-        schedule = as_many_as_there_are(schedule, self._candidates)
+        schedule = whole_inputs(schedule, self._candidates)
         times = self._service
         if isinstance(times, ServiceTimes):
             if self._stages == ONE_STAGE:

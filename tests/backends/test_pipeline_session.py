@@ -14,16 +14,24 @@ import torch
 import yaml
 from helpers import latencies_ms, poisson_schedule
 
+from accelerator.latency import Profile
+from accelerator.replay import recorded_times
+from accelerator.service import ServiceTable, ServiceTimes
 from accelInferenceEngine import cuda_engines
 from backends.checks import check
-from backends.opening import open_session
+from backends.opening import open_session, pool_specs
 from backends.processes.engine import PoolSpec
 from backends.processes.process import ProcessSession
+from backends.tuning.calibration import calibrate, calibrated_times
+from backends.tuning.policy_tuner import PolicyTuner
+from backends.tuning.power import server_power
+from backends.virtual.simulated import SimulatedSession
 from inferenceEngine import CpuEngine, prepare
 from infra.deployment import one_model, resolve
-from infra.messages import CPU, WireTask
+from infra.messages import ACCEL, CPU, WireTask
 from infra.progress import Progress
 from infra.ranking import top_items
+from infra.results import run_folder
 from infra.results.stages import answer_table, stage_parts, stage_table
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError
@@ -211,6 +219,7 @@ def test_later_stages_are_told_of_no_larger_tasks_than_can_come(folder):
     assert [deployment.largest_task(i) for i in range(3)] == [50, 7, 10]
 
 
+VIRTUAL_LAW = "--backend simulated --service_law lognormal".split()
 PLAIN = ["query_id", "stage", "part", "pool", "n_items"]
 
 
@@ -355,9 +364,9 @@ def test_a_checkpoint_of_something_else_is_told(folder, stage, expected):
             "none.json",
         ),
         (
-            {"stages": [{"model": "rm1", "device": "nvidia_t4"}]},
+            {"stages": [{"model": "rm1", "device": "cpu_core"}]},
             ["--objective", "qps_per_watt"],
-            "not counted",
+            "cpu_core states no tdp_w",
         ),
         (
             {"stages": [{"model": "rm1", "device": "cuda"}]},
@@ -374,14 +383,101 @@ def test_settings_that_do_not_fit_the_pipeline_are_told(folder, document, words,
         deploy_and_check()
 
 
-@pytest.mark.parametrize(
-    "words", [["--model_accel"], ["--scheduler", "guided", "--tune_batch_qps"]]
-)
-def test_what_knows_one_stage_only_refuses_a_pipeline(words, capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse(["--queue", "--pipeline", "p.yaml", *words])
-    assert caught.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def offloading(words):
+    stages = [{"model": "small.json", "keep_items": 20}, {"model": "large.json", "keep_items": 4}]
+    return {"stages": stages}, ["--model_accel", "--accel_device", "cpu_core", *words]
+
+
+@pytest.mark.parametrize("backend", ["process", "simulated"])
+def test_large_queries_go_whole_to_accelerators_beside_a_pipeline(folder, backend, monkeypatch):
+    document, words = offloading([] if backend == "process" else VIRTUAL_LAW)
+    if backend == "process":  # times of a device that nobody has to measure
+        profile = Profile({1: 0.05, ITEMS: 0.1}, {"device": "quick"})
+        monkeypatch.setattr("backends.opening.latency_profile", lambda *_: profile)
+    deployment = deploy(folder, document, *words)
+    schedule = load()
+    with open_session(deployment, Progress("none")) as opened:
+        rows = opened.session.run(schedule, Policy(16, offload_items=30))
+    large = schedule.n_items[rows.tasks["query_id"]] >= 30
+    first = rows.tasks["stage"] == 0
+    assert ((rows.tasks["pool"] == ACCEL) == (large & first)).all()  # 20 are left of the large
+    items = rows.tasks.groupby(["query_id", "stage"])["n_items"].sum().unstack()  # noqa: PD010 (a series has no pivot_table)
+    assert items[0].tolist() == schedule.n_items.tolist()
+    assert items[1].tolist() == np.minimum(schedule.n_items, 20).tolist()
+    assert rows.queries["done_ns"].notna().all()
+
+
+def test_a_pipeline_is_replayed_stage_by_stage_to_the_nanosecond(folder):
+    rows = run(deploy(folder, THREE, *VIRTUAL_LAW, "--service_mean_ms", "2"), load())
+    deployment = deploy(folder, THREE, *VIRTUAL_LAW)
+    pools = {pool.name: pool.engines for pool in deployment.pools}
+    cores = frozenset(pools)
+    session = SimulatedSession(pools, recorded_times(rows, cores), stages_of(deployment))
+    again = session.run(load(), Policy(16))
+    pd.testing.assert_frame_equal(again.queries, rows.queries)
+    columns = ["query_id", "stage", "part", "start_ns", "end_ns"]
+    pd.testing.assert_frame_equal(again.tasks[columns], rows.tasks[columns])
+
+
+def test_a_replay_of_other_stages_is_refused(folder, tmp_path):
+    config = deploy(folder, THREE).config
+    rows = run(deploy(folder, THREE, *VIRTUAL_LAW), load())
+    run_folder.save(tmp_path, config, rows, {})
+    two = {"stages": THREE["stages"][1:], "pools": THREE["pools"]}
+    words = f"--backend simulated --service_law replay --service_profile {tmp_path}".split()
+    with pytest.raises(ConfigError, match="has 3 stages, the deployment 2"):
+        check(deploy(folder, two, *words))
+
+
+def test_calibration_finds_each_stage_s_times(folder):
+    """Two engines that share the cores; the second stage sees at most 20 items."""
+    document = {
+        "stages": [{"model": "small.json", "keep_items": 20}, {"model": "large.json"}],
+        "items": ITEMS,
+    }
+    deployment = deploy(folder, document, "--inference_engines", "2")
+    items = np.arange(ITEMS + 1)
+    truth = [ServiceTable((items * ns + 50_000)[None]) for ns in (10_000, 90_000)]
+    session = SimulatedSession({CPU: 2}, ServiceTimes(tuple(truth)), stages_of(deployment))
+    measured = calibrated_times(deployment, calibrate(session, deployment))
+    for table, true, largest in zip(measured.tables, truth, (ITEMS, 20), strict=True):
+        spread = table.factors[table.cpu_row].mean(axis=1)
+        times = table.cpu_ns[0] * spread
+        assert times[1 : largest + 1] == pytest.approx(true.cpu_ns[0, 1 : largest + 1], rel=0.02)
+
+
+@pytest.mark.parametrize("scheduler", ["guided", "released", "exhaustive"])
+def test_every_search_tunes_a_pipeline(folder, scheduler):
+    document = {"stages": [{"model": "small.json", "keep_items": 20}, {"model": "large.json"}]}
+    words = "--tune_batch_qps --batch_configs 60-30-15 --target_latency 40 --nepochs 50".split()
+    deployment = deploy(
+        folder, document, *VIRTUAL_LAW, *words, "--scheduler", scheduler, "--inference_engines", "4"
+    )
+    with open_session(deployment, Progress("none")) as opened:
+        tuned = PolicyTuner(deployment, opened.session, Progress("none")).run()
+    assert [phase.name for phase in tuned.phases] == ["static", "tuned CPU"]
+    assert all(phase.rate_qps > 0 for phase in tuned.phases)
+
+
+def test_the_power_of_devices_that_serve_stages_is_counted(folder):
+    stages = [{"model": "rm1", "device": "nvidia_t4"}]
+    words = ["--objective", "qps_per_watt", "--cpu_watts", "100", "--tune_batch_qps"]
+    deployment = deploy(folder, {"stages": stages}, *words, "--backend", "simulated")
+    check(deployment)
+    with open_session(deployment, Progress("none")) as opened:
+        power = server_power(deployment, opened.session, opened.devices)
+    assert power.of(Policy(8)) == 170
+    assert power.as_json()["devices"] == [{"watts": 70.0, "source": "TDP as device.yaml states it"}]
+
+
+def test_pools_are_pinned_to_the_cores_in_turn(folder, monkeypatch):
+    monkeypatch.setattr("backends.opening.usable_cores", lambda: (4, 5, 6))
+    document = {
+        "stages": [{"model": "small.json", "keep_items": 3, "engines": 2}, {"model": "small.json"}]
+    }
+    specs, _ = pool_specs(deploy(folder, document, "--pin_cores"), Progress("none"))
+    assert [spec.cores[0] for spec in specs] == [4, 6]
+    assert {spec.cores for spec in specs} == {(4, 5, 6), (6, 4, 5)}
 
 
 class KilledOnce(CpuEngine):

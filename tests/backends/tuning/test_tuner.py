@@ -279,15 +279,15 @@ class SlowerThanItSeems(SimulatedSession):
     longer.
     """
 
-    def run(self, schedule, stages, on_progress=None, watch=None):
+    def run(self, schedule, policy, on_progress=None, watch=None):
         factor = 1.5 if watch is not None else 1.0
-        table = self._service
+        (table,) = self._service.tables
         slow = replace(
             table,
             cpu_ns=(table.cpu_ns * factor).astype(np.int64),
             accel_ns=(table.accel_ns * factor).astype(np.int64),
         )
-        return SimulatedSession(self._engines, slow).run(schedule, stages, on_progress, watch)
+        return SimulatedSession(self._engines, slow).run(schedule, policy, on_progress, watch)
 
 
 def test_guided_says_that_reality_disagrees_and_climbs():

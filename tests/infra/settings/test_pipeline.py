@@ -57,25 +57,9 @@ def test_engines_are_shared_by_pool_or_a_stage_s_own(write):
         items=10,
     )
     pipeline = read_pipeline(write(document), 1)
-    assert [
-        (pipeline.pool(stage).name, pipeline.pool(stage).engines) for stage in pipeline.stages
-    ] == [
-        ("both", 4),
-        ("stage1", 2),
-        ("both", 4),
-    ]
+    assert [stage.pool for stage in pipeline.stages] == ["both", "stage1", "both"]
+    assert {pool.name: pool.engines for pool in pipeline.pools} == {"both": 4, "stage1": 2}
     assert pipeline.n_items == 10
-
-
-def test_it_is_ranked_only_if_every_stage_that_chooses_has_scores(write):
-    real = stages({"keep_items": 5}, {"keep_items": 3})
-    modelled = stages({"keep_items": 5, "device": "nvidia_t4"}, {"keep_items": 3})
-    assert read_pipeline(write(real), 1).is_ranked
-    assert not read_pipeline(write(modelled), 1).is_ranked
-    assert not read_pipeline(write(stages({})), 1).is_ranked  # nobody chooses
-    assert not read_pipeline(
-        write(stages({"keep_items": 5}, {})), 1
-    ).is_ranked  # the answer is not chosen
 
 
 BAD = {

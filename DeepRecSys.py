@@ -336,7 +336,7 @@ def resume(config: RunConfig) -> tuple[Deployment, Path]:
 
 
 def _noted_signals() -> list[int]:
-    """The signals that have come; from now on SIGTERM is like Ctrl-C, also while tables are built."""
+    """Signals that have come; from now on SIGTERM is like Ctrl-C, also while tables are made."""
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:

@@ -87,7 +87,7 @@ def stages_of(deployment: Deployment) -> tuple[Stage, ...]:
 
 
 def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int, int]]:
-    """(pool, first_item, n_items) of every task; a partition in order, only the last may be short."""
+    """(pool, first_item, n_items) of every task: a partition in order; the last may be short."""
     if policy.offload_items is not None and n_items >= policy.offload_items:
         return [(ACCEL, 0, n_items)]
     batch = policy.batch_items
@@ -98,7 +98,7 @@ def split(n_items: int, policy: Policy, pool: str = CPU) -> list[tuple[str, int,
 
 @dataclass(slots=True)
 class _Open:
-    """A query in the system: the parts of its stage that are not done, and their failures so far."""
+    """A query in the system: the parts of its stage that are not done, and their failures."""
 
     query: Query
     stage: int
@@ -111,7 +111,7 @@ class _Open:
 
 
 class Dispatcher:
-    """Events in, commands out. Tasks go to the FIFO of their pool; a stage ends with its last part."""
+    """Events in, commands out; tasks go to their pool's FIFO, a stage ends with its last part."""
 
     def __init__(self, policy: Policy, stages: Sequence[Stage] = ONE_STAGE) -> None:
         self._stages = tuple(stages)
@@ -232,7 +232,7 @@ class Limit:
 
 
 class Search(Protocol):
-    """Finds the best policy; asks for one trial after the other. Deterministic in what it observes."""
+    """Finds the best policy, one trial after the other; deterministic in what it observes."""
 
     @property
     def n_policies(self) -> int:
@@ -318,7 +318,7 @@ class Scripted:
 
 
 class Exhaustive(Scripted):
-    """The oracle: the limit of every policy, each on its own. With one policy: that policy's limit."""
+    """The oracle: the limit of every policy, each on its own."""
 
     def __init__(self, policies: Sequence[Policy], goal: Goal) -> None:
         self._policies = tuple(dict.fromkeys(policies))
@@ -332,10 +332,11 @@ class Exhaustive(Scripted):
 class HillClimb(Scripted):
     """Climbs one knob after the other until a whole round changes nothing.
 
-    Scouts ask over a knob's whole range first. A neighbour is asked one question: does it carry more than the best so far, by half of the width
-    asked for? Only if it does (decided, or leaning so) is its limit looked for, from there; so a
-    worse one costs a single trial. The scouts find the slope where a plateau or a bump hides it; a
-    direction is given up after `PATIENCE` rungs in a row that are not better, not at the first dip.
+    Scouts ask over a knob's whole range first. A neighbour is asked one question: does it carry
+    more than the best so far, by half of the width asked for? Only if it does (decided, or leaning
+    so) is its limit looked for, from there; so a worse one costs a single trial. The scouts find
+    the slope where a plateau or a bump hides it; a direction is given up after `PATIENCE` rungs in
+    a row that are not better, not at the first dip.
 
     `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the
     order to climb. `start_limit`: what the start carries, where that is known already.

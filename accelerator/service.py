@@ -76,11 +76,12 @@ class ServiceTable:
     """Service times of a stage in ns by number of items, index 0 unused.
 
     `cpu_ns` [busy neighbours, items]: on the stage's own pool (whatever its device), a row for 0,
-    1, ... other busy engines on its cores, the last for all beyond. `accel_ns` [accelerator, items]: a row each. `factors` [row, k]: a task's time is
-    multiplied by one of the k factors in the row that `cpu_row` or `accel_row` [items] names (-1:
-    none), drawn by query, stage, part and `seed`, so it is the same for every policy and rate
-    (common random numbers). `stolen_ns`: a CPU task takes so much longer for each query that
-    arrives while it runs. `recording`: the times themselves, in place of all that.
+    1, ... other busy engines on its cores, the last for all beyond. `accel_ns` [accelerator,
+    items]: a row each. `factors` [row, k]: a task's time is multiplied by one of the k factors in
+    the row that `cpu_row` or `accel_row` [items] names (-1: none), drawn by query, stage, part and
+    `seed`, so it is the same for every policy and rate (common random numbers). `stolen_ns`: a CPU
+    task takes so much longer for each query that arrives while it runs. `recording`: the times
+    themselves, in place of all that.
     """
 
     cpu_ns: Int64Array
@@ -221,7 +222,8 @@ def table_of_profiles(
 ) -> ServiceTable:
     """A stage's engines and any accelerators by their profiles.
 
-    Each task has the spread of the nearest profiled batch; the accelerators share the spread and the overhead of the first.
+    Each task has the spread of the nearest profiled batch; the accelerators share the spread and
+    the overhead of the first.
     """
     cpu_ns = service_times_ns(cpu, max_items)
     accel_ns = [service_times_ns(p, max_items)[0] for p in accels]

@@ -29,7 +29,8 @@ class Watch(Protocol):
     def observe(self, latency_ms: FloatArray, busy_frac: float) -> bool:
         """Take the next latencies in order of arrival (infinite: lost).
 
-        `busy_frac`: utilisation of the busiest pool so far. True ends the run: nothing more is sent, what is waiting is dropped.
+        `busy_frac`: utilisation of the busiest pool so far. True ends the run: nothing more is
+        sent, what is waiting is dropped.
         """
 
 
@@ -47,7 +48,8 @@ class Session(Protocol):
     ) -> Rows:
         """Walk the schedule under a policy to its last answer, or until `watch` has seen enough.
 
-        Returns the rows of the queries sent. `on_progress` gets the number of queries answered so far.
+        Returns the rows of the queries sent. `on_progress` gets the number of queries answered so
+        far.
         """
 
 

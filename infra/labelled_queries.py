@@ -1,6 +1,4 @@
-"""Real queries for rankers: the candidates of each with their ids, dense features and labels, in
-one .npz file.
-"""
+"""Real queries for rankers: candidates with ids, dense features and labels, in one .npz file."""
 
 # Q queries, N candidates of the largest, T tables, F dense features
 
@@ -11,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,10 +50,8 @@ class Queries:
             or self.labels_QN.shape != shape
             or self.n_items_Q.shape != shape[:1]
         ):
-            found = ", ".join(
-                f"{field.name} {getattr(self, field.name).shape}" for field in fields(self)
-            )
-            raise ValueError(f"the arrays do not belong to the same queries: {found}")
+            shapes = [f"{field.name} {getattr(self, field.name).shape}" for field in fields(self)]
+            raise ValueError(f"the arrays do not belong to the same queries: {', '.join(shapes)}")
         if len(self) and not 1 <= self.n_items_Q.min() <= self.n_items_Q.max() <= shape[1]:
             raise ValueError(
                 f"queries have {self.n_items_Q.min()} to {self.n_items_Q.max()} items of {shape[1]}"
@@ -64,7 +61,7 @@ class Queries:
         return len(self.n_items_Q)
 
     def labels(self, query: int) -> npt.NDArray[np.uint8]:
-        """Of its true candidates."""
+        """Labels of the query's true candidates."""
         return self.labels_QN[query, : self.n_items_Q[query]]
 
     def check(self, model: ModelConfig) -> None:
@@ -86,8 +83,7 @@ class Queries:
         raise ConfigError("pipeline", f"{model.name}: {problem}")
 
     def quality(self, lists: Mapping[int, npt.NDArray[np.int32]], k: int) -> dict[str, Estimate]:
-        """Of {query: its list, best first}: measures of the first k places with intervals over the
-        queries.
+        """Quality of the first k places of {query: its list, best first}, with intervals.
 
         `ndcg` has the true ideal order of all candidates; `ndcg_released` assumes k clicks in every
         pool.
@@ -102,11 +98,25 @@ class Queries:
             by_query["ndcg_released"].append(ndcg_released(gains, k))
             by_query["hit_rate"].append(hit_rate_at_k(gains, k))
             by_query["mrr"].append(reciprocal_rank(gains[:k]))
-        found = {name: mean_with_interval(values) for name, values in by_query.items()}
+        means = {name: mean_with_interval(values) for name, values in by_query.items()}
         return {
-            name: Estimate(own.value, max(own.low, 0.0), min(own.high, 1.0))
-            for name, own in found.items()
+            name: Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
+            for name, mean in means.items()
         }
+
+
+def _check_arrays(path: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    for name, n_axes in _SHAPES.items():
+        if arrays[name].ndim != n_axes:
+            raise _wrong(path, f"{name} has {arrays[name].ndim} axes; expected {n_axes}")
+        kind = arrays[name].dtype.kind
+        expected = "iu" if name in ("ids", "n_items") else "iufb"
+        if kind not in expected:
+            raise _wrong(
+                path,
+                f"{name} is {arrays[name].dtype}; expected "
+                f"{'whole ' if len(expected) == 2 else ''}numbers",
+            )
 
 
 @lru_cache(maxsize=2)
@@ -127,17 +137,7 @@ def read_queries(path: str) -> Queries:
         raise _wrong(
             path, f"expected an .npz file with {', '.join(_SHAPES)}: {' '.join(str(error).split())}"
         ) from error
-    for name, n_axes in _SHAPES.items():
-        if arrays[name].ndim != n_axes:
-            raise _wrong(path, f"{name} has {arrays[name].ndim} axes; expected {n_axes}")
-        kind = arrays[name].dtype.kind
-        expected = "iu" if name in ("ids", "n_items") else "iufb"
-        if kind not in expected:
-            raise _wrong(
-                path,
-                f"{name} is {arrays[name].dtype}; expected "
-                f"{'whole ' if len(expected) == 2 else ''}numbers",
-            )
+    _check_arrays(path, arrays)
     ids, dense, labels, n_items = (arrays[name] for name in _SHAPES)
     if not len(ids):
         raise _wrong(path, "has no query")

@@ -82,8 +82,8 @@ class _Process:
 class ProcessSession:
     """Engines that stay warm over many runs through the same stages.
 
-    `candidates` [input]: items of each input, and so of its queries; None: as the schedule says. Use as a context manager;
-    raises EngineError if the engines do not start.
+    `candidates` [input]: items of each input, and so of its queries; None: as the schedule says.
+    Use as a context manager; raises EngineError if the engines do not start.
     """
 
     def __init__(
@@ -143,8 +143,9 @@ class ProcessSession:
     ) -> Rows:
         """Walk the schedule under a policy and return its rows.
 
-        After SIGINT or SIGTERM they are those so far, and `interrupted` is set. `on_progress` and `watch` are told of the answered queries some ten times a second. Where
-        `watch` ended the run, queries that were sent and not answered yet have no end.
+        After SIGINT or SIGTERM they are those so far, and `interrupted` is set. `on_progress` and
+        `watch` are told of the answered queries some ten times a second. Where `watch` ended the
+        run, queries that were sent and not answered yet have no end.
         """
         precise_timers()
         schedule = whole_inputs(schedule, self._candidates)
@@ -172,7 +173,7 @@ class ProcessSession:
         return [engine.process.pid or 0 for engine in self._engines]
 
     def memory(self) -> dict[str, Any]:
-        """Resident memory of the driver (tables included) and what each engine has for itself, MiB."""
+        """Memory of the driver, tables included, and what each engine has for itself, MiB."""
         private = []
         for pid in self.pids:
             with contextlib.suppress(psutil.Error):
@@ -210,8 +211,6 @@ class ProcessSession:
         self._engines.clear()
         self._deaths.close()
         self._slots.close()
-
-    # -- engines ---------------------------------------------------------------------------------------------------
 
     def _start_engine(self, pool: Pool, index: int, slot: int) -> None:
         context = multiprocessing.get_context(pool.spec.start_method)
@@ -311,8 +310,6 @@ class ProcessSession:
                     self._stall_timeout_s,
                 )
                 engine.process.kill()
-
-    # -- the event loop --------------------------------------------------------------------------------------------
 
     def _turn(self, run: Run) -> None:
         next_ns = run.pacer.next_ns

@@ -1,4 +1,4 @@
-"""Tuning with foresight: the whole grid in virtual time, then at most 3 trials on the real engines."""
+"""Tuning with foresight: the grid in virtual time, then at most 3 trials on the real engines."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _limit(policy: Policy, seen: Sequence[tuple[float, Outcome]]) -> Limit:
 
 
 def _differs(a: Policy, b: Policy) -> bool:
-    """Whether two policies are so far apart that it is worth asking: by a factor of 1.4 in a knob."""
+    """Whether two policies are so far apart that asking is worth it: a factor of 1.4 in a knob."""
     pairs = [(a.batch_items, b.batch_items)]
     if (a.offload_items is None) != (b.offload_items is None):
         return True

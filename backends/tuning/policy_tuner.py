@@ -285,7 +285,9 @@ class PolicyTuner:
         return None if probed is None else self._log.note(phase, trial, probed)
 
     def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, and slower ones until the SLA is met."""
+        """A run with a fresh seed at what the policy carries, then slower ones until the SLA is
+        met.
+        """
         rate_qps = limit.carried_qps
         summary = None
         rows = None
@@ -339,7 +341,7 @@ def distinct_batches(batches: Sequence[int], largest_query: int) -> list[int]:
 def distinct_thresholds(
     thresholds: Sequence[int], smallest_query: int, largest_query: int
 ) -> list[int]:
-    """The thresholds that offload some queries of the load but not all, and one that offloads all."""
+    """The thresholds that offload some queries of the load, and at most one that offloads all."""
     everything = sorted((n for n in thresholds if n <= smallest_query), reverse=True)[:1]
     return [*everything, *(n for n in thresholds if smallest_query < n <= largest_query)]
 

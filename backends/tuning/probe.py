@@ -99,7 +99,7 @@ def probe(
 
 
 def queries_to_show_overload(sla_ms: float, rate_qps: float) -> int:
-    """Fewest queries that can tell whether the SLA is met: in fewer the queue has no time to grow."""
+    """Fewest queries that tell whether the SLA is met: in fewer the queue has no time to grow."""
     return math.ceil(TRIAL_SLAS * sla_ms / MS_PER_S * rate_qps)
 
 

@@ -103,7 +103,7 @@ class EventLoop:
         return False
 
     def _put_off(self, commands: Commands, stage: int, now_ns: int) -> bool:
-        """Put off what follows a stage until its best items are chosen; False if that is at once."""
+        """Put off what follows a stage until its best are chosen; False if that is at once."""
         if self._times is None or self._stages[stage].keep_items is None:
             return False
         query_id = _query_id(commands[0])
@@ -177,7 +177,7 @@ def _neighbours(
 def _task_times(
     service: ServiceTime | ServiceTimes, schedule: Schedule
 ) -> tuple[_TookNs, _DelayNs]:
-    """What a task takes, and what passes before it begins on an engine that was idle or (True) busy."""
+    """What a task takes, and what passes before it on an engine that was idle or (True) busy."""
     if not isinstance(service, ServiceTimes):
         return lambda task, *_: service(task), lambda *_: 0
     by_stage = [_table_times(table, schedule) for table in service.tables]

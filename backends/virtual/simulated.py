@@ -1,4 +1,4 @@
-"""A session in virtual time: compiled kernels where they know the deployment, else the event loop."""
+"""A session in virtual time: compiled kernels where they suffice, else the event loop."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class SimulatedSession:
     """Engines of virtual time: {pool: number}; `service` gives each task's time.
 
     A table stands for the times of all stages and is much faster than a function. `candidates`
-    [input]: items of each input, and so of its queries; None: as the schedule says. `keep_tasks` False leaves the rows of the tasks out where a table is given: a search over
-    thousands of runs does not need them. Ctrl-C ends a run with the rows so far.
+    [input]: items of each input, and so of its queries; None: as the schedule says. `keep_tasks`
+    False leaves the rows of the tasks out where a table is given: a search over thousands of runs
+    does not need them. Ctrl-C ends a run with the rows so far.
     """
 
     deaths: Sequence[dict[str, Any]] = ()  # engines of virtual time do not die
@@ -94,7 +95,7 @@ class SimulatedSession:
         return replace(rows, notes=(*rows.notes, *self._notes(loop.n_answered, schedule)))
 
     def _kernel_knows(self, times: ServiceTimes, policy: Policy) -> bool:
-        """Whether the compiled pipeline gives these rows: no tasks, nothing offloaded or recorded."""
+        """Whether the compiled pipeline suffices: no rows of tasks, nothing offloaded or recorded."""
         offloads = policy.offload_items and any(stage.offloads for stage in self._stages)
         return not (self._keep_tasks or offloads or times.is_recorded)
 

@@ -183,7 +183,7 @@ class _StageReader:
         return StageConfig(self._model(), pool.name, keep, batch, **files)
 
     def _model(self) -> ModelConfig:
-        """The model of a name in models/configs or of a file, with the stage's `settings` on top."""
+        """The model of a name in models/configs, or of a file, with the stage's settings on top."""
         name = self.facts.get("model")
         if not isinstance(name, str):
             raise _wrong(

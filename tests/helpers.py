@@ -60,7 +60,7 @@ def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.Compl
         program = {
             "argv": argv,
             "cwd": str(cwd),
-            "environment": {**os.environ},
+            "environment": {**os.environ, "PYTHONPATH": str(ROOT)},
             "stdout": out.name,
             "stderr": err.name,
         }

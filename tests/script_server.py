@@ -59,7 +59,7 @@ def run(program: dict[str, Any]) -> NoReturn:
     ):
         os.dup2(os.open(name, flags), number)
     sys.argv = program["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[:1] = [str(Path(sys.argv[0]).parent), os.environ["PYTHONPATH"]]
     code = exit_code(sys.argv[0])
     atexit._run_exitfuncs()
     sys.stdout.flush()

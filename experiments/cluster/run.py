@@ -30,7 +30,7 @@ import pandas as pd
 from backends.tuning.probe import Sla, capacity_qps, latencies_ms, probe
 from backends.virtual.fleet import ROUTES, Fleet, FleetRun, ServerKind
 from backends.virtual.simulated import SimulatedSession
-from experiments.scheduling.virtual import (
+from experiments.common.servers import (
     LARGEST,
     MEDIUM_SLA_MS,
     N_ENGINES,

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from accelerator.devices import model_configs
 from backends.opening import open_session
 from backends.tuning.probe import capacity_qps, latencies_ms
-from experiments.scheduling.virtual import MEDIUM_SLA_MS
+from experiments.common.servers import MEDIUM_SLA_MS
 from infra.progress import Progress
 from infra.results.figures import color, plain_log, style
 from infra.results.report import console, frame

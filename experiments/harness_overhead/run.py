@@ -29,29 +29,19 @@ from scipy import stats
 
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import ProcessSession
+from experiments.common.servers import ROUNDS, SECONDS, schedule_at
 from experiments.harness_overhead import peers
-from infra.load.arrivals import draw_gaps_ns
 from infra.messages import CPU
 from infra.results.rows import Rows
-from infra.rng import stream
-from infra.settings.config import LoadConfig
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
 OURS, QUEUE, LOADGEN = "ours", "multiprocessing.Queue", "LoadGen"
 ENGINES = (1, 2, 4, 8)
 RATES_QPS = (100, 1_000, 5_000, 10_000, 20_000)
-SECONDS, ROUNDS = 1.5, 3
 N_WORK = 20_000
 BUSY_NS, N_BURST = 100_000, 2_000  # for the idle gaps: tasks of 0.1 ms that all wait from the start
 Row = dict[str, float | str]
-
-
-def schedule_at(rate_qps: float, seed: int, seconds: float = SECONDS) -> Schedule:
-    """Poisson arrivals of one-task queries."""
-    n = max(round(rate_qps * seconds), 100)
-    gaps_ns = draw_gaps_ns(LoadConfig(), rate_qps, n, stream(seed, "arrivals"))
-    return Schedule(np.cumsum(gaps_ns), np.full(n, 16, np.int32), np.zeros(n, np.int32))
 
 
 def row(who: str, n_engines: int, rate_qps: float, added_us: Any, cpu_us: float) -> Row:

@@ -26,8 +26,8 @@ from scipy import stats
 
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import ProcessSession
+from experiments.common.servers import schedule_at
 from experiments.harness_overhead import peers
-from experiments.harness_overhead.run import schedule_at
 from infra.messages import CPU
 from scheduler import Policy, Stage
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from backends.tuning.probe import Sla, latencies_ms, max_rate_qps, probe
 from backends.virtual.simulated import SimulatedSession
-from experiments.scheduling.virtual import LARGEST, MEDIUM_SLA_MS, ladder, service_table
+from experiments.common.servers import LARGEST, MEDIUM_SLA_MS, ladder, service_table
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.results.figures import plain_log, style

@@ -29,7 +29,7 @@ from accelerator.devices import model_configs
 from backends.opening import OpenSession, open_session
 from backends.tuning.probe import Sla, max_rate_qps
 from backends.tuning.tuner import Phase, Tuner
-from experiments.scheduling.virtual import MEDIUM_SLA_MS
+from experiments.common.servers import MEDIUM_SLA_MS
 from infra.progress import Progress
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError, RunConfig

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import pandas as pd
 
 from accelerator.devices import model_configs
-from experiments.scheduling.virtual import MEDIUM_SLA_MS, SLA_SHARES
+from experiments.common.servers import MEDIUM_SLA_MS, SLA_SHARES
 from infra.progress import Progress
 from infra.results import run_folder
 

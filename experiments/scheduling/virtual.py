@@ -30,16 +30,23 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 
-from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
-from accelerator.latency import Profile
-from accelerator.service import ServiceTable, table_of_profiles
+from accelerator.devices import ROOT, load_device
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.virtual.simulated import SimulatedSession
+from experiments.common.servers import (
+    LARGEST,
+    MEDIUM_SLA_MS,
+    N_ENGINES,
+    SLA_SHARES,
+    Server,
+    ladder,
+    load_config,
+    service_table,
+)
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
 from infra.search.rate_search import log_grid_qps
-from infra.settings.cli import parse
-from infra.settings.config import ConfigError, RunConfig
+from infra.settings.config import ConfigError
 from loadGenerator import CommonLoad
 from scheduler import (
     Exhaustive,
@@ -54,18 +61,6 @@ from scheduler import (
 )
 
 HERE = Path(__file__).resolve().parent
-MEDIUM_SLA_MS = {
-    "rm1": 100,
-    "rm2": 400,
-    "rm3": 100,
-    "ncf": 5,
-    "wnd": 25,
-    "mtwnd": 25,
-    "din": 100,
-    "dien": 35,
-}
-SLA_SHARES = {"low": 0.5, "medium": 1.0, "high": 1.5}  # of the medium one (ISCA 2020)
-N_ENGINES, LARGEST = 40, 1000
 CPU_WATTS, GPU_WATTS = (
     250.0,
     250.0,
@@ -89,57 +84,6 @@ class Effort:
 
 QUICK = Effort(("wnd", "ncf"), ("medium",), 2, 1, 1, 10_000)
 MIN_SLAS = 40  # an overload of 5 % needs 20 SLAs until its queries are late
-
-
-def ladder(steps: int) -> list[int]:
-    """1 to LARGEST, `steps` per doubling."""
-    return sorted({round(2 ** (i / steps)) for i in range(10 * steps)} | {LARGEST})
-
-
-@dataclass(frozen=True)
-class Server:
-    """What is simulated: so many cores, `slower` times as slow as the measured one, and one
-    accelerator.
-    """
-
-    n_engines: int = N_ENGINES
-    device: str = "nvidia_gtx_1080_ti"
-    slower: float = 1.0
-
-
-def service_table(model: str, server: Server = Server()) -> ServiceTable:
-    """A core beside a busy neighbour as measured, with its spread, and the accelerator.
-
-    A published speedup is over the core as measured, so a slower CPU does not slow the card.
-    """
-    config = parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
-    measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), config)
-    beside = Profile(measured.busy_ms[1], measured.provenance, spread=measured.spread)
-    device = load_device(ROOT, server.device)
-    card = (
-        derived_profile(device, model, beside)
-        if device.kind == "speedup"
-        else latency_profile(device, config)
-    )
-    table = table_of_profiles(beside, [card], LARGEST, seed=11)
-    return replace(table, cpu_ns=np.rint(table.cpu_ns * server.slower).astype(np.int64))
-
-
-def load_config() -> RunConfig:
-    """Production query sizes up to the paper's 1,000 items, Poisson arrivals."""
-    return parse(
-        [
-            "--queue",
-            "--num_batches",
-            "32",
-            "--max_mini_batch_size",
-            str(LARGEST),
-            "--arrival_qps",
-            "1",
-            "--batch_size_distribution",
-            "production",
-        ]
-    )
 
 
 class Case:

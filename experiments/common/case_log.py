@@ -34,6 +34,17 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r}: a case and its rows hold plain values only")
 
 
+def row_of(row: Any) -> Row:
+    """A row's columns by name; a record within the record adds its columns in its place."""
+    if not is_dataclass(row):
+        return dict(plain(row))
+    columns: Row = {}
+    for field in fields(row):
+        value = getattr(row, field.name)
+        columns |= row_of(value) if is_dataclass(value) else {field.name: plain(value)}
+    return columns
+
+
 def digest_of(study: str, version: int, case: Any) -> str:
     """Key of the case's rows: 16 hex digits of all that makes them."""
     settings = json.dumps([study, version, type(case).__name__, plain(case)], sort_keys=True)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.common.case_log import RowTables, plain
+from experiments.common.case_log import RowTables, row_of
 
 _PR_SET_PDEATHSIG = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,7 +32,7 @@ class Outcome:
 def attempt(run: RunCase, case: Any) -> Outcome:
     """The case's rows; what `run` raises becomes a failure."""
     try:
-        return Outcome({name: [plain(row) for row in rows] for name, rows in run(case).items()})
+        return Outcome({name: [row_of(row) for row in rows] for name, rows in run(case).items()})
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the other cases go on)
         message = " ".join(str(error).split())
         return Outcome({}, f"{type(error).__name__}: {message}", traceback.format_exc())
@@ -93,7 +93,7 @@ def _attempt_in_worker(case: Any) -> Outcome:
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[Callable[[], int]]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt; the function given tells which came, else 0.
+    """SIGINT and SIGTERM raise KeyboardInterrupt; the function tells which came, else 0.
 
     It also knows of those that a session has handled meanwhile: all are written to a pipe.
     """

@@ -3,29 +3,29 @@
 A study is a question, a list of frozen cases, and a function from a case to rows:
 
     @dataclass(frozen=True)
-    class Case:                          # all that makes its rows: settings, sizes, seed
+    class SearchCase:                    # all that makes its rows: settings, sizes, seed
         model: str
         sla_ms: float
         n_queries: int
 
     @dataclass(frozen=True)
-    class Options:                       # its fields are flags: --models wnd,ncf --device NAME
+    class SearchOptions:                 # its fields are flags: --models wnd,ncf --device NAME
         models: tuple[str, ...] = names((), "models (default: the effort's)", MEDIUM_SLA_MS)
         device: str = flag("nvidia_a100", "folder under accelerator/")
 
-    def cases(effort: Effort, options: Options) -> list[Case]:     # ConfigError, ValueError: exit 2
-        ...
+    def cases(effort: SearchEffort, options: SearchOptions) -> list[SearchCase]:
+        ...                              # ConfigError and ValueError: one line, exit code 2
 
-    def search_case(case: Case) -> dict[str, list[SearchRow]]:     # table -> rows, records or dicts
-        ...
+    def search(case: SearchCase) -> dict[str, list[SearchRow]]:
+        ...                              # table -> rows: dicts or records (with records inside)
 
     STUDY = Study(
         "scheduling_virtual",
         "What does tuning gain?",
         cases,
-        search_case,
-        efforts={"quick": Effort(("wnd",), 10_000), "full": Effort(ALL, 20_000)},
-        options=Options,
+        search,
+        efforts={"quick": SearchEffort(("wnd",), 10_000), "full": SearchEffort(ALL, 20_000)},
+        options=SearchOptions,
         parallel=True,                   # False: it times something, so its cases run alone
         figures={"gains": View(figure_gains, "virtual")},       # gains.png from virtual.csv
         report={"Regret": View(regret_summary, "virtual")},     # printed at the end
@@ -38,7 +38,8 @@ Rows are kept by the digest of their case and the study's `version`: raise it wh
 different numbers (a seed that is no field of the case belongs to the version). A second start with
 the same --out computes only what is missing; the tables hold the rows of the cases asked for, in
 their order. What is dear to make and serves several cases of a process is a function with
-functools.cache; `progress()` is the display, for steps within a case. An options field
+functools.cache. Inside of a case `progress()` is the display, for steps within it, and
+`out_folder()` is where files go that are no rows. An options field
 `flags: tuple[str, ...] = passed_on()` takes all flags that the study itself does not have.
 """
 
@@ -77,13 +78,28 @@ from infra.progress import Progress
 from infra.provenance import cpu_name, git_commit, package_versions, usable_cores
 from infra.settings.fields import ConfigError
 
-__all__ = ["NoOptions", "Study", "View", "names", "passed_on", "progress"]
-_shown = Progress("none")
+__all__ = ["NoOptions", "Study", "View", "names", "out_folder", "passed_on", "progress"]
+
+
+@dataclass
+class _Running:
+    """What the study in this process shows and fills; a worker shows nothing."""
+
+    progress: Progress = field(default_factory=lambda: Progress("none"))
+    folder: Path = Path()
+
+
+_running = _Running()
 
 
 def progress() -> Progress:
     """The display of the study that runs in this process; silent in a worker."""
-    return _shown
+    return _running.progress
+
+
+def out_folder() -> Path:
+    """The folder of the study that runs in this process or its parent."""
+    return _running.folder
 
 
 class View:
@@ -207,14 +223,14 @@ class Study:
         came: Callable[[], int],
     ) -> int:
         """Compute and keep the cases; returns how many failed."""
-        global _shown
+        _running.folder = folder
         n_failed = 0
         jobs = min(self._n_jobs(args.jobs), len(todo))
         outcomes = in_processes(self.run, todo, jobs) if jobs > 1 else in_turn(self.run, todo)
         with (
             contextlib.closing(outcomes),
-            Progress("auto") as _shown,
-            _shown.step(f"{len(todo)} cases") as on_fraction,
+            Progress("auto") as _running.progress,
+            _running.progress.step(f"{len(todo)} cases") as on_fraction,
         ):
             for i, (digest, outcome) in enumerate(outcomes, start=1):
                 if came():  # a session has noted it, and the case's rows are a part
@@ -287,8 +303,8 @@ class Study:
             try:
                 shown = self._view(view, folder)
                 if shown is not None and name in self.figures:
+                    shown.savefig(folder / f"{name}.png", dpi=120)
                     files.append(folder / f"{name}.png")
-                    shown.savefig(files[-1], dpi=120)
                 elif shown is not None:
                     print(f"\n{name}\n{_text(shown)}")
             except Exception as error:  # noqa: BLE001 (the rows are there: --plot draws again)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT
 
-from experiments.common.case_log import CaseLog, digest_of, frame_of, plain
+from experiments.common.case_log import CaseLog, digest_of, frame_of, plain, row_of
 from tests.experiments.common import toy_study
 from tests.experiments.common.toy_study import STUDY, ToyCase
 
@@ -64,6 +64,15 @@ def test_the_digest_is_that_of_all_that_makes_a_row():
 def test_a_live_object_is_no_part_of_a_case():
     with pytest.raises(TypeError, match="plain values"):
         plain({"file": sys.stdout})
+
+
+def test_a_record_within_a_row_adds_its_columns():
+    inner = dataclasses.make_dataclass("Inner", ["p50_ms", "p95_ms"])
+    outer = dataclasses.make_dataclass("Outer", ["model", "tails", "last"])
+    columns = {"model": "wnd", "p50_ms": 1, "p95_ms": 2, "last": None}
+    assert row_of(outer("wnd", inner(1, 2), None)) == columns
+    assert list(row_of(outer("wnd", inner(1, 2), None))) == list(columns)
+    assert row_of(columns) == columns
 
 
 def test_rows_of_another_setting_are_never_taken(tmp_path, traces):

@@ -1,26 +1,17 @@
 #!/usr/bin/env python3
-"""Guided against exhaustive search on the real engines of this machine: what it finds, and for how
-many trials.
+"""Guided against exhaustive search on this machine's engines: what it finds, for how many trials.
 
-python experiments/scheduling/guided.py [--models wnd,ncf,rm1,rm3] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
+python experiments/scheduling/guided.py [--models wnd,ncf] [--quick] [flags of DeepRecSys.py]
 
 Both search the same grid on the same warm engines; then the two policies are measured in turn, some
-rounds, so that the machine's own swings meet both. guided.csv gets a line per model as soon as it
-is known; a model that is there is not run again. About 8 minutes a model, most of it the exhaustive
-search.
+rounds, so that the machine's own swings meet both. The table guided has a line per model. About 8
+minutes a model, most of it the exhaustive search.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
@@ -30,122 +21,136 @@ from backends.opening import OpenSession, open_session
 from backends.tuning.probe import Sla, max_rate_qps
 from backends.tuning.tuner import Phase, Tuner
 from experiments.common.servers import MEDIUM_SLA_MS
-from infra.progress import Progress
+from experiments.common.study import Study, View, names, passed_on, progress
 from infra.settings.cli import parse
-from infra.settings.config import ConfigError, RunConfig
+from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad
 from scheduler import Policy
 
-HERE = Path(__file__).resolve().parent
-COMMON = [
-    "--queue", "--inference_engines", "0", "--num_batches", "32", "--nepochs", "40", "--max_mini_batch_size", "1024",
-    "--batch_size_distribution", "production", "--tune_batch_qps", "--batch_configs", "64-128-256-512",
-    "--model_accel", "--tune_accel_qps", "--accel_configs", "64-128-256", "--log_file", "",
-]  # fmt: skip
-QUICK = [
-    "--table_scale",
-    "0.01",
-    "--nepochs",
-    "8",
-    "--batch_configs",
-    "128-512",
-    "--accel_configs",
-    "128",
-]
-ROUNDS = 3
+COMMON = """--queue --inference_engines 0 --num_batches 32 --nepochs 40 --max_mini_batch_size 1024
+    --batch_size_distribution production --tune_batch_qps --batch_configs 64-128-256-512
+    --model_accel --tune_accel_qps --accel_configs 64-128-256"""
+QUICK = "--table_scale 0.01 --nepochs 8 --batch_configs 128-512 --accel_configs 128"
 
 
-def best_of(
-    config: RunConfig, opened: OpenSession, scheduler: str, progress: Progress
-) -> tuple[Phase, Tuner]:
-    """The best phase of a search."""
-    own = replace(config, tune=replace(config.tune, scheduler=scheduler))
-    tuner = Tuner(own, opened.session, opened.n_engines, progress)
+@dataclass(frozen=True)
+class GuidedEffort:
+    """Flags that make the search shorter, and how often the policies are measured in turn."""
+
+    flags: tuple[str, ...] = ()
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class GuidedOptions:
+    """The study's flags."""
+
+    models: tuple[str, ...] = names(("wnd", "ncf", "rm1", "rm3"), "models", MEDIUM_SLA_MS)
+    flags: tuple[str, ...] = passed_on()
+
+
+@dataclass(frozen=True)
+class GuidedCase:
+    """One model under its medium SLA."""
+
+    model: str
+    rounds: int
+    flags: tuple[str, ...]
+
+    def config(self) -> RunConfig:
+        """The settings of both searches."""
+        common = ["--config_file", str(model_configs()[self.model]), *COMMON.split()]
+        sla = ["--target_latency", str(MEDIUM_SLA_MS[self.model])]
+        return parse([*common, "--log_file", "", *self.flags, *sla])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A search that has ended: the tuner, and the best of its phases."""
+
+    tuner: Tuner
+    best: Phase
+
+    @property
+    def policy(self) -> str:
+        """Batch and threshold."""
+        return f"{self.best.policy.batch_items}, {self.best.policy.offload_items or 'none'}"
+
+
+def search(config: RunConfig, opened: OpenSession, scheduler: str) -> Ended:
+    """Run a search on warm engines."""
+    config = replace(config, tune=replace(config.tune, scheduler=scheduler))
+    tuner = Tuner(config, opened.session, opened.n_engines, progress())
     phases = [phase for phase in tuner.run().phases if phase.name != "static"]
-    return max(phases, key=lambda phase: phase.limit.qps.value), tuner
+    return Ended(tuner, max(phases, key=lambda phase: phase.limit.qps.value))
 
 
-def compare(config: RunConfig, rounds: int) -> dict[str, Any]:
+def rates_in_turn(
+    config: RunConfig, opened: OpenSession, searches: tuple[Ended, ...], rounds: int
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The highest rates of the searches' policies, [round, search]."""
+    load = CommonLoad(config, config.n_queries, 77)
+    sla = Sla(config.tune.target_latency, max_queries=config.n_queries)
+
+    def rate_qps(policy: Policy, start_qps: float) -> float:
+        return max_rate_qps(opened.session, load, policy, sla, start_qps or 100.0, 0.03).value
+
+    rates = []
+    with progress().step("both policies in turn") as on_fraction:
+        for i in range(rounds):
+            rates.append([rate_qps(x.best.policy, x.best.limit.qps.value) for x in searches])
+            on_fraction((i + 1) / rounds)
+    return np.array(rates)
+
+
+def compare(case: GuidedCase) -> dict[str, list[dict[str, Any]]]:
     """One line: both searches, and their policies measured in turn."""
-    with Progress("auto") as progress, open_session(config, progress) as opened:
-        found = {name: best_of(config, opened, name, progress) for name in ("guided", "exhaustive")}
-        policies = {name: phase.policy for name, (phase, _) in found.items()}
-        load = CommonLoad(config, config.n_queries, 77)
-        sla = Sla(config.tune.target_latency, max_queries=config.n_queries)
-        rates: dict[str, list[float]] = {name: [] for name in policies}
-        with progress.step("both policies in turn") as on_fraction:
-            for i in range(rounds):
-                for name, policy in policies.items():
-                    start = found[name][0].limit.qps.value or 100.0
-                    rates[name].append(
-                        max_rate_qps(opened.session, load, policy, sla, start, 0.03).value
-                    )
-                on_fraction((i + 1) / rounds)
-    guided = found["guided"][1].found
-    ratios = np.array(rates["guided"]) / np.maximum(rates["exhaustive"], 1e-9)
-    return {
+    config = case.config()
+    with open_session(config, progress()) as opened:
+        guided = search(config, opened, "guided")
+        exhaustive = search(config, opened, "exhaustive")
+        rates = rates_in_turn(config, opened, (guided, exhaustive), case.rounds)
+    whole_grid = exhaustive.tuner.found.phases[1:]
+    ratios = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
+    row = {
         "model": config.model.name,
         "sla_ms": config.tune.target_latency,
-        **{f"{name} policy": shown(policy) for name, policy in policies.items()},
-        **{f"{name} limit_qps": phase.limit.qps.value for name, (phase, _) in found.items()},
-        **{f"{name} confirmed_qps": phase.rate_qps for name, (phase, _) in found.items()},
-        "guided trials": found["guided"][0].n_trials,
-        "exhaustive trials": sum(
-            phase.n_trials for phase in found["exhaustive"][1].found.phases[1:]
-        ),
-        "guided trial_s": found["guided"][0].seconds,
-        "exhaustive trial_s": sum(
-            phase.seconds for phase in found["exhaustive"][1].found.phases[1:]
-        ),
-        "guided_over_exhaustive": float(np.median(ratios)),
+        "guided policy": guided.policy,
+        "exhaustive policy": exhaustive.policy,
+        "guided limit_qps": guided.best.limit.qps.value,
+        "exhaustive limit_qps": exhaustive.best.limit.qps.value,
+        "guided confirmed_qps": guided.best.rate_qps,
+        "exhaustive confirmed_qps": exhaustive.best.rate_qps,
+        "guided trials": guided.best.n_trials,
+        "exhaustive trials": sum(phase.n_trials for phase in whole_grid),
+        "guided trial_s": guided.best.seconds,
+        "exhaustive trial_s": sum(phase.seconds for phase in whole_grid),
+        "guided_over_exhaustive": np.median(ratios),
         "least": ratios.min(),
         "most": ratios.max(),
-        "forecast": guided.notes[-1],
+        "forecast": guided.tuner.found.notes[-1],
     }
+    return {"guided": [row]}
 
 
-def shown(policy: Policy) -> str:
-    """batch, threshold."""
-    return f"{policy.batch_items}, {policy.offload_items or 'none'}"
+def cases(effort: GuidedEffort, options: GuidedOptions) -> list[GuidedCase]:
+    """The models; bad flags of DeepRecSys.py end here."""
+    flags = (*effort.flags, *options.flags)
+    models = [GuidedCase(model, effort.rounds, flags) for model in options.models]
+    for case in models:
+        case.config()
+    return models
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--models", default="wnd,ncf,rm1,rm3")
-    parser.add_argument("--quick", action="store_true", help="small tables, a grid of four")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of guided.csv")
-    given, flags = parser.parse_known_args(argv)
-    if unknown := set(given.models.split(",")) - set(MEDIUM_SLA_MS):
-        sys.stderr.write(
-            f"guided.py: --models: {', '.join(sorted(unknown))}: not among "
-            f"{', '.join(MEDIUM_SLA_MS)}\n"
-        )
-        return 2
-    file = given.out / "guided.csv"
-    given.out.mkdir(parents=True, exist_ok=True)
-    done = set(pd.read_csv(file)["model"]) if file.is_file() else set()
-    try:
-        for model in given.models.split(","):
-            if model not in done:
-                words = [
-                    "--config_file",
-                    str(model_configs()[model]),
-                    *COMMON,
-                    *(QUICK if given.quick else []),
-                    *flags,
-                ]
-                config = parse([*words, "--target_latency", str(MEDIUM_SLA_MS[model])])
-                line = compare(config, 1 if given.quick else ROUNDS)
-                pd.DataFrame([line]).to_csv(
-                    file, mode="a", header=not file.is_file(), index=False, float_format="%.5g"
-                )
-    except ConfigError as error:
-        sys.stderr.write(f"guided.py: --{error}\n")
-        return 2
-    print(pd.read_csv(file).T.to_string(header=False))
-    return 0
-
+STUDY = Study(
+    "scheduling_guided",
+    "Does the guided search find what the exhaustive one finds, and for how many trials?",
+    cases,
+    compare,
+    efforts={"quick": GuidedEffort(tuple(QUICK.split()), 1), "full": GuidedEffort()},
+    options=GuidedOptions,
+    report={"Guided beside exhaustive": View(pd.DataFrame.transpose, "guided")},
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,155 +1,150 @@
 #!/usr/bin/env python3
-"""The schedulers on the real engines of this machine: QPS under the SLA for some models, with a
-table.
+"""The schedulers on this machine's engines: QPS under the SLA for some models, with a table.
 
-python experiments/scheduling/real.py [--models wnd,ncf] [--slas medium] [--schedulers released,hill] [--quick]
-    [--out FOLDER] [flags of DeepRecSys.py]
+python experiments/scheduling/real.py [--models wnd,ncf] [--slas medium]
+    [--schedulers released,hill] [--quick] [flags of DeepRecSys.py]
 
-Each search is a run of DeepRecSys.py; real.csv gets a line per phase as soon as a search has ended,
-and a search that is there is not run again. About 3 minutes a search.
+Each search is a run of DeepRecSys.py, kept below results/ of the study's folder; the table real has
+a line per phase. About 3 minutes a search.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import pandas as pd
 
 from accelerator.devices import model_configs
 from experiments.common.servers import MEDIUM_SLA_MS, SLA_SHARES
-from infra.progress import Progress
+from experiments.common.study import Study, View, names, out_folder, passed_on
 from infra.results import run_folder
+from infra.settings.cli import parse
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-COMMON = [
-    "--queue", "--inference_engines", "0", "--num_batches", "32", "--nepochs", "64", "--max_mini_batch_size", "1024",
-    "--batch_size_distribution", "production", "--tune_batch_qps", "--batch_configs", "1024-512-256-128-64-32",
-    "--model_accel", "--tune_accel_qps", "--accel_configs", "32-64-128-192-256-384-512",
-    "--max_arr_range", "50", "--min_arr_range", "0.2", "--arr_steps", "157", "--sched_timeout", "128", "--log_file", "",
-]  # fmt: skip
-QUICK = [
-    "--table_scale",
-    "0.01",
-    "--nepochs",
-    "16",
-    "--batch_configs",
-    "512-128",
-    "--accel_configs",
-    "128-256",
-]
+SCRIPT = Path(__file__).resolve().parents[2] / "DeepRecSys.py"
+COMMON = """--queue --inference_engines 0 --num_batches 32 --nepochs 64 --max_mini_batch_size 1024
+    --batch_size_distribution production --tune_batch_qps --batch_configs 1024-512-256-128-64-32
+    --model_accel --tune_accel_qps --accel_configs 32-64-128-192-256-384-512
+    --max_arr_range 50 --min_arr_range 0.2 --arr_steps 157 --sched_timeout 128"""
+QUICK = "--table_scale 0.01 --nepochs 16 --batch_configs 512-128 --accel_configs 128-256"
 
 
-def search(
-    model: str, sla: str, scheduler: str, flags: Sequence[str], folder: Path
-) -> list[dict[str, Any]]:
-    """One run of DeepRecSys.py; a row per phase. Raises RuntimeError with its message if it fails."""
-    sla_ms = MEDIUM_SLA_MS[model] * SLA_SHARES[sla]
+@dataclass(frozen=True)
+class RealOptions:
+    """The study's flags."""
+
+    models: tuple[str, ...] = names(("wnd", "rm1", "rm3", "ncf"), "models", MEDIUM_SLA_MS)
+    slas: tuple[str, ...] = names(("medium",), "SLAs", SLA_SHARES)
+    schedulers: tuple[str, ...] = names(("released", "hill"), "searches", ())
+    flags: tuple[str, ...] = passed_on()
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """One search."""
+
+    model: str
+    sla: str
+    scheduler: str
+    flags: tuple[str, ...]
+
+    @property
+    def sla_ms(self) -> float:
+        """The bound of the p95."""
+        return MEDIUM_SLA_MS[self.model] * SLA_SHARES[self.sla]
+
+    def words(self, folder: Path) -> list[str]:
+        """The command line of DeepRecSys.py with its runs in a folder."""
+        common = ["--config_file", str(model_configs()[self.model]), *COMMON.split()]
+        search = ["--target_latency", str(self.sla_ms), "--scheduler", self.scheduler]
+        where = ["--log_file", "", "--results_dir", str(folder)]
+        return [*common, *search, *where, *self.flags]
+
+
+@dataclass(frozen=True)
+class RealRow:
+    """One phase of a search."""
+
+    model: str
+    sla: str
+    sla_ms: float
+    scheduler: str
+    phase: str
+    batch_items: int
+    offload_items: int | None
+    limit_qps: float
+    low_qps: float
+    high_qps: float
+    confirmed_qps: float
+    p95_ms: float | None
+    valid: bool
+    trials: int
+    queries: int
+    seconds: float
+
+
+def search(case: RealCase) -> dict[str, list[RealRow]]:
+    """One run of DeepRecSys.py; raises RuntimeError with its message if it fails."""
+    folder = out_folder() / "results"
     before = {run.folder for run in run_folder.find(folder)}
-    command = [
-        sys.executable,
-        str(ROOT / "DeepRecSys.py"),
-        "--config_file",
-        str(model_configs()[model]),
-        *COMMON,
-        "--target_latency",
-        str(sla_ms),
-        "--scheduler",
-        scheduler,
-        "--results_dir",
-        str(folder),
-        *flags,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{model}, {sla}, {scheduler}: {done.stderr.strip()}")
+    command = [sys.executable, str(SCRIPT), *case.words(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        raise RuntimeError(ended.stderr.strip())
     (run,) = [run for run in run_folder.find(folder) if run.folder not in before]
-    rows = []
-    for line in run.document["tuning"]:
-        summary = line["summary"] or {"p_sla_ms": {"value": None}, "valid": False}
-        rows.append(
-            {
-                "model": model,
-                "sla": sla,
-                "sla_ms": sla_ms,
-                "scheduler": scheduler,
-                "phase": line["name"],
-                "batch_items": line["batch_items"],
-                "offload_items": line["offload_items"],
-                "limit_qps": line["limit_qps"]["value"],
-                "low_qps": line["limit_qps"]["low"],
-                "high_qps": line["limit_qps"]["high"],
-                "confirmed_qps": line["rate_qps"],
-                "p95_ms": summary["p_sla_ms"]["value"],
-                "valid": summary["valid"],
-                "trials": line["n_trials"],
-                "queries": line["n_queries"],
-                "seconds": line["seconds"],
-            }
-        )
-    return rows
+    return {"real": [phase_row(case, line) for line in run.document["tuning"]]}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--models", default="wnd,rm1,rm3,ncf")
-    parser.add_argument("--slas", default="medium")
-    parser.add_argument("--schedulers", default="released,hill")
-    parser.add_argument(
-        "--quick", action="store_true", help="small tables, few queries: under a minute a search"
+def phase_row(case: RealCase, line: dict[str, Any]) -> RealRow:
+    """The row of a phase as run.json has it."""
+    summary = line["summary"] or {"p_sla_ms": {"value": None}, "valid": False}
+    limit = line["limit_qps"]
+    return RealRow(
+        case.model,
+        case.sla,
+        case.sla_ms,
+        case.scheduler,
+        line["name"],
+        line["batch_items"],
+        line["offload_items"],
+        limit["value"],
+        limit["low"],
+        limit["high"],
+        line["rate_qps"],
+        summary["p_sla_ms"]["value"],
+        summary["valid"],
+        line["n_trials"],
+        line["n_queries"],
+        line["seconds"],
     )
-    parser.add_argument(
-        "--out", type=Path, default=HERE, help="folder of real.csv; the runs go to its results/"
-    )
-    given, flags = parser.parse_known_args(argv)
-    if unknown := set(given.models.split(",")) - set(MEDIUM_SLA_MS) or set(
-        given.slas.split(",")
-    ) - set(SLA_SHARES):
-        sys.stderr.write(
-            f"real.py: {', '.join(sorted(unknown))}: not known; expected "
-            f"{', '.join(MEDIUM_SLA_MS)} and {', '.join(SLA_SHARES)}\n"
-        )
-        return 2
-    file = given.out / "real.csv"
-    given.out.mkdir(parents=True, exist_ok=True)
-    known = (
-        set(pd.read_csv(file)[["model", "sla", "scheduler"]].itertuples(index=False))
-        if file.is_file()
-        else set()
-    )
-    known = {tuple(key) for key in known}
-    wanted = [
-        (model, sla, scheduler)
-        for model in given.models.split(",")
-        for sla in given.slas.split(",")
-        for scheduler in given.schedulers.split(",")
-        if (model, sla, scheduler) not in known
+
+
+def cases(effort_flags: str, options: RealOptions) -> list[RealCase]:
+    """All searches; bad flags of DeepRecSys.py end here."""
+    flags = (*effort_flags.split(), *options.flags)
+    searches = [
+        RealCase(model, sla, scheduler, flags)
+        for model in options.models
+        for sla in options.slas
+        for scheduler in options.schedulers
     ]
-    with Progress("auto") as progress, progress.step("searching") as on_fraction:
-        for n, case in enumerate(wanted):
-            on_fraction(n / len(wanted), ", ".join(case))
-            try:
-                rows = search(
-                    *case, [*(QUICK if given.quick else []), *flags], given.out / "results"
-                )
-            except RuntimeError as error:
-                sys.stderr.write(f"real.py: {error}\n")
-                return 1
-            pd.DataFrame(rows).to_csv(
-                file, mode="a", header=not file.is_file(), index=False, float_format="%.5g"
-            )
-    print(pd.read_csv(file).to_string(index=False))
-    return 0
+    for case in searches:
+        parse(case.words(Path()))
+    return searches
 
+
+STUDY = Study(
+    "scheduling_real",
+    "What do the searches find on this machine's engines?",
+    cases,
+    search,
+    efforts={"quick": QUICK, "full": ""},
+    options=RealOptions,
+    report={"Phases": View(pd.DataFrame, "real")},
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

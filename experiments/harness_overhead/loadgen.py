@@ -23,7 +23,7 @@ def serve(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Run `n_queries` at a rate; `issue(sample id, complete)` must not block.
 
-    Returns the times of issuing in ns, as the callback saw them, and LoadGen's own latencies in ns,
+    Returns the times of issuing in ns, as the callback saw them, and LoadGen's latencies in ns,
     which count from the time that its schedule says.
     """
     import mlperf_loadgen as lg  # noqa: PLC0415 (optional)
@@ -31,8 +31,7 @@ def serve(
     issued: list[int] = []
 
     def complete(sample_id: int) -> None:
-        response = lg.QuerySampleResponse(sample_id, 0, 0)
-        lg.QuerySamplesComplete([response])
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample_id, 0, 0)])
 
     def on_issue(samples: list[object]) -> None:
         issued.append(monotonic_ns())
@@ -47,18 +46,16 @@ def serve(
     settings.min_query_count = settings.max_query_count = n_queries
     settings.min_duration_ms = 0
     with tempfile.TemporaryDirectory() as folder:
-        output = lg.LogOutputSettings()
-        output.outdir = folder
-        output.copy_summary_to_stdout = False
         log = lg.LogSettings()
-        log.log_output = output
+        log.log_output = lg.LogOutputSettings()
+        log.log_output.outdir = folder
+        log.log_output.copy_summary_to_stdout = False
         log.enable_trace = False
         sut = lg.ConstructSUT(on_issue, lambda: None)
         qsl = lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)
         try:
-            runner = threading.Thread(
-                target=lambda: lg.StartTestWithLogSettings(sut, qsl, settings, log)
-            )
+            test = (sut, qsl, settings, log)
+            runner = threading.Thread(target=lg.StartTestWithLogSettings, args=test)
             runner.start()
             runner.join()
         finally:
@@ -69,10 +66,6 @@ def serve(
 
 
 def _percentiles(summary: str) -> npt.NDArray[np.int64]:
-    """The latency percentiles of LoadGen's summary that stand for the distribution: 50, 90, 95, 97,
-    99, 99.9 %.
-    """
-    found = [
-        line.split(":")[1] for line in summary.splitlines() if "percentile latency (ns)" in line
-    ]
-    return np.array([int(number) for number in found], np.int64)
+    """The latencies of LoadGen's summary in ns: 50, 90, 95, 97, 99, 99.9 %."""
+    lines = [line for line in summary.splitlines() if "percentile latency (ns)" in line]
+    return np.array([int(line.split(":")[1]) for line in lines], np.int64)

@@ -1,6 +1,4 @@
-"""The same null work through multiprocessing.Queue, and through LoadGen over the product's own
-sockets.
-"""
+"""The same null work through multiprocessing.Queue, and through LoadGen over our sockets."""
 
 # a task is (id, sent_ns); a reply (id, sent_ns, start_ns)
 
@@ -26,6 +24,8 @@ from infra.messages import CPU, MESSAGE_BYTES, READY, WireReply, pack_task
 from loadGenerator import Schedule
 
 SPIN_NS = 100_000
+N_WARM_UP = 50  # tasks
+Measured = dict[str, npt.NDArray[np.float64] | float]
 
 
 def _queue_engine(tasks: Any, replies: Any) -> None:
@@ -33,54 +33,57 @@ def _queue_engine(tasks: Any, replies: Any) -> None:
         replies.put((*task, monotonic_ns()))
 
 
-def through_queues(
-    n_engines: int, schedule: Schedule
-) -> dict[str, npt.NDArray[np.float64] | float]:
-    """Added latency (start minus intended arrival) in us, lateness in us, the driver's CPU in us a
-    task.
-    """
+@contextmanager
+def _queue_engines(n_engines: int) -> Iterator[tuple[Any, Any]]:
+    """Warm processes between two queues: (tasks, replies)."""
     context = multiprocessing.get_context("fork")
     tasks = context.Queue()
     replies = context.Queue()
+    ends = (tasks, replies)
     engines = [
-        context.Process(target=_queue_engine, args=(tasks, replies), daemon=True)
-        for _ in range(n_engines)
+        context.Process(target=_queue_engine, args=ends, daemon=True) for _ in range(n_engines)
     ]
     for engine in engines:
         engine.start()
-    added = np.zeros(len(schedule))
-    for _ in range(50):
+    for _ in range(N_WARM_UP):
         tasks.put((0, 0))
-    for _ in range(50):
+    for _ in range(N_WARM_UP):
         replies.get()
-    precise_timers()
-    begin_ns = monotonic_ns() + 5_000_000
-    cpu_s = time.process_time()
-
-    def collect() -> None:
-        for _ in range(len(schedule)):
-            i, arrival_ns, start_ns = replies.get()
-            added[i] = (start_ns - arrival_ns) / 1e3
-
-    reader = threading.Thread(target=collect)
-    reader.start()
-    late = np.zeros(len(schedule))
-    for i, arrival_ns in enumerate(schedule.arrival_ns.tolist()):
-        due_ns = begin_ns + arrival_ns
-        late[i] = (wait_until_ns(due_ns, SPIN_NS) - due_ns) / 1e3
-        tasks.put((i, due_ns))
-    reader.join()
-    cpu_us = (time.process_time() - cpu_s) / len(schedule) * 1e6
+    yield ends
     for _ in engines:
         tasks.put(None)
     for engine in engines:
         engine.join()
-    return {"added_us": added, "late_us": late, "cpu_us": cpu_us}
+
+
+def through_queues(n_engines: int, schedule: Schedule) -> Measured:
+    """Added latency (start minus intended arrival), lateness, the driver's CPU a task: us."""
+    added_us = np.zeros(len(schedule))
+    late_us = np.zeros(len(schedule))
+    with _queue_engines(n_engines) as (tasks, replies):
+
+        def collect() -> None:
+            for _ in range(len(schedule)):
+                i, arrival_ns, start_ns = replies.get()
+                added_us[i] = (start_ns - arrival_ns) / 1e3
+
+        precise_timers()
+        begin_ns = monotonic_ns() + 5_000_000
+        cpu_s = time.process_time()
+        reader = threading.Thread(target=collect)
+        reader.start()
+        for i, arrival_ns in enumerate(schedule.arrival_ns.tolist()):
+            due_ns = begin_ns + arrival_ns
+            late_us[i] = (wait_until_ns(due_ns, SPIN_NS) - due_ns) / 1e3
+            tasks.put((i, due_ns))
+        reader.join()
+        cpu_us = (time.process_time() - cpu_s) / len(schedule) * 1e6
+    return {"added_us": added_us, "late_us": late_us, "cpu_us": cpu_us}
 
 
 @contextmanager
 def null_pool(n_engines: int) -> Iterator[tuple[Pool, Any]]:
-    """The product's own engine processes and sockets, without its driver: (pool, reply socket)."""
+    """The product's engine processes and sockets, without its driver: (pool, reply socket)."""
     spec = PoolSpec(CPU, n_engines, lambda _: NullEngine(), yields=True)
     pool = Pool(spec)
     slots = Slots(n_engines)
@@ -106,12 +109,8 @@ def null_pool(n_engines: int) -> Iterator[tuple[Pool, Any]]:
         slots.close()
 
 
-def through_loadgen(
-    n_engines: int, rate_qps: float, n_queries: int
-) -> dict[str, npt.NDArray[np.float64] | float]:
-    """LoadGen's Server scenario over the same engines: sent gaps, its latency percentiles (to the
-    reply) in us.
-    """
+def through_loadgen(n_engines: int, rate_qps: float, n_queries: int) -> Measured:
+    """LoadGen's Server scenario over the same engines: sent gaps, latency percentiles in us."""
     with null_pool(n_engines) as (pool, replies):
         waiting: dict[int, tuple[int, loadgen.Complete]] = {}
         stop = threading.Event()

@@ -13,6 +13,5 @@ if [[ ${1:-} == --quick ]]; then
     quick=(--quick) models=wnd,ncf slas=medium
 fi
 python "$here/virtual.py" "${quick[@]}" --out "$out"
-python "$here/plot.py" "$out"
 python "$here/guided.py" "${quick[@]}" --out "$out"
 python "$here/real.py" "${quick[@]}" --models "$models" --slas "$slas" --out "$out" "$@"

@@ -1,26 +1,21 @@
 #!/usr/bin/env python3
-"""Tasks per second of both simulators beside SimPy and Ciw, on the same M/M/c with the same
-arrivals and services.
+"""Tasks per second of both simulators beside SimPy and Ciw, on the same M/M/c and the same draws.
 
-python experiments/simulator_speed/run.py [--quick] [--out FOLDER]
+python experiments/simulator_speed/run.py [--quick]
 
 The event loop also runs split queries, the kernel also with and without the tasks' rows, at growing
-numbers of tasks. A peer that is not installed (build/bench_requirements.txt) is left out. Every
-mean is checked against Erlang's formula.
+numbers of tasks. A peer that is not installed (build/bench_requirements.txt) is left out. The means
+stand beside Erlang's formula. Tables: peers and ours.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib.util
-import sys
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,36 +25,77 @@ from accelerator.service import Recording, ServiceTable, table_of_law
 from backends.session import Session
 from backends.virtual.fifo_kernel import Engines, serve
 from backends.virtual.simulated import SimulatedSession
+from experiments.common.study import NoOptions, Study, View
 from experiments.simulator_speed.peers import ciw_mmc, simpy_mmc
 from infra.clock import NS_PER_MS
 from infra.messages import CPU
-from infra.progress import Progress
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
-HERE = Path(__file__).resolve().parent
 FloatArray = npt.NDArray[np.float64]
 ENGINES = (2, 40)
 LOAD = 0.8
 PARTS = 6
 ROUNDS = 5
+PEERS = {"SimPy": ("simpy", simpy_mmc), "Ciw": ("ciw", ciw_mmc)}
 
 
-class World:
-    """An M/M/c: n customers, mean service 1 ms."""
+@dataclass(frozen=True)
+class SpeedEffort:
+    """Tasks beside the peers, and of our simulators alone."""
+
+    n_beside: int
+    n_alone: int
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """One comparison ("peers") or measurement ("ours") with so many engines and tasks."""
+
+    table: str
+    engines: int
+    tasks: int
+
+
+@dataclass(frozen=True)
+class PeerRow:
+    """One simulator in one round."""
+
+    engines: int
+    tasks: int
+    simulator: str
+    round: int
+    tasks_per_s: float
+    mean_ms: float
+    erlang_ms: float
+    largest_difference_ms: float  # of a time in the system from the first simulator's
+
+
+@dataclass(frozen=True)
+class OurRow:
+    """One of our simulators in one round."""
+
+    what: str
+    engines: int
+    law: str
+    task_rows: bool
+    tasks: int
+    round: int
+    tasks_per_s: float
+
+
+class QueueWorld:
+    """An M/M/c: n customers, mean service 1 ms; or queries of several tasks."""
 
     def __init__(self, n: int, n_engines: int, seed: int, parts: int = 1) -> None:
         rng = np.random.default_rng(seed)
-        self.n = n
         self.n_engines = n_engines
-        self.parts = parts
         arrivals = np.cumsum(rng.exponential(parts / n_engines / LOAD, n // parts))
         services = rng.exponential(1.0, n)
         self.arrival_ns = np.rint(arrivals * NS_PER_MS).astype(np.int64)
         self.service_ns = np.maximum(np.rint(services * NS_PER_MS), 1).astype(np.int64)
-        self.schedule = Schedule(
-            self.arrival_ns, np.full(n // parts, parts, np.int32), np.zeros(n // parts, np.int32)
-        )
+        sizes = np.full(n // parts, parts, np.int32)
+        self.schedule = Schedule(self.arrival_ns, sizes, np.zeros(n // parts, np.int32))
         first = np.arange(0, n + 1, parts)
         self.recording = Recording(first, self.service_ns, np.zeros(n, np.int64))
 
@@ -88,13 +124,15 @@ class World:
 
 def kernel_only(n: int, n_engines: int, law: str, *, keep_tasks: bool, parts: int = PARTS) -> float:
     """Seconds of the compiled function alone for n tasks."""
-    world = World(n, n_engines, 1, parts)
+    world = QueueWorld(n, n_engines, 1, parts)
     table = table_of_law(law, 1.0, 1.0, parts, 0, 1)
     times = (ServiceTable(table.cpu_ns) if law == "deterministic" else table).times()
     engines = Engines.idle([n_engines, 0])
+    state = (engines.free_ns, engines.latest, engines.index, engines.bounds)
     first_start, done = (np.zeros(n // parts, np.int64) for _ in range(2))
     tasks = np.empty((n if keep_tasks else 0, 7), np.int64)
     sizes = world.schedule.n_items.astype(np.int64)
+    busy_ns = np.zeros(2, np.int64)
     begun = time.perf_counter()
     serve(
         world.arrival_ns,
@@ -104,11 +142,8 @@ def kernel_only(n: int, n_engines: int, law: str, *, keep_tasks: bool, parts: in
         1,
         0,
         times,
-        engines.free_ns,
-        engines.latest,
-        engines.index,
-        engines.bounds,
-        np.zeros(2, np.int64),
+        *state,
+        busy_ns,
         first_start,
         done,
         tasks,
@@ -126,110 +161,93 @@ def erlang_ms(n_engines: int) -> float:
     return 1 + b / (1 - LOAD * (1 - b)) / (n_engines * (1 - LOAD))
 
 
-def contest(n: int, n_engines: int) -> Iterator[dict[str, Any]]:
+def simulators(world: QueueWorld) -> dict[str, Callable[[], FloatArray]]:
+    """All simulators that are there; each gives the times in the system."""
+    runs: dict[str, Callable[[], FloatArray]] = {
+        "event loop": lambda: world.run(world.session(compiled=False)),
+        "kernel, all rows": lambda: world.run(world.session(compiled=True)),
+        "kernel, rows of queries": lambda: world.run(
+            world.session(compiled=True, keep_tasks=False)
+        ),
+    }
+    for name, (module, simulate) in PEERS.items():
+        if importlib.util.find_spec(module):
+            runs[name] = functools.partial(world.peer, simulate)
+    return runs
+
+
+def beside_peers(case: SpeedCase) -> Iterator[PeerRow]:
     """All simulators in turn on the same customers, some rounds."""
-    peers = {"SimPy": ("simpy", simpy_mmc), "Ciw": ("ciw", ciw_mmc)}
     for seed in range(ROUNDS):
-        world = World(n, n_engines, seed)
-        runs: dict[str, Callable[[], FloatArray]] = {
-            "event loop": lambda world=world: world.run(world.session(compiled=False)),  # type: ignore[misc]
-            "kernel, all rows": lambda world=world: world.run(world.session(compiled=True)),  # type: ignore[misc]
-            "kernel, rows of queries": lambda world=world: world.run(  # type: ignore[misc]
-                world.session(compiled=True, keep_tasks=False)
-            ),
-        }
-        for name, (module, simulate) in peers.items():
-            if importlib.util.find_spec(module):
-                runs[name] = lambda world=world, simulate=simulate: world.peer(simulate)  # type: ignore[misc]
         reference = None
-        for name, run in runs.items():
+        for name, run in simulators(QueueWorld(case.tasks, case.engines, seed)).items():
             begun = time.perf_counter()
             in_system = run()
-            seconds = time.perf_counter() - begun
+            rate = case.tasks / (time.perf_counter() - begun)
             reference = in_system if reference is None else reference
-            yield {
-                "engines": n_engines,
-                "tasks": n,
-                "simulator": name,
-                "round": seed,
-                "tasks_per_s": n / seconds,
-                "mean_ms": in_system.mean(),
-                "erlang_ms": erlang_ms(n_engines),
-                "largest_difference_ms": float(np.abs(in_system - reference).max()),
-            }
+            means = (in_system.mean(), erlang_ms(case.engines))
+            largest = np.abs(in_system - reference).max()
+            yield PeerRow(case.engines, case.tasks, name, seed, rate, *means, largest)
 
 
-def ours(n: int) -> Iterator[dict[str, Any]]:
-    """The kernel alone by engines, law and rows; its growth with the number of tasks; the loop with
-    split queries.
-    """
-    for n_engines in ENGINES:
-        for law in ("deterministic", "exponential"):
-            for keep_tasks in (False, True):
-                for tasks in (n // 4, n, 4 * n):
-                    for k in range(ROUNDS):
-                        seconds = kernel_only(tasks, n_engines, law, keep_tasks=keep_tasks)
-                        yield {
-                            "what": "kernel alone",
-                            "engines": n_engines,
-                            "law": law,
-                            "task_rows": keep_tasks,
-                            "tasks": tasks,
-                            "round": k,
-                            "tasks_per_s": tasks / seconds,
-                        }
-        for parts in (1, PARTS):
-            for tasks in (n // 80, n // 20):
-                for k in range(ROUNDS):
-                    world = World(tasks // parts * parts, n_engines, k, parts)
-                    session = world.session(compiled=False)
-                    begun = time.perf_counter()
-                    world.run(session)
-                    yield {
-                        "what": f"event loop, {parts} tasks a query",
-                        "engines": n_engines,
-                        "law": "exponential",
-                        "task_rows": True,
-                        "tasks": tasks,
-                        "round": k,
-                        "tasks_per_s": tasks / (time.perf_counter() - begun),
-                    }
+def kernel_alone(case: SpeedCase) -> Iterator[OurRow]:
+    """The compiled function by law and rows, and its growth with the number of tasks."""
+    sizes = (case.tasks // 4, case.tasks, 4 * case.tasks)
+    laws = ("deterministic", "exponential")
+    for law, keep, n, k in itertools.product(laws, (False, True), sizes, range(ROUNDS)):
+        rate = n / kernel_only(n, case.engines, law, keep_tasks=keep)
+        yield OurRow("kernel alone", case.engines, law, keep, n, k, rate)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--quick", action="store_true", help="few tasks: some seconds")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the CSV files")
-    given = parser.parse_args(argv)
-    given.out.mkdir(parents=True, exist_ok=True)
-    n, n_ours = (3_000, 100_000) if given.quick else (50_000, 2_000_000)
-    kernel_only(600, 2, "exponential", keep_tasks=True)  # compiled before it is timed
-    with Progress("auto") as progress:
-        with progress.step("M/M/c beside SimPy and Ciw") as on_fraction:
-            rows = []
-            for i, n_engines in enumerate(ENGINES):
-                rows += list(contest(n, n_engines))
-                on_fraction((i + 1) / len(ENGINES))
-        with progress.step("kernel and event loop"):
-            more = list(ours(n_ours))
-    for name, table in (("peers", rows), ("ours", more)):
-        frame = pd.DataFrame(table)
-        frame.to_csv(given.out / f"{name}.csv", index=False, float_format="%.6g")
-        keys = [
-            c
-            for c in frame.columns
-            if c in ("what", "simulator", "engines", "law", "task_rows", "tasks")
-        ]
-        shown = (
-            frame.groupby(keys, sort=False)["tasks_per_s"]
-            .agg(["median", "min", "max"])
-            .round(-3)
-            .astype(int)
-        )
-        print(shown.to_string())
-    return 0
+def event_loop(case: SpeedCase) -> Iterator[OurRow]:
+    """The event loop with whole and with split queries."""
+    sizes = (case.tasks // 80, case.tasks // 20)
+    for parts, n, k in itertools.product((1, PARTS), sizes, range(ROUNDS)):
+        world = QueueWorld(n // parts * parts, case.engines, k, parts)
+        session = world.session(compiled=False)
+        begun = time.perf_counter()
+        world.run(session)
+        rate = n / (time.perf_counter() - begun)
+        what = f"event loop, {parts} tasks a query"
+        yield OurRow(what, case.engines, "exponential", True, n, k, rate)
 
+
+@functools.cache
+def compile_kernel() -> None:
+    """Compile the kernel before it is timed."""
+    kernel_only(600, 2, "exponential", keep_tasks=True)
+
+
+def measure(case: SpeedCase) -> dict[str, list[PeerRow] | list[OurRow]]:
+    """The rows of one table for one number of engines."""
+    compile_kernel()
+    if case.table == "peers":
+        return {"peers": list(beside_peers(case))}
+    return {"ours": [*kernel_alone(case), *event_loop(case)]}
+
+
+def cases(effort: SpeedEffort, _: NoOptions) -> list[SpeedCase]:
+    """Both tables for all numbers of engines."""
+    sizes = {"peers": effort.n_beside, "ours": effort.n_alone}
+    return [SpeedCase(table, n_engines, n) for table, n in sizes.items() for n_engines in ENGINES]
+
+
+def rates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Median, least and most tasks per second of the rounds."""
+    keys = ("what", "simulator", "engines", "law", "task_rows", "tasks")
+    grouped = rows.groupby([name for name in rows if name in keys], sort=False)["tasks_per_s"]
+    return grouped.agg(["median", "min", "max"]).round(-3).astype(int)
+
+
+STUDY = Study(
+    "simulator_speed",
+    "How many tasks per second does virtual time serve?",
+    cases,
+    measure,
+    efforts={"quick": SpeedEffort(3_000, 100_000), "full": SpeedEffort(50_000, 2_000_000)},
+    report={"Beside SimPy and Ciw": View(rates, "peers"), "Ours": View(rates, "ours")},
+    float_format="%.6g",
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,123 +1,143 @@
 #!/usr/bin/env python3
-"""Seconds and memory from the command to the first query: RM1, RM2, DIN with 1, 2 and 4 engines,
-full tables.
+"""Seconds and memory from the command to the first query: RM1, RM2, DIN with 1, 2 and 4 engines.
 
-python experiments/startup/run.py [FOLDER] [--rounds 3]     writes startup.csv and startup.png; 2 minutes a round
-The real command runs with 16 queries; the first one's time is that of the progress line before it. Memory: the driver's
-resident set (tables and inputs, shared with the engines) and the largest private memory of an engine, at its end.
+python experiments/startup/run.py [--rounds 3]     2 minutes a round
+
+The real command runs with 16 queries and full tables; the first query's time is that of the
+progress line before it. Memory: the driver's resident set (tables and inputs, shared with the
+engines) and the largest private memory of an engine, at its end. Tables: rounds (a start a row) and
+startup (their medians).
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-import argparse
 import json
-import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.devices import model_configs
+from experiments.common.study import Study, View
 from infra.settings.cli import parse
+from infra.settings.fields import flag
 
-MODELS = ("rm1", "rm2", "din")
-ENGINES = (1, 2, 4)
-ROOT = Path(__file__).resolve().parents[2]
-N_QUERIES, RATE_QPS = 16, 20
-Row = dict[str, float | str]
+SCRIPT = Path(__file__).resolve().parents[2] / "DeepRecSys.py"
+N_QUERIES = 16
+COMMON = f"""--queue --num_batches 2 --nepochs {N_QUERIES // 2} --arrival_qps 20
+    --progress plain --warmup_queries 0"""
 
 
-def measure(name: str, n_engines: int) -> Row:
-    """One start of the real command."""
-    file = model_configs()[name]
+@dataclass(frozen=True)
+class StartEffort:
+    """What is started."""
+
+    models: tuple[str, ...] = ("rm1", "rm2", "din")
+    engines: tuple[int, ...] = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """The study's flags."""
+
+    rounds: int = flag(3, "starts of each, in turn", low=1)
+
+
+@dataclass(frozen=True)
+class StartCase:
+    """One start."""
+
+    model: str
+    engines: int
+    round: int
+
+
+@dataclass(frozen=True)
+class StartRow:
+    """What one start took."""
+
+    model: str
+    engines: int
+    first_query_s: float
+    tables_mib: float
+    driver_over_tables_mib: float
+    engine_private_mib: float
+
+
+def start(case: StartCase) -> dict[str, list[StartRow]]:
+    """Start the real command; raises RuntimeError if it fails."""
+    file = str(model_configs()[case.model])
+    words = ["--config_file", file, *COMMON.split(), "--inference_engines", str(case.engines)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            str(ROOT / "DeepRecSys.py"),
-            "--queue",
-            "--config_file",
-            str(file),
-            "--num_batches",
-            "2",
-            "--nepochs",
-            str(N_QUERIES // 2),
-            "--arrival_qps",
-            str(RATE_QPS),
-            "--inference_engines",
-            str(n_engines),
-            "--results_dir",
-            folder,
-            "--progress",
-            "plain",
-            "--warmup_queries",
-            "0",
-        ]
-        begun = time.monotonic()
-        first_query_s = 0.0
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        ) as process:
-            for line in process.stderr or ():
-                if f"{N_QUERIES} queries at" in line:  # said as the run begins
-                    first_query_s = time.monotonic() - begun
-        if process.returncode or not first_query_s:
-            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
+        command = [sys.executable, str(SCRIPT), *words, "--results_dir", folder]
+        first_query_s = seconds_to_first_query(command)
         (run,) = Path(folder).glob("*/run.json")
-        facts = json.loads(run.read_text())
-    tables_mib = parse(["--config_file", str(file), "--num_batches", "2"]).model.table_bytes / 2**20
-    memory = facts["memory"]
-    return {
-        "model": name,
-        "engines": n_engines,
-        "first_query_s": first_query_s,
-        "tables_mib": tables_mib,
-        "driver_over_tables_mib": memory["driver_rss_mib"] - tables_mib,
-        "engine_private_mib": max(memory["engine_private_mib"]),
-    }
+        memory = json.loads(run.read_text())["memory"]
+    tables_mib = parse(words).model.table_bytes / 2**20
+    over_mib = memory["driver_rss_mib"] - tables_mib
+    private_mib = max(memory["engine_private_mib"])
+    row = StartRow(case.model, case.engines, first_query_s, tables_mib, over_mib, private_mib)
+    return {"rounds": [row]}
+
+
+def seconds_to_first_query(command: list[str]) -> float:
+    """Run the command to its end; the time of the progress line with which the run begins."""
+    begun = time.monotonic()
+    first_query_s = 0.0
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        for line in process.stderr or ():
+            if f"{N_QUERIES} queries at" in line:
+                first_query_s = time.monotonic() - begun
+    if process.returncode or not first_query_s:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}")
+    return first_query_s
+
+
+def cases(effort: StartEffort, options: StartOptions) -> list[StartCase]:
+    """All starts, in turn."""
+    return [
+        StartCase(model, n_engines, i)
+        for i in range(options.rounds)
+        for model in effort.models
+        for n_engines in effort.engines
+    ]
+
+
+def medians(rounds: pd.DataFrame) -> pd.DataFrame:
+    """A line per model and number of engines."""
+    return rounds.groupby(["model", "engines"], sort=False).median().reset_index()
 
 
 def draw(table: pd.DataFrame) -> Figure:
     """Seconds to the first query."""
-    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    table.pivot_table(
-        index="model", columns="engines", values="first_query_s", sort=False
-    ).plot.bar(ax=axis, rot=0)
-    axis.set(xlabel="", ylabel="seconds to the first query")
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    by_engines = table.pivot_table("first_query_s", "model", "engines", sort=False)
+    by_engines.plot.bar(ax=axes, rot=0)
+    axes.set(xlabel="", ylabel="seconds to the first query")
     return figure
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", nargs="?", type=Path, default=Path.cwd())
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each, in turn")
-    args = parser.parse_args(argv)
-    folder = args.folder
-    rounds = [measure(name, n) for _ in range(args.rounds) for name in MODELS for n in ENGINES]
-    table = (
-        pd.DataFrame(rounds)
-        .groupby(["model", "engines"], sort=False)
-        .agg(statistics.median)
-        .reset_index()
-    )
-    table.to_csv(folder / "startup.csv", index=False, float_format="%.4g")
-    print(f"medians of {args.rounds} start(s)")
-    print(table.round(2).to_string(index=False))
-    draw(table).savefig(folder / "startup.png")
-    return 0
-
+STUDY = Study(
+    "startup",
+    "How long until the first query?",
+    cases,
+    start,
+    efforts={"quick": StartEffort(("din",), (1,)), "full": StartEffort()},
+    options=StartOptions,
+    derived={"startup": View(medians, "rounds")},
+    figures={"startup": View(draw, "startup")},
+    report={"Medians of the starts": View(pd.DataFrame, "startup")},
+    float_format="%.4g",
+    formats={"rounds": "%.9g"},
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,15 +1,11 @@
 """The benches' peers compute what the models compute, and their tables say what the rows say."""
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import poisson_schedule
 
 from accelerator.devices import model_configs
 from experiments.common import core_limits
-from experiments.harness_overhead import loadgen
-from experiments.harness_overhead import peers as harness_peers
 from experiments.model_speed import peers, plot
 from infra.settings.cli import parse
 from models import build
@@ -89,37 +85,3 @@ def test_the_table_of_ratios_pairs_the_rounds():
     assert line["released/ours"] == f"{3.6809 / 2:.2f}"
     assert line["limit share"] == "75%"
     assert line["bfloat16 error"] == "1.0e-02"
-
-
-def test_the_queue_peer_answers_every_task():
-    found = harness_peers.through_queues(1, poisson_schedule(500, 40))
-    assert (found["added_us"] > 0).all()
-    assert (found["late_us"] >= 0).all()
-    assert found["cpu_us"] > 0
-
-
-def test_the_null_pool_answers_over_the_products_own_sockets():
-    with harness_peers.null_pool(2) as (pool, replies):
-        for number in (1, 2, 3):
-            pool.driver_end.send(harness_peers.pack_task(number, 0, 0, 0, 16))
-        replies.settimeout(20)
-        answers = [harness_peers.WireReply.unpack(replies.recv(4096)) for _ in range(3)]
-    assert {reply.ticket for reply in answers} == {1, 2, 3}
-    assert all(reply.end_ns >= reply.start_ns > 0 for reply in answers)
-
-
-def test_loadgens_percentiles_are_read_from_its_summary():
-    text = (
-        "QPS : 3\n50.00 percentile latency (ns)   : 168091\n99.90 percentile latency (ns)   : "
-        "312852\nother : 1\n"
-    )
-    assert loadgen._percentiles(text).tolist() == [168091, 312852]
-
-
-def test_loadgen_drives_the_null_engines():
-    pytest.importorskip(
-        "mlperf_loadgen", reason="mlcommons-loadgen is optional: build/bench_requirements.txt"
-    )
-    found = harness_peers.through_loadgen(1, 200, 60)
-    assert len(found["sent_ns"]) >= 60
-    assert (np.diff(found["latency_us"]) >= 0).all()

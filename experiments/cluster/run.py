@@ -39,7 +39,7 @@ from infra.messages import ACCEL, CPU
 from infra.rng import stream
 from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, Schedule, draw_sizes
-from scheduler import Goal, HillClimb, Policy, Stage, static_policy
+from scheduler import Goal, HillClimb, Policy, static_policy
 
 FloatArray = npt.NDArray[np.float64]
 Policies = dict[str, Policy]  # by the kind of the server
@@ -196,7 +196,7 @@ def tail_policies(model: str) -> Policies:
         rate_qps = PEAK * capacity_qps(session, config, static, N_ENGINES)
         schedule = CommonLoad(config, TAIL_QUERIES, 3).at(rate_qps)
         policies = [Policy(n, k) for n in ladder(2) for k in thresholds]
-        runs = (session.run(schedule, [Stage(policy)]) for policy in policies)
+        runs = (session.run(schedule, policy) for policy in policies)
         best[name] = policies[int(np.argmin([np.quantile(latencies_ms(r), 0.95) for r in runs]))]
     return best
 

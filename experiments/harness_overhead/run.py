@@ -30,7 +30,7 @@ from experiments.harness_overhead import peers
 from infra.messages import CPU
 from infra.results.rows import Rows
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 OURS = "ours"
 QUEUE = "multiprocessing.Queue"
@@ -107,7 +107,7 @@ def run_and_count(session: ProcessSession, schedule: Schedule) -> tuple[Rows, fl
     marks_s = [time.process_time()]
     single = Schedule(np.zeros(1, np.int64), np.ones(1, np.int32), np.ones(1, np.int32))
     for load in (single, schedule):
-        rows = session.run(load, [Stage(Policy(ITEMS))])
+        rows = session.run(load, Policy(ITEMS))
         marks_s.append(time.process_time())
     fixed_s, all_s = np.diff(marks_s)
     return rows, max(float(all_s - fixed_s), 0.0)
@@ -129,7 +129,7 @@ def burst(n_engines: int) -> BurstRow:
 def idle_gaps_us(n_engines: int) -> npt.NDArray[np.float64]:
     """Times between two tasks of an engine while more wait."""
     with null_session(n_engines, BUSY_NS) as session:
-        tasks = session.run(all_at_once(N_BURST), [Stage(Policy(ITEMS))]).tasks
+        tasks = session.run(all_at_once(N_BURST), Policy(ITEMS)).tasks
     tasks = tasks.sort_values(["engine", "start_ns"])
     gaps = tasks["start_ns"] - tasks.groupby("engine")["end_ns"].shift()
     return np.asarray(gaps.dropna(), float) / 1e3

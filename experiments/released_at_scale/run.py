@@ -17,8 +17,9 @@ import pandas as pd
 
 from backends.opening import open_session
 from backends.tuning.probe import capacity_qps
-from DeepRecSys import fixed_policy, measure
-from experiments.common.study import NoOptions, Study, View, progress
+from DeepRecSys import Job, fixed_policy, measure
+from experiments.common.study import NoOptions, Study, View, out_folder, progress
+from infra.deployment import resolve
 from infra.settings.cli import parse
 
 HERE = Path(__file__).resolve().parent
@@ -49,11 +50,13 @@ def compare(case: ReleasedCase) -> dict[str, list[dict[str, Any]]]:
     file = str(CONFIGS / f"{case.config}.json")
     config = parse(["--config_file", file, *COMMON.split(), *words.split()])
     row = {name: value for name, value in vars(case).items() if name != "n_epochs"}
-    with open_session(config, progress()) as opened:
+    with open_session(resolve(config), progress()) as opened:
         row["capacity"] = capacity_qps(opened.session, config, fixed_policy(config))
         for law in ("legacy", "exponential"):
             load = replace(config.load, arrival_process=law)
-            _, summary = measure(replace(config, load=load), opened, progress())
+            deployment = replace(opened.deployment, config=replace(config, load=load))
+            job = Job(replace(opened, deployment=deployment), progress(), out_folder(), None)
+            _, summary = measure(job)
             row[f"{law}_qps"] = summary.achieved_qps
             row[f"{law}_p95_ms"] = summary.p95_ms.value
             row[f"{law}_p99_ms"] = summary.p99_ms.value

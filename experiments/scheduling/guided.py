@@ -18,10 +18,11 @@ import pandas as pd
 
 from accelerator.devices import model_configs
 from backends.opening import OpenSession, open_session
+from backends.tuning.policy_tuner import Phase, PolicyTuner, TuningResult
 from backends.tuning.probe import Sla, max_rate_qps
-from backends.tuning.tuner import Phase, Tuner
 from experiments.common.servers import MEDIUM_SLA_MS
 from experiments.common.study import Study, View, names, passed_on, progress
+from infra.deployment import resolve
 from infra.settings.cli import parse
 from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad
@@ -66,9 +67,9 @@ class GuidedCase:
 
 @dataclass(frozen=True)
 class Ended:
-    """A search that has ended: the tuner, and the best of its phases."""
+    """A search that has ended, and the best of its phases."""
 
-    tuner: Tuner
+    result: TuningResult
     best: Phase
 
     @property
@@ -80,9 +81,10 @@ class Ended:
 def search(config: RunConfig, opened: OpenSession, scheduler: str) -> Ended:
     """Run a search on warm engines."""
     config = replace(config, tune=replace(config.tune, scheduler=scheduler))
-    tuner = Tuner(config, opened.session, opened.n_engines, progress())
-    phases = [phase for phase in tuner.run().phases if phase.name != "static"]
-    return Ended(tuner, max(phases, key=lambda phase: phase.limit.qps.value))
+    deployment = replace(opened.deployment, config=config)
+    result = PolicyTuner(deployment, opened.session, progress()).run()
+    phases = [phase for phase in result.phases if phase.name != "static"]
+    return Ended(result, max(phases, key=lambda phase: phase.limit.qps.value))
 
 
 def rates_in_turn(
@@ -106,11 +108,11 @@ def rates_in_turn(
 def compare(case: GuidedCase) -> dict[str, list[dict[str, Any]]]:
     """One line: both searches, and their policies measured in turn."""
     config = case.config()
-    with open_session(config, progress()) as opened:
+    with open_session(resolve(config), progress()) as opened:
         guided = search(config, opened, "guided")
         exhaustive = search(config, opened, "exhaustive")
         rates = rates_in_turn(config, opened, (guided, exhaustive), case.rounds)
-    whole_grid = exhaustive.tuner.found.phases[1:]
+    whole_grid = exhaustive.result.phases[1:]
     ratios = rates[:, 0] / np.maximum(rates[:, 1], 1e-9)
     row = {
         "model": config.model.name,
@@ -128,7 +130,7 @@ def compare(case: GuidedCase) -> dict[str, list[dict[str, Any]]]:
         "guided_over_exhaustive": np.median(ratios),
         "least": ratios.min(),
         "most": ratios.max(),
-        "forecast": guided.tuner.found.notes[-1],
+        "forecast": guided.result.notes[-1],
     }
     return {"guided": [row]}
 

@@ -30,7 +30,7 @@ from experiments.simulator_speed.peers import ciw_mmc, simpy_mmc
 from infra.clock import NS_PER_MS
 from infra.messages import CPU
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 FloatArray = npt.NDArray[np.float64]
 ENGINES = (2, 40)
@@ -112,7 +112,7 @@ class QueueWorld:
 
     def run(self, session: Session) -> FloatArray:
         """Times in the system, ms."""
-        queries = session.run(self.schedule, [Stage(Policy(1))]).queries
+        queries = session.run(self.schedule, Policy(1)).queries
         done, arrival = (queries[name].to_numpy(np.int64) for name in ("done_ns", "arrival_ns"))
         in_system: FloatArray = (done - arrival) / NS_PER_MS
         return in_system

@@ -18,19 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from accelerator.devices import model_configs
-from accelerator.service import ServiceTable, overheads_of, recording_of
+from accelerator.replay import overheads_of, recording_of
+from accelerator.service import ServiceTable
 from backends.opening import OpenSession, open_session
-from backends.tuning.calibration import Sample, calibration_of, sample
+from backends.tuning.calibration import Sample, calibrations_of, sample
 from backends.tuning.probe import Sla, capacity_qps, latencies_ms, max_rate_qps
 from backends.virtual.simulated import SimulatedSession
 from experiments.common.study import Study, View, names, passed_on, progress
 from experiments.simulator_validation import plot
+from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
 from infra.results.rows import Rows
 from infra.settings.cli import parse
 from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, Schedule, draw_schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 FloatArray = npt.NDArray[np.float64]
 POLICIES = {"CPU": Policy(128), "CPU + accelerator": Policy(128, 256)}
@@ -130,11 +132,12 @@ class RateRow:
 class Comparison:
     """Real and simulated runs of one model in turn, on one session; they fill both tables."""
 
-    def __init__(self, config: RunConfig, opened: OpenSession, lengths: RunLengths) -> None:
-        self.config = config
-        self.opened = opened
+    def __init__(self, opened: OpenSession, lengths: RunLengths) -> None:
+        self.deployment = opened.deployment
+        self.config = opened.deployment.config
+        self.session = opened.session
         self.lengths = lengths
-        self.engines = {CPU: opened.n_engines, ACCEL: 1}
+        self.engines = {CPU: self.deployment.n_engines, ACCEL: 1}
         self.n_runs = 0
         self.validation: list[ValidationRow] = []
         self.rates: list[RateRow] = []
@@ -158,12 +161,12 @@ class Comparison:
 
     def sample(self) -> Sample:
         """Service times of now."""
-        return sample(self.opened.session, self.config, self.opened.n_engines, 1, SAMPLE_S)
+        return sample(self.session, self.deployment, SAMPLE_S, offloads=True)
 
     def table(self, samples: Sequence[Sample]) -> ServiceTable:
         """The samples' service times for virtual time."""
         inputs = self.config.inputs
-        calibration = calibration_of(samples, self.opened.n_engines)
+        (calibration,) = calibrations_of(samples, self.deployment)
         return calibration.table(inputs.max_mini_batch_size, inputs.numpy_rand_seed)
 
     def real_run(self, policy: Policy, rate_qps: float) -> tuple[Schedule, Rows]:
@@ -171,11 +174,11 @@ class Comparison:
         self.n_runs += 1
         n = int(np.clip(rate_qps * self.lengths.seconds, 200, self.lengths.most_queries))
         schedule = draw_schedule(self.config, n, n // 10, rate_qps, self.n_runs)
-        return schedule, self.opened.session.run(schedule, [Stage(policy)])
+        return schedule, self.session.run(schedule, policy)
 
     def simulate(self, table: ServiceTable, schedule: Schedule, policy: Policy) -> Rows:
         """The same run in virtual time."""
-        return SimulatedSession(self.engines, table).run(schedule, [Stage(policy)])
+        return SimulatedSession(self.engines, table).run(schedule, policy)
 
     def compare(
         self,
@@ -223,7 +226,7 @@ class Comparison:
 
         foretold = in_virtual_time([self.before])
         start_qps = foretold or capacity / 2
-        real = max_rate_qps(self.opened.session, load, policy, sla, start_qps, 0.03)
+        real = max_rate_qps(self.session, load, policy, sla, start_qps, 0.03)
         both = in_virtual_time([self.before, self.sample()])
         error = both / real.value - 1 if real.value else np.nan
         rates = (foretold, both, real.value, real.low, real.high, error)
@@ -262,10 +265,10 @@ def validate(case: ValidationCase) -> dict[str, Sequence[ValidationRow | RateRow
     steps = len(POLICIES) * (len(LOADS) + 1)
     i = 0
     with (
-        open_session(case.config(), progress()) as opened,
+        open_session(resolve(case.config()), progress()) as opened,
         progress().step(f"{case.model}: real and simulated runs") as on_fraction,
     ):
-        comparison = Comparison(case.config(), opened, case.lengths)
+        comparison = Comparison(opened, case.lengths)
         for mode, policy in POLICIES.items():
             for _ in comparison.measure(mode, policy):
                 i += 1

@@ -11,19 +11,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from infra.settings.fields import ConfigError, check_fields
+from infra.settings.fields import ConfigError, check_fields, flag
 
 
 def names(default: tuple[str, ...], help_text: str, among: Collection[str]) -> Any:
-    """An options field of names with commas between, all of them from `among`."""
-    facts = {"help": help_text, "choices": (), "low": None, "high": None, "among": tuple(among)}
-    return dataclasses.field(default=default, metadata=facts)
+    """An options field of names with commas between, all of them from `among` (empty: any)."""
+    metadata = {**flag(default, help_text).metadata, "among": tuple(among)}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def passed_on() -> Any:
     """The options field `flags`: all flags that the study does not have, for another program."""
-    facts = {"help": "", "choices": (), "low": None, "high": None}
-    return dataclasses.field(default=(), metadata=facts)
+    return flag((), "")
 
 
 class _StudyParser(argparse.ArgumentParser):

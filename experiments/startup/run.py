@@ -74,8 +74,8 @@ def start(case: StartCase) -> dict[str, list[StartRow]]:
     file = str(model_configs()[case.model])
     words = ["--config_file", file, *COMMON.split(), "--inference_engines", str(case.engines)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(SCRIPT), *words, "--results_dir", folder]
-        first_query_s = seconds_to_first_query(command)
+        where = ["--results_dir", folder, "--log_file", f"{folder}/tasks.log"]
+        first_query_s = seconds_to_first_query([sys.executable, str(SCRIPT), *words, *where])
         (run,) = Path(folder).glob("*/run.json")
         memory = json.loads(run.read_text())["memory"]
     tables_mib = parse(words).model.table_bytes / 2**20

@@ -253,3 +253,10 @@ def test_every_package_of_the_requirements_has_its_line_in_the_readme():
     lines = itertools.chain(*(text.splitlines() for text in texts))
     for name in (line.split("==")[0] for line in lines if "==" in line):
         assert re.search(rf"\b{name}\b", dependencies), f"{name} has no line in README.md"
+
+
+def test_the_list_of_experiments_is_that_of_the_folders():
+    listed = set(
+        re.findall(r"^\| \[(\w+)\]", (ROOT / "experiments/README.md").read_text(), re.MULTILINE)
+    )
+    assert listed == {page.parent.name for page in ROOT.glob("experiments/*/README.md")}

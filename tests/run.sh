@@ -3,11 +3,12 @@
 # Two tests at a time, but one where it starts engines (tests/conftest.py); -n 0: one at a time, as a debugger needs it.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/build/env.sh"
+DEEPRECSYS_TESTS=1 source "$root/build/env.sh"
 cd "$root"
 
 echo "== ruff"
 ruff check .
+ruff format --check .
 echo "== mypy"
 mypy
 echo "== pytest"

@@ -1,0 +1,1 @@
+"""This machine: engine processes, a FIFO for each pool, one event loop."""

@@ -1,0 +1,1 @@
+"""Drives searches over a session, measures service times and watts."""

@@ -1,0 +1,1 @@
+"""Virtual time: service times instead of engines, one server or a fleet."""

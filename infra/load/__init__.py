@@ -1,0 +1,1 @@
+"""Laws of arrivals, and the readers of files that a load is read from."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.tuning.probe import Sla, capacity_qps, latencies_ms, probe
+from backends.tuning.probe import Sla, capacity_qps, latencies_ms
 from backends.virtual.fleet import ROUTES, Fleet, FleetRun, ServerKind
 from backends.virtual.simulated import SimulatedSession
 from experiments.cluster import plot
@@ -28,6 +28,7 @@ from experiments.common.servers import (
     MEDIUM_SLA_MS,
     N_ENGINES,
     Server,
+    best_of,
     ladder,
     load_config,
     service_table,
@@ -176,14 +177,7 @@ def rate_policies(model: str) -> Policies:
         goal = Goal(0.5 * capacity_qps(session, config, static, N_ENGINES), 0.02)
         load = CommonLoad(config, sla.max_queries, 2)
         knobs = {"batch_items": ladder(2), "offload_items": thresholds}
-        search = HillClimb(knobs, static, goal)
-        while (trial := search.propose()) is not None:
-            probed = probe(session, load, sla, trial)
-            assert probed is not None, "virtual time is not interrupted"
-            search.observe(probed.outcome)
-        best = search.best
-        assert best is not None, "every search ends with a policy"
-        tuned[name] = best.policy
+        tuned[name] = best_of(HillClimb(knobs, static, goal), session, load, sla).policy
     return tuned
 
 

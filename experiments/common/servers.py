@@ -9,11 +9,14 @@ import numpy as np
 from accelerator.devices import ROOT, derived_profile, latency_profile, load_device, model_configs
 from accelerator.latency import Profile
 from accelerator.service import ServiceTable, table_of_profiles
+from backends.tuning.probe import Sla, probe
+from backends.virtual.simulated import SimulatedSession
 from infra.load.arrivals import draw_gaps_ns
 from infra.rng import stream
 from infra.settings.cli import parse
 from infra.settings.config import LoadConfig, RunConfig
-from loadGenerator import Schedule
+from loadGenerator import CommonLoad, Schedule
+from scheduler import Limit, Search
 
 MEDIUM_SLA_MS = {
     "rm1": 100,
@@ -67,6 +70,16 @@ def load_config() -> RunConfig:
     """Production query sizes up to the paper's 1,000 items, Poisson arrivals."""
     words = f"--queue --num_batches 32 --max_mini_batch_size {LARGEST} --arrival_qps 1"
     return parse([*words.split(), "--batch_size_distribution", "production"])
+
+
+def best_of(search: Search, session: SimulatedSession, load: CommonLoad, sla: Sla) -> Limit:
+    """Run a search to its end in virtual time, all trials on one load."""
+    while (trial := search.propose()) is not None:
+        probed = probe(session, load, sla, trial)
+        assert probed is not None, "virtual time is not interrupted"
+        search.observe(probed.outcome)
+    assert search.best is not None, "a search ends with a policy"
+    return search.best
 
 
 def schedule_at(rate_qps: float, seed: int, seconds: float = SECONDS) -> Schedule:

@@ -221,7 +221,7 @@ class CaseSearches:
             seconds += probed.seconds
             search.observe(probed.outcome)
         best = search.best
-        assert best is not None, "every search ends with a policy"
+        assert best is not None, "a search ends with a policy"
         row = VirtualRow(
             self.case.model,
             self.case.sla,

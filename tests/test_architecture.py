@@ -22,9 +22,10 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 TORCH = {
     "models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py",
-    "experiments/embedding", "experiments/common/core_limits.py", "experiments/model_speed", "experiments/operator_breakdown", "experiments/roofline",
+    "experiments/embedding", "experiments/model_speed", "experiments/operator_breakdown", "experiments/roofline",
     "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/datasets/movielens.py",
     "experiments/recpipe/datasets/click_rankers.py", "experiments/recpipe/datasets/ranked.py",
+    "experiments/common/core_limits.py",
 }  # fmt: skip
 FILES = [
     p

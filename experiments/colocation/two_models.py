@@ -1,102 +1,122 @@
 #!/usr/bin/env python3
 """Two models on one machine, each with its own SLA: how much of its load does each still carry?
 
-python experiments/colocation/two_models.py [--pairs wnd+ncf,rm1+dien] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
+python experiments/colocation/two_models.py [--pairs wnd+ncf,rm1+dien] [--quick] [--out FOLDER]
+    [flags of DeepRecSys.py]
 
 Real engines, one a model, each model with its own driver and Poisson load, at equal fractions of
-what its engine carries alone. At every fraction: the first alone, the second alone, both at once.
-two_models.csv gets a line a run as it ends; two_models.png is made of it. Needs two cores; some 4
-minutes, --quick some 2.
+what its engine carries alone. At each fraction: the first alone, the second alone, both at once.
+two_models.csv grows pair by pair; two_models.png is made of it. Needs two cores; some 4 minutes,
+--quick some 2.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import multiprocessing
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from accelerator.devices import model_configs
 from backends.opening import open_session
-from backends.tuning.probe import capacity_qps, latencies_ms
+from backends.tuning.probe import capacity_qps
+from experiments.common.panels import finish, legend, model_line, panels
+from experiments.common.released import MODELS, ONE_ENGINE, config_of
 from experiments.common.servers import MEDIUM_SLA_MS
+from experiments.common.study import Study, View, passed_on, progress
+from experiments.common.tails import Tail, load_for, tail_of, warm_ms
+from infra.deployment import resolve
 from infra.progress import Progress
-from infra.results.figures import color, plain_log, style
-from infra.results.report import console, frame
-from infra.settings.cli import parse
-from infra.settings.config import RunConfig
-from loadGenerator import draw_schedule
-from scheduler import Policy, Stage
+from infra.settings.config import ConfigError, RunConfig
+from infra.settings.fields import flag
+from scheduler import Policy
 
-HERE = Path(__file__).resolve().parent
-PAIRS = "wnd+ncf,rm1+dien,rm2+rm3"
 FRACTIONS = (0.3, 0.5, 0.7, 0.85)
-SECONDS, QUICK_SECONDS = 8.0, 4.0  # of a run
-BATCH, LARGEST = 128, 1024
-ALONE, TOGETHER = "alone", "both at once"
-COMMON = [
-    "--queue",
-    "--inference_engines",
-    "1",
-    "--num_batches",
-    "16",
-    "--max_mini_batch_size",
-    str(LARGEST),
-    "--batch_size_distribution",
-    "production",
-    "--batch_configs",
-    str(BATCH),
-    "--progress",
-    "none",
-]
+POLICY = Policy(128)
+ALONE = "alone"
+TOGETHER = "both at once"
 
 
-def config_of(name: str, flags: Sequence[str]) -> RunConfig:
+@dataclass(frozen=True)
+class SharingOptions:
+    """Flags of the study."""
+
+    pairs: tuple[str, ...] = flag(("wnd+ncf", "rm1+dien", "rm2+rm3"), "model+model, with commas")
+    seconds: float = flag(0.0, "length of a run; 0: the effort's", low=0)
+    flags: tuple[str, ...] = passed_on()
+
+
+@dataclass(frozen=True)
+class SharingCase:
+    """Two models, each alone and both at once, at all fractions of their loads."""
+
+    pair: str
+    seconds: float
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SharingRow:
+    """A run of one model's engine, alone or beside the other's."""
+
+    pair: str
+    model: str
+    company: str
+    fraction: float
+    rate_qps: float
+    sla_ms: float
+    queries: int
+    tail: Tail
+    meets_sla: bool
+
+
+def cases(seconds: float, options: SharingOptions) -> list[SharingCase]:
+    """A case a pair; raises ConfigError for what is no pair. Bad flags end the program here."""
+    for pair in options.pairs:
+        models = set(pair.split("+"))
+        if pair.count("+") != 1 or len(models) != 2 or not models <= set(MODELS):
+            problem = f"{pair}; expected two different ones of {', '.join(MODELS)}"
+            raise ConfigError("pairs", problem)
+        for model in models:
+            config_under_sla(model, options.flags)
+    seconds = options.seconds or seconds
+    return [SharingCase(pair, seconds, options.flags) for pair in options.pairs]
+
+
+def config_under_sla(model: str, flags: Sequence[str]) -> RunConfig:
     """One engine of one model under its medium SLA."""
-    sla = ["--target_latency", str(MEDIUM_SLA_MS[name])]
-    return parse(["--config_file", str(model_configs()[name]), *COMMON, *sla, *flags])
+    return config_of(model, f"{ONE_ENGINE} --target_latency {MEDIUM_SLA_MS[model]}", flags)
 
 
-def serve(config: RunConfig, pipe: Connection) -> None:
-    """A model's driver: says its capacity, then answers each (rate, seconds, run) with quantiles;
+def drive(config: RunConfig, seconds: float, pipe: Connection) -> None:
+    """A model's driver: sends its capacity, then a run's queries and tail for each (rate, run).
+
     None ends it.
     """
     with (
         contextlib.suppress(EOFError),
-        Progress("none") as progress,
-        open_session(config, progress) as opened,
+        Progress("none") as quiet,
+        open_session(resolve(config), quiet) as opened,
     ):
-        pipe.send(capacity_qps(opened.session, config, Policy(BATCH), opened.n_engines))
+        n_engines = config.engines.inference_engines
+        pipe.send(capacity_qps(opened.session, config, POLICY, n_engines))
         while (order := pipe.recv()) is not None:
-            rate_qps, seconds, run_id = order
-            n = max(int(rate_qps * seconds), 100)
-            schedule = draw_schedule(config, n, n // 10, rate_qps, run_id)
-            latency = latencies_ms(opened.session.run(schedule, [Stage(Policy(BATCH))]))[
-                schedule.n_warmup :
-            ]
-            p50, p95, p99 = (float(np.quantile(latency, p)) for p in (0.5, 0.95, 0.99))
-            pipe.send({"queries": len(latency), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99})
+            schedule = load_for(seconds, config, *order)
+            latency_ms = warm_ms(opened.session, schedule, POLICY)
+            pipe.send((len(latency_ms), tail_of(latency_ms)))
 
 
 @contextlib.contextmanager
-def server(config: RunConfig) -> Iterator[tuple[Connection, float]]:
-    """A driver process of its own with its engine; the pipe to it and what its engine carries
-    (QPS).
-    """
+def driver(model: str, case: SharingCase) -> Iterator[tuple[Connection, float]]:
+    """A process that drives the model's engine: the pipe to it, and the engine's capacity."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(config, theirs))
+    words = config_under_sla(model, case.flags), case.seconds, theirs
+    process = context.Process(target=drive, args=words)
     process.start()
     theirs.close()
     try:
@@ -104,131 +124,74 @@ def server(config: RunConfig) -> Iterator[tuple[Connection, float]]:
     finally:
         with contextlib.suppress(OSError):
             ours.send(None)
-        ours.close()
         process.join()
 
 
-def rows_of(
-    pair: tuple[str, str], seconds: float, flags: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """A row a model, fraction and company, as the runs end."""
-    configs = [config_of(name, flags) for name in pair]
-    with server(configs[0]) as first, server(configs[1]) as second:
-        both = dict(zip(pair, (first, second), strict=True))
+def share(case: SharingCase) -> dict[str, list[SharingRow]]:
+    """A row a model, fraction and company; raises EOFError where a driver ends early."""
+    pair = case.pair.split("+")
+    rows = []
+    with contextlib.ExitStack() as stack, progress().step(case.pair) as on_fraction:
+        drivers = {model: stack.enter_context(driver(model, case)) for model in pair}
         for run_id, fraction in enumerate(FRACTIONS):
-            for company in ((pair[0],), (pair[1],), pair):
-                for name in company:
-                    pipe, capacity = both[name]
-                    pipe.send((fraction * capacity, seconds, run_id))
-                for name in company:
-                    pipe, capacity = both[name]
-                    sla_ms = MEDIUM_SLA_MS[name]
-                    found = pipe.recv()
-                    yield {
-                        "pair": "+".join(pair),
-                        "model": name,
-                        "company": TOGETHER if len(company) > 1 else ALONE,
-                        "fraction": fraction,
-                        "rate_qps": fraction * capacity,
-                        "sla_ms": sla_ms,
-                        **found,
-                        "meets_sla": found["p95_ms"] <= sla_ms,
-                    }
+            on_fraction(run_id / len(FRACTIONS), f"at {fraction:.0%} of the load")
+            for company in ([pair[0]], [pair[1]], pair):
+                name = TOGETHER if company == pair else ALONE
+                for model in company:
+                    pipe, capacity_qps = drivers[model]
+                    pipe.send((fraction * capacity_qps, run_id))
+                for model in company:
+                    pipe, capacity_qps = drivers[model]
+                    n, tail = pipe.recv()
+                    sla_ms = MEDIUM_SLA_MS[model]
+                    load = fraction, fraction * capacity_qps, sla_ms
+                    met = tail.p95_ms <= sla_ms
+                    rows.append(SharingRow(case.pair, model, name, *load, n, tail, met))
+    return {"two_models": rows}
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A panel a pair: p95 over the SLA by the fraction of the load carried alone."""
-    pairs = list(dict.fromkeys(rows["pair"]))
-    figure = Figure(figsize=(4.6 * len(pairs), 4.2), layout="constrained")
-    for i, pair in enumerate(pairs):
-        axes = figure.add_subplot(1, len(pairs), i + 1)
-        for (model, company), own in rows[rows["pair"] == pair].groupby(
-            ["model", "company"], sort=False
-        ):
-            together = company == TOGETHER
-            axes.plot(
-                own["fraction"],
-                own["p95_ms"] / own["sla_ms"],
-                "o-" if together else "o--",
-                color=color(str(model)),
-                markersize=4,
-                label=f"{model} {company}",
-            )
+    pairs = rows.groupby("pair", sort=False)
+    figure, all_axes = panels(len(pairs), 4.6, 4.2)
+    for axes, (pair, runs) in zip(all_axes, pairs, strict=True):
+        for (model, company), part in runs.groupby(["model", "company"], sort=False):
+            line = "o-" if company == TOGETHER else "o--"
+            p95 = part["p95_ms"] / part["sla_ms"]
+            model_line(axes, model, part["fraction"], p95, line, f"{model} {company}")
         axes.axhline(1, color="#c1121f", linestyle=":", label="SLA")
-        plain_log(axes, "y")
-        style(
-            axes,
-            "load, of what the engine carries alone",
-            "p95 over the SLA" if i == 0 else "",
-            pair,
-        )
-        axes.legend(fontsize=7, frameon=False)
+        finish(axes, "load, of what the engine carries alone", "p95 over the SLA", pair, log="y")
+        legend(axes, 7)
     return figure
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line a pair and model: the largest fraction of the load that meets the SLA, alone and with
-    the other.
-    """
+    """A line a pair and model: the largest load within the SLA, alone and with the other model."""
     lines = []
-    for (pair, model), own in rows.groupby(["pair", "model"], sort=False):
-        line: dict[str, object] = {
-            "pair": pair,
-            "model": model,
-            "SLA ms": float(own["sla_ms"].iloc[0]),
-        }
+    for (pair, model), runs in rows.groupby(["pair", "model"], sort=False):
+        line = {"pair": pair, "model": model, "SLA ms": runs["sla_ms"].iloc[0]}
         for company in (ALONE, TOGETHER):
-            met = own[(own["company"] == company) & own["meets_sla"]]
-            best = met.loc[met["fraction"].idxmax()] if len(met) else None
-            line[f"QPS, {company}"] = best["rate_qps"] if best is not None else 0.0
-            line[f"p95 ms, {company}"] = best["p95_ms"] if best is not None else np.nan
-        grid = own.pivot_table(index="fraction", columns="company", values="p95_ms")
-        line["p95 together/alone"] = float((grid[TOGETHER] / grid[ALONE]).median())
+            met = runs[(runs["company"] == company) & runs["meets_sla"]].set_index("fraction")
+            best = met.loc[max(met.index)] if len(met) else {"rate_qps": 0.0, "p95_ms": np.nan}
+            line[f"QPS, {company}"] = best["rate_qps"]
+            line[f"p95 ms, {company}"] = best["p95_ms"]
+        p95_ms = runs.pivot_table("p95_ms", index="fraction", columns="company")
+        line["p95 together/alone"] = (p95_ms[TOGETHER] / p95_ms[ALONE]).median()
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", default=PAIRS, help="model+model, with commas")
-    parser.add_argument("--quick", action="store_true", help="shorter runs")
-    parser.add_argument("--seconds", type=float, help=f"of a run (default: {SECONDS:g})")
-    parser.add_argument("--out", type=Path, default=HERE)
-    args, flags = parser.parse_known_args(argv)
-    pairs = [tuple(pair.split("+")) for pair in args.pairs.split(",")]
-    for pair in pairs:
-        if len(pair) != 2 or len(set(pair)) != 2 or not set(pair) <= set(MEDIUM_SLA_MS):
-            parser.error(
-                f"--pairs: {'+'.join(pair)}; expected two different ones of "
-                f"{', '.join(MEDIUM_SLA_MS)}"
-            )
-        for name in pair:
-            config_of(name, flags)  # bad flags end here
-    seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "two_models.csv"
-    rows = []
-    n_runs = len(pairs) * len(FRACTIONS) * 4
-    try:
-        with Progress("auto") as progress, progress.step("two models") as on_fraction:
-            for pair in pairs:
-                for row in rows_of((pair[0], pair[1]), seconds, flags):
-                    rows.append(row)
-                    pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
-                    on_fraction(
-                        len(rows) / n_runs, f"{row['pair']}: {row['model']} {row['company']}"
-                    )
-    except EOFError:
-        sys.stderr.write("two_models: a model's driver ended early; what it said is above\n")
-        return 1
-    table = pd.DataFrame(rows)
-    draw(table).savefig(args.out / "two_models.png", dpi=110)
-    console().print(frame("Highest load of the sweep under each model's own SLA", summary(table)))
-    return 0
-
+STUDY = Study(
+    "colocation_two_models",
+    "Two models on one machine, each with its own SLA: what does each still carry?",
+    cases,
+    share,
+    efforts={"quick": 4.0, "full": 8.0},  # seconds of a run
+    options=SharingOptions,
+    figures={"two_models": View(draw, "two_models")},
+    report={"Highest load of the sweep under each model's own SLA": View(summary, "two_models")},
+    float_format="%.4g",
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -312,7 +312,7 @@ class Study:
         return files
 
     def _publish(self, files: Sequence[Path]) -> None:
-        data = Path(inspect.getfile(self.cases)).resolve().parent / "data"
+        data = Path(inspect.getfile(self.run)).resolve().parent / "data"
         data.mkdir(exist_ok=True)
         for file in files:
             shutil.copy(file, data)

@@ -1,114 +1,105 @@
 #!/usr/bin/env python3
-"""How much do the release's gaps (whole-ms Poisson draws) understate the tail against Poisson
-arrivals?
+"""How much do the release's gaps (whole-ms Poisson draws) understate the tail?
 
-One FIFO engine with a constant service time in virtual time, the same engine under both laws.
-python experiments/load_generator/legacy_gaps.py [FOLDER]     writes legacy_gaps.csv and legacy_gaps.png
+One FIFO engine with a constant service time in virtual time, under both laws.
+python experiments/load_generator/legacy_gaps.py [--out FOLDER]   writes legacy_gaps.csv and .png
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from backends.virtual.simulated import SimulatedSession
+from experiments.common.panels import finish, legend, panels
+from experiments.common.study import Study, View
+from experiments.common.tails import P95, p95_of, warm_ms
 from infra.clock import NS_PER_MS
 from infra.load.arrivals import draw_gaps_ns
 from infra.messages import CPU
-from infra.results.figures import style
-from infra.results.stats import quantile
 from infra.rng import stream
 from infra.settings.config import LoadConfig
 from loadGenerator import Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 SERVICE_MS = 20.0
 UTILISATIONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
-N_QUERIES, N_WARMUP = 20_000, 2_000
-LABELS = {
-    "exponential": "exponential gaps (Poisson arrivals)",
-    "legacy": "legacy: whole-ms Poisson gaps",
+N_QUERIES = 20_000
+N_WARMUP = 2_000
+LAWS = {
+    "exponential": ("exponential gaps (Poisson arrivals)", "#1f77b4"),
+    "legacy": ("legacy: whole-ms Poisson gaps", "#d1495b"),
 }
 
 
-def measure() -> pd.DataFrame:
-    """process, utilisation, p95_ms, low_ms, high_ms."""
-    rows = []
-    for process in LABELS:
-        for utilisation in UTILISATIONS:
-            load = LoadConfig(arrival_process=process)
-            gaps_ns = draw_gaps_ns(
-                load, 1000 * utilisation / SERVICE_MS, N_QUERIES, stream(1, "arrivals")
-            )
-            ones = np.ones(N_QUERIES, np.int32)
-            schedule = Schedule(np.cumsum(gaps_ns), ones, ones, N_WARMUP)
-            session = SimulatedSession({CPU: 1}, lambda _: round(SERVICE_MS * NS_PER_MS))
-            queries = session.run(schedule, [Stage(Policy(1))]).queries[N_WARMUP:]
-            p95 = quantile(
-                (queries["done_ns"] - queries["arrival_ns"]).to_numpy(float) / NS_PER_MS, 0.95
-            )
-            rows.append((process, utilisation, p95.value, p95.low, p95.high))
-    return pd.DataFrame(rows, columns=["process", "utilisation", "p95_ms", "low_ms", "high_ms"])
+@dataclass(frozen=True)
+class GapsCase:
+    """One law of the gaps at one load."""
+
+    process: str
+    utilisation: float
 
 
-def tail_vs_utilisation(table: pd.DataFrame) -> Figure:
+@dataclass(frozen=True)
+class GapsRow:
+    """The tail of a case."""
+
+    case: GapsCase
+    p95: P95
+
+
+def cases(*_: object) -> list[GapsCase]:
+    """Both laws at all loads."""
+    return [GapsCase(law, load) for law in LAWS for load in UTILISATIONS]
+
+
+def simulate(case: GapsCase) -> dict[str, list[GapsRow]]:
+    """The case's row."""
+    load = LoadConfig(arrival_process=case.process)
+    rate_qps = 1000 * case.utilisation / SERVICE_MS
+    gaps_ns = draw_gaps_ns(load, rate_qps, N_QUERIES, stream(1, "arrivals"))
+    ones = np.ones(N_QUERIES, np.int32)
+    schedule = Schedule(np.cumsum(gaps_ns), ones, ones, N_WARMUP)
+    session = SimulatedSession({CPU: 1}, lambda _: round(SERVICE_MS * NS_PER_MS))
+    return {"legacy_gaps": [GapsRow(case, p95_of(warm_ms(session, schedule, Policy(1))))]}
+
+
+def tail_vs_utilisation(rows: pd.DataFrame) -> Figure:
     """p95 by utilisation for both laws; the service time is drawn as the floor."""
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    for (process, part), shade in zip(
-        table.groupby("process", sort=False), ("#1f77b4", "#d1495b"), strict=True
-    ):
-        axes.plot(
-            part["utilisation"],
-            part["p95_ms"],
-            "o-",
-            color=shade,
-            markersize=4,
-            label=LABELS[str(process)],
-        )
-        axes.fill_between(
-            part["utilisation"],
-            part["low_ms"],
-            part["high_ms"],
-            color=shade,
-            alpha=0.2,
-            linewidth=0,
-        )
-    axes.axhline(
-        SERVICE_MS, color="#444444", linestyle=":", label=f"service time {SERVICE_MS:g} ms"
-    )
+    figure, (axes,) = panels(1, 6.4, 3.8)
+    for process, part in rows.groupby("process", sort=False):
+        label, shade = LAWS[process]
+        x = part["utilisation"]
+        axes.plot(x, part["p95_ms"], "o-", color=shade, markersize=4, label=label)
+        axes.fill_between(x, part["low_ms"], part["high_ms"], color=shade, alpha=0.2, linewidth=0)
+    label = f"service time {SERVICE_MS:g} ms"
+    axes.axhline(SERVICE_MS, color="#444444", linestyle=":", label=label)
     axes.set_ylim(bottom=0)
-    style(
-        axes,
-        "utilisation of the engine",
-        "p95 latency (ms)",
-        "One FIFO engine, constant service time",
-    )
-    axes.legend(fontsize=8, frameon=False)
+    title = "One FIFO engine, constant service time"
+    finish(axes, "utilisation of the engine", "p95 latency (ms)", title)
+    legend(axes)
     return figure
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    folder = Path(argv[0]) if argv else Path(__file__).resolve().parent
-    table = measure()
-    table.to_csv(folder / "legacy_gaps.csv", index=False, float_format="%.3f")
-    tail_vs_utilisation(table).savefig(folder / "legacy_gaps.png", dpi=110)
-    print(
-        table.pivot_table(index="utilisation", columns="process", values="p95_ms")
-        .round(1)
-        .to_string()
-    )
-    return 0
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """p95 by utilisation, a column a law."""
+    return rows.pivot_table("p95_ms", index="utilisation", columns="process")
 
+
+STUDY = Study(
+    "legacy_gaps",
+    "How much do the release's gaps understate the tail against Poisson arrivals?",
+    cases,
+    simulate,
+    efforts={"quick": None, "full": None},  # it takes some seconds
+    parallel=True,
+    figures={"legacy_gaps": View(tail_vs_utilisation, "legacy_gaps")},
+    report={"p95 (ms) by the law of the gaps": View(summary, "legacy_gaps")},
+    float_format="%.3f",
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

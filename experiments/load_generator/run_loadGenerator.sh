@@ -4,7 +4,6 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../build/env.sh"
-out=${OUT:-results/load_generator}
-mkdir -p "$out"
+out=${OUT:-results/load_generator-$(date +%Y%m%d-%H%M%S)}
 python "$here/what_load_does.py" "$@" --out "$out"
-python "$here/legacy_gaps.py" "$out"
+python "$here/legacy_gaps.py" --out "$out"

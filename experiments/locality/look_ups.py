@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What locality does to the look-up's time and to p95: uniform ids against Zipf's law, on full
-tables.
+"""What locality does to the look-up's time and to p95: uniform ids against Zipf's law, full tables.
 
-python experiments/locality/look_ups.py [--models rm1,rm2] [--quick] [--out FOLDER] [flags of DeepRecSys.py]
+python experiments/locality/look_ups.py [--models rm1,rm2] [--quick] [--out FOLDER]
+    [flags of DeepRecSys.py]
 
 look_ups.csv: SparseLengthsSum's and the whole model's time with ids of each law, in turn, over the
 time with uniform ids. p95.csv: the real engines at the same rate and schedule with each law. Some 7
@@ -11,255 +11,221 @@ minutes, --quick (one model) some 2.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from accelerator.devices import model_configs
 from backends.opening import open_session
 from backends.tuning.probe import capacity_qps, latencies_ms
-from infra.progress import OnFraction, Progress
-from infra.results.figures import color, style
-from infra.results.report import console, frame
+from experiments.common.core_limits import median_s
+from experiments.common.fresh_calls import SEED
+from experiments.common.panels import finish, legend, model_line, panels
+from experiments.common.released import LARGEST_ITEMS, MODELS, ONE_ENGINE, config_of
+from experiments.common.study import Study, View, names, passed_on, progress
+from experiments.common.tails import load_for
+from experiments.locality.hit_rates import ALPHAS, law_name
+from infra.deployment import resolve
+from infra.progress import Progress
+from infra.results.figures import color
 from infra.results.stats import quantile
-from infra.settings.cli import parse
 from infra.settings.config import RunConfig
-from loadGenerator import draw_schedule
+from infra.settings.fields import flag
 from models import build
+from models.batch import Batch
 from models.inputs.synthetic import InputPool
-from scheduler import Policy, Stage
+from scheduler import Policy
 
-HERE = Path(__file__).resolve().parent
-MODELS = ("rm1", "rm2", "wnd")
-ALPHAS = (0.0, 0.8, 1.05, 1.2)
 ITEMS = 256
-LARGEST = 1024
 N_INPUTS = 8
-SEED = 4
-BATCH, LOAD = 128, 0.6
-COMMON = [
-    "--queue",
-    "--num_batches",
-    str(N_INPUTS),
-    "--max_mini_batch_size",
-    str(LARGEST),
-    "--inference_engines",
-    "1",
-    "--batch_size_distribution",
-    "production",
-    "--batch_configs",
-    str(BATCH),
-    "--progress",
-    "none",
-]
+POLICY = Policy(128)
+LOAD = 0.6
+LOOK_UP = "SparseLengthsSum"
 
 
 @dataclass(frozen=True)
-class Effort:
+class LookUpsEffort:
     """How much is measured."""
 
-    models: Sequence[str] = MODELS
+    models: tuple[str, ...] = ("rm1", "rm2", "wnd")
     rounds: int = 9
     seconds: float = 8.0  # of a run on engines
     p95_rounds: int = 2
 
 
-QUICK = Effort(("rm2",), 5, 4.0, 1)
+@dataclass(frozen=True)
+class LookUpsOptions:
+    """Flags of the study."""
+
+    models: tuple[str, ...] = names((), "models (default: the effort's)", MODELS)
+    seconds: float = flag(0.0, "length of a run on engines; 0: the effort's", low=0)
+    flags: tuple[str, ...] = passed_on()
 
 
-def config_of(name: str, alpha: float, flags: Sequence[str]) -> RunConfig:
-    """A model whose ids follow Zipf's law; 0: uniform, drawn as ever."""
-    law = ["--data_generation", "zipf", "--zipf_alpha", str(alpha)] if alpha else []
-    return parse(["--config_file", str(model_configs()[name]), *COMMON, *law, *flags])
+@dataclass(frozen=True)
+class LookUpsCase:
+    """One model under all laws of ids."""
+
+    model: str
+    effort: LookUpsEffort
+    flags: tuple[str, ...]
 
 
-def law_name(alpha: float) -> str:
-    """For tables and legends."""
-    return f"Zipf {alpha:g}" if alpha else "uniform"
+@dataclass(frozen=True)
+class LookUpsRow:
+    """Median time of a part with ids of a law; median, least and largest ratio of paired rounds."""
+
+    model: str
+    law: str
+    part: str
+    ms: float
+    over_uniform: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class ServedRow:
+    """A run on engines with ids of a law."""
+
+    model: str
+    law: str
+    round: int
+    rate_qps: float
+    queries: int
+    service_ms: float
+    p50_ms: float
+    p95_ms: float
+    p95_low: float
+    p95_high: float
+
+
+def cases(effort: LookUpsEffort, options: LookUpsOptions) -> list[LookUpsCase]:
+    """A case a model. Bad flags end the program here."""
+    models = options.models or effort.models
+    effort = replace(effort, models=(), seconds=options.seconds or effort.seconds)
+    chosen = [LookUpsCase(model, effort, options.flags) for model in models]
+    for case in chosen:
+        config_with(0, case)
+    return chosen
+
+
+def config_with(alpha: float, case: LookUpsCase) -> RunConfig:
+    """The model with ids by Zipf's law; 0: uniform, drawn as ever."""
+    law = f"--data_generation zipf --zipf_alpha {alpha}" if alpha else ""
+    return config_of(case.model, f"{ONE_ENGINE} --num_batches {N_INPUTS} {law}", case.flags)
+
+
+def batches_of(config: RunConfig) -> list[Batch]:
+    """All items of the inputs, some at a time."""
+    pool = InputPool.of(config)
+    starts = range(0, LARGEST_ITEMS, ITEMS)
+    return [pool.batch(i, first, ITEMS) for first in starts for i in range(N_INPUTS)]
+
+
+def median_ms(call: Callable[[Batch], object], batches: Sequence[Batch]) -> float:
+    """Median time of a call over all batches."""
+    return median_s(lambda i: call(batches[i]), len(batches)) * 1e3
 
 
 @torch.inference_mode()
-def look_ups(
-    name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction
-) -> list[dict[str, object]]:
-    """A row a law: medians of paired rounds, of the look-up alone and of the whole model, over
-    uniform ids.
-    """
-    model = build(config_of(name, 0.0, flags).model, SEED, device=torch.device("cpu"))
-    pools = {}
-    for i, alpha in enumerate(ALPHAS):
-        on_fraction(0.5 * i / len(ALPHAS), f"{name}: drawing {law_name(alpha)} ids")
-        pools[alpha] = InputPool.of(config_of(name, alpha, flags))
-    slices = [(i, first) for first in range(0, LARGEST, ITEMS) for i in range(N_INPUTS)]
-    times: dict[tuple[float, str], list[float]] = {}
-    for round_id in range(-1, effort.rounds):
-        on_fraction(0.5 + 0.5 * max(round_id, 0) / effort.rounds, f"{name}: look-ups")
-        for alpha, pool in pools.items():
-            for part, call in (("SparseLengthsSum", model.tables), ("model", model)):
-                own = []
-                for input_id, first in slices:
-                    batch = pool.batch(input_id, first, ITEMS)
-                    start = time.perf_counter()
-                    call(batch)
-                    own.append((time.perf_counter() - start) * 1e3)
-                if round_id >= 0:
-                    times.setdefault((alpha, part), []).append(float(np.median(own)))
-    rows: list[dict[str, object]] = []
-    for (alpha, part), own in times.items():
-        ratios = np.array(own) / np.array(times[0.0, part])
-        rows.append(
-            {
-                "model": name,
-                "law": law_name(alpha),
-                "part": part,
-                "ms": np.median(own),
-                "over_uniform": np.median(ratios),
-                "least": ratios.min(),
-                "most": ratios.max(),
-            }
-        )
+def look_ups(case: LookUpsCase) -> list[LookUpsRow]:
+    """A row a law and part: the look-up alone and the whole model, in turn."""
+    config = config_with(0, case)
+    model = build(config.model, SEED, device=torch.device("cpu"))
+    batches = {law_name(alpha): batches_of(config_with(alpha, case)) for alpha in ALPHAS}
+    parts = {LOOK_UP: model.tables, "model": model}
+    calls = [(law, part) for law in batches for part in parts]
+    rounds = [
+        [median_ms(parts[part], batches[law]) for law, part in calls]
+        for _ in range(1 + case.effort.rounds)
+    ]
+    times = pd.DataFrame(rounds[1:], columns=calls)
+    rows = []
+    for law, part in calls:
+        ms = times[law, part]
+        ratios = ms / times[law_name(0), part]
+        spread = ratios.median(), ratios.min(), ratios.max()
+        rows.append(LookUpsRow(case.model, law, part, ms.median(), *spread))
     return rows
 
 
-def tails(
-    name: str, effort: Effort, flags: Sequence[str], on_fraction: OnFraction
-) -> list[dict[str, object]]:
-    """A row a law and round: quantiles on real engines at LOAD of what they carry with uniform ids."""
-    rows: list[dict[str, object]] = []
+def serve(case: LookUpsCase) -> list[ServedRow]:
+    """A row a law and round, at LOAD of what the engines carry with uniform ids."""
+    rows: list[ServedRow] = []
     rate_qps = 0.0
-    for round_id in range(effort.p95_rounds):
+    for round_id in range(case.effort.p95_rounds):
         for alpha in ALPHAS if round_id % 2 == 0 else ALPHAS[::-1]:
-            on_fraction(
-                len(rows) / len(ALPHAS) / effort.p95_rounds,
-                f"{name}: engines with {law_name(alpha)} ids",
-            )
-            config = config_of(name, alpha, flags)
-            with Progress("none") as progress, open_session(config, progress) as opened:
+            config = config_with(alpha, case)
+            with Progress("none") as quiet, open_session(resolve(config), quiet) as opened:
+                n_engines = config.engines.inference_engines
                 rate_qps = rate_qps or LOAD * capacity_qps(
-                    opened.session, config, Policy(BATCH), opened.n_engines
+                    opened.session, config, POLICY, n_engines
                 )
-                n = max(int(rate_qps * effort.seconds), 200)
-                schedule = draw_schedule(config, n, n // 10, rate_qps, round_id)
-                found = opened.session.run(schedule, [Stage(Policy(BATCH))])
-            latency = latencies_ms(found)[schedule.n_warmup :]
-            p95 = quantile(latency, 0.95)
-            service_ms = (found.tasks["end_ns"] - found.tasks["start_ns"]).mean() / 1e6
-            rows.append(
-                {
-                    "model": name,
-                    "law": law_name(alpha),
-                    "round": round_id,
-                    "rate_qps": rate_qps,
-                    "queries": len(latency),
-                    "service_ms": service_ms,
-                    "p50_ms": float(np.median(latency)),
-                    "p95_ms": p95.value,
-                    "p95_low": p95.low,
-                    "p95_high": p95.high,
-                }
-            )
+                schedule = load_for(case.effort.seconds, config, rate_qps, round_id, fewest=200)
+                answered = opened.session.run(schedule, POLICY)
+            latency_ms = latencies_ms(answered)[schedule.n_warmup :]
+            service_ms = (answered.tasks["end_ns"] - answered.tasks["start_ns"]).mean() / 1e6
+            run = law_name(alpha), round_id, rate_qps, len(latency_ms), service_ms
+            tail = float(np.median(latency_ms)), *astuple(quantile(latency_ms, 0.95))
+            rows.append(ServedRow(case.model, *run, *tail))
             gc.collect()
     return rows
 
 
-def draw(rows: pd.DataFrame, p95: pd.DataFrame) -> Figure:
-    """Left: look-up (solid) and model (dashed) over uniform ids; right: p95 over that with uniform
-    ids.
-    """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def measure(case: LookUpsCase) -> dict[str, list[Any]]:
+    """Both tables' rows."""
+    with progress().step(case.model) as on_fraction:
+        on_fraction(0.0, "on engines")
+        served = serve(case)
+        on_fraction(0.5, "look-ups")
+        return {"look_ups": look_ups(case), "p95": served}
+
+
+def draw(rows: pd.DataFrame, served: pd.DataFrame) -> Figure:
+    """Time of look-up (solid) and model (dashed), and p95, both over those with uniform ids."""
+    figure, (left, right) = panels(2, 5.5, 4.4)
     laws = [law_name(alpha) for alpha in ALPHAS]
-    for (model, part), own in rows.groupby(["model", "part"], sort=False):
-        line = own.set_index("law").reindex(laws)
-        solid = part == "SparseLengthsSum"
-        left.plot(
-            range(len(laws)),
-            line["over_uniform"],
-            "o-" if solid else "o--",
-            color=color(str(model)),
-            markersize=4,
-            label=f"{model} {part}",
-        )
-        left.fill_between(
-            range(len(laws)), line["least"], line["most"], color=color(str(model)), alpha=0.08
-        )
-    for model, own in p95.groupby("model", sort=False):
-        mean = own.groupby("law")["p95_ms"].median().reindex(laws)
-        right.plot(
-            range(len(laws)),
-            mean / mean.iloc[0],
-            "o-",
-            color=color(str(model)),
-            markersize=4,
-            label=str(model),
-        )
-    for axes, title in (
-        (left, "Time of one call, 256 items"),
-        (right, f"p95 at the same rate ({LOAD:.0%} load when uniform)"),
-    ):
-        axes.set_xticks(range(len(laws)), laws)
+    x = range(len(laws))
+    for (model, part), lines in rows.groupby(["model", "part"], sort=False):
+        line = lines.set_index("law").reindex(laws)
+        dash = "o-" if part == LOOK_UP else "o--"
+        model_line(left, model, x, line["over_uniform"], dash, f"{model} {part}")
+        left.fill_between(x, line["least"], line["most"], color=color(model), alpha=0.08)
+    for model, runs in served.groupby("model", sort=False):
+        p95_ms = runs.groupby("law")["p95_ms"].median().reindex(laws)
+        model_line(right, model, x, p95_ms / p95_ms.iloc[0])
+    finish(left, "ids", "over uniform ids", f"Time of one call, {ITEMS} items")
+    title = f"p95 at the same rate ({LOAD:.0%} load when uniform)"
+    finish(right, "ids", "over uniform ids", title)
+    for axes in (left, right):
+        axes.set_xticks(x, laws)
         axes.axhline(1, color="grey", linewidth=0.8)
-        style(axes, "ids", "over uniform ids", title)
-        axes.legend(fontsize=7, frameon=False)
+        legend(axes, 7)
     return figure
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", help=f"default: {','.join(MODELS)}")
-    parser.add_argument("--quick", action="store_true", help="one model, shorter runs")
-    parser.add_argument("--seconds", type=float, help="of a run on engines")
-    parser.add_argument("--out", type=Path, default=HERE)
-    args, flags = parser.parse_known_args(argv)
-    effort = QUICK if args.quick else Effort()
-    if args.models:
-        effort = replace(effort, models=tuple(args.models.split(",")))
-    if args.seconds:
-        effort = replace(effort, seconds=args.seconds)
-    if unknown := set(effort.models) - set(model_configs()):
-        parser.error(
-            f"--models: {', '.join(sorted(unknown))} unknown; expected of "
-            f"{', '.join(model_configs())}"
-        )
-    for name in effort.models:
-        config_of(name, 0.0, flags)  # bad flags end here
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, object]] = []
-    p95: list[dict[str, object]] = []
-    with Progress("auto") as progress, progress.step("locality") as on_fraction:
-        for i, name in enumerate(effort.models):
-            for k, part in enumerate((tails, look_ups)):
-
-                def tell(fraction: float, detail: str = "", /, at: float = i + k / 2) -> None:
-                    on_fraction((at + fraction / 2) / len(effort.models), detail)
-
-                (p95 if part is tails else rows).extend(part(name, effort, flags, tell))
-            pd.DataFrame(p95).to_csv(args.out / "p95.csv", index=False, float_format="%.4g")
-            pd.DataFrame(rows).to_csv(args.out / "look_ups.csv", index=False, float_format="%.4g")
-            gc.collect()
-    draw(pd.DataFrame(rows), pd.DataFrame(p95)).savefig(args.out / "look_ups.png", dpi=110)
-    out = console()
-    out.print(
-        frame("Time of one call of 256 items over the time with uniform ids", pd.DataFrame(rows))
-    )
-    out.print(frame("On engines, same rate", pd.DataFrame(p95)))
-    return 0
-
+STUDY = Study(
+    "look_ups",
+    "What does locality do to the look-up's time and to p95?",
+    cases,
+    measure,
+    efforts={"quick": LookUpsEffort(("rm2",), 5, 4.0, 1), "full": LookUpsEffort()},
+    options=LookUpsOptions,
+    figures={"look_ups": View(draw, "look_ups", "p95")},
+    report={
+        f"Time of one call of {ITEMS} items over the time with uniform ids": View(
+            pd.DataFrame, "look_ups"
+        ),
+        "On engines, same rate": View(pd.DataFrame, "p95"),
+    },
+    float_format="%.4g",
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

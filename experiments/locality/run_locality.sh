@@ -4,8 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../../build/env.sh"
-out=${OUT:-results/locality}
-mkdir -p "$out"
+out=${OUT:-results/locality-$(date +%Y%m%d-%H%M%S)}
 "$here/../../build/movielens.sh" || echo "recbole could not be installed: without MovieLens" >&2
 python "$here/hit_rates.py" --out "$out"
 python "$here/look_ups.py" "$@" --out "$out"

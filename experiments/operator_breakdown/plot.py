@@ -1,160 +1,106 @@
-#!/usr/bin/env python3
-"""breakdown.csv -> breakdown.png and agreement.csv: python experiments/operator_breakdown/plot.py
-[--folder FOLDER].
-"""
+"""The rows of sweep_p.py beside the published shares: agreement, and a figure of stacked shares."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from infra.results.figures import style
-from infra.results.report import console, frame
+from experiments.common.panels import finish, legend_below, panels
+from experiments.common.released import MODELS
 from models.operator_times import OTHER, RELEASED
 
-HERE = Path(__file__).resolve().parent
-MODELS = ("rm1", "rm2", "rm3", "ncf", "wnd", "mtwnd", "din", "dien")
-PUBLISHED, AS_RELEASED = "published", "as released"
-BARS = (PUBLISHED, AS_RELEASED, "ours")
+PUBLISHED_FILE = Path(__file__).resolve().parent / "data" / "published_operator_breakdown.csv"
+PUBLISHED = "published"
+AS_RELEASED = "as released"
+OURS = "ours"
+BARS = {PUBLISHED: "P", AS_RELEASED: "R", OURS: "O"}
 SURE = 0.6  # from this share on the published dominant operator should be ours too
 # slicing, calls, Python: time in no operator, which the published shares leave out
 BETWEEN = "between operators"
 OPERATORS = (*RELEASED, OTHER, BETWEEN)
-COLORS = dict(
-    zip(
-        OPERATORS,
-        (
-            "#17507d",
-            "#d1495b",
-            "#edae49",
-            "#2a9d8f",
-            "#8c564b",
-            "#6a4c93",
-            "#b185db",
-            "#808080",
-            "#e4e4e4",
-        ),
-        strict=True,
-    )
-)
+SHADES = "#17507d #d1495b #edae49 #2a9d8f #8c564b #6a4c93 #b185db #808080 #e4e4e4".split()
+COLORS = dict(zip(OPERATORS, SHADES, strict=True))
 
 
 def published(device: str) -> pd.DataFrame:
     """The published shares as rows like ours: model, batch, execution, operator, share."""
-    rows = pd.read_csv(HERE / "published_operator_breakdown.csv", comment="#")
+    rows = pd.read_csv(PUBLISHED_FILE, comment="#")
     rows = rows[rows["device"] == ("gpu" if device == "cuda" else "cpu")]
-    return rows.assign(
-        batch=rows["batch_size"], execution=PUBLISHED, share=rows["percent_of_runtime"] / 100
-    )[["model", "batch", "execution", "operator", "share"]]
+    share = rows["percent_of_runtime"] / 100
+    rows = rows.assign(batch=rows["batch_size"], execution=PUBLISHED, share=share)
+    return rows[["model", "batch", "execution", "operator", "share"]]
+
+
+def with_published(rows: pd.DataFrame) -> pd.DataFrame:
+    """The published rows of the device, then ours."""
+    return pd.concat([published(rows["device"].iloc[0]), rows])
 
 
 def agreement(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each model and batch of both: the dominant operator published and ours, their
-    shares, agreement.
+    """The dominant operator published and here, and whether they agree, by model and batch of both.
 
     Shares are of the time in operators, as the published ones are.
     """
-    both = pd.concat([published(rows["device"].iloc[0]), rows[rows["execution"] != PUBLISHED]])
     lines = []
-    for (model, batch), own in both.groupby(["model", "batch"], sort=False):
-        whole = {
-            name: part.set_index("operator")["share"].drop(BETWEEN, errors="ignore")
-            for name, part in own.groupby("execution")
-        }
-        top = {name: part / part.sum() for name, part in whole.items()}
-        if PUBLISHED not in top or AS_RELEASED not in top:
+    for (model, batch), part in with_published(rows).groupby(["model", "batch"], sort=False):
+        in_operators = part[part["operator"] != BETWEEN]
+        share = in_operators.pivot_table("share", index="operator", columns="execution")
+        if not {PUBLISHED, AS_RELEASED} <= set(share):
             continue
-        theirs = top[PUBLISHED].idxmax()
-        ours = top[AS_RELEASED].idxmax()
-        sure = top[PUBLISHED].max() >= SURE
-        lines.append(
-            {
-                "model": model,
-                "batch": batch,
-                "published": theirs,
-                "share": top[PUBLISHED].max(),
-                "here": ours,
-                "share here": top[AS_RELEASED].max(),
-                "of theirs here": top[AS_RELEASED][theirs],
-                "agrees": "yes" if theirs == ours else "NO" if sure else "unsure",
-                "ours": top["ours"].idxmax(),
-                "share ours": top["ours"].max(),
-            }
-        )
+        share /= share.sum()
+        top = share.idxmax()
+        most = share.max()
+        agrees = "yes" if top[PUBLISHED] == top[AS_RELEASED] else "unsure"
+        if agrees == "unsure" and most[PUBLISHED] >= SURE:
+            agrees = "NO"
+        line = {
+            "model": model,
+            "batch": batch,
+            "published": top[PUBLISHED],
+            "share": most[PUBLISHED],
+            "here": top[AS_RELEASED],
+            "share here": most[AS_RELEASED],
+            "of theirs here": share.loc[top[PUBLISHED], AS_RELEASED],
+            "agrees": agrees,
+            "ours": top[OURS],
+            "share ours": most[OURS],
+        }
+        lines.append(line)
     return pd.DataFrame(lines)
+
+
+def draw_bar(axes: Axes, x: float, letter: str, share: pd.Series) -> None:
+    """The shares of one execution on top of each other, and its letter."""
+    low = 0.0
+    for operator, height in share.items():
+        axes.bar(x, height, 0.25, bottom=low, color=COLORS[operator], label=operator)
+        low += height
+    axes.annotate(letter, (x, 1.01), ha="center", fontsize=6, color="#444444")
 
 
 def draw(rows: pd.DataFrame) -> Figure:
     """A panel a model; at each batch stacked shares: published, as released, ours."""
-    device = rows["device"].iloc[0]
-    both = pd.concat([published(device), rows])
+    batches = sorted(set(rows["batch"]))
     models = [model for model in MODELS if model in set(rows["model"])]
-    n_columns = min(4, len(models))
-    n_rows = -(-len(models) // n_columns)
-    figure = Figure(figsize=(4.2 * n_columns, 3.1 * n_rows + 0.6), layout="constrained")
-    for i, model in enumerate(models):
-        axes = figure.add_subplot(n_rows, n_columns, i + 1)
-        own = both[both["model"] == model]
-        batches = sorted(set(rows["batch"]))
-        for at, batch in enumerate(batches):
-            for bar, name in enumerate(BARS):
-                part = own[(own["batch"] == batch) & (own["execution"] == name)].set_index(
-                    "operator"
-                )["share"]
-                low = 0.0
-                for operator in OPERATORS:
-                    share = float(part.get(operator, 0.0))
-                    axes.bar(at + (bar - 1) * 0.27, share, 0.25, bottom=low, color=COLORS[operator])
-                    low += share
-                if low > 0:
-                    axes.annotate(
-                        "PRO"[bar],
-                        (at + (bar - 1) * 0.27, 1.01),
-                        ha="center",
-                        fontsize=6,
-                        color="#444444",
-                    )
+    figure, all_axes = panels(len(models), 4.2, 3.3, n_columns=4)
+    for axes, model in zip(all_axes, models, strict=True):
+        part = with_published(rows).query("model == @model and batch in @batches")
+        bars = part.pivot_table("share", index=["batch", "execution"], columns="operator")
+        bars = bars.reindex(columns=OPERATORS, fill_value=0.0).fillna(0.0)
+        for (batch, execution), share in bars.iterrows():
+            if execution in BARS:
+                x = batches.index(batch) + ([*BARS].index(execution) - 1) * 0.27
+                draw_bar(axes, x, BARS[execution], share)
         axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-        axes.set_yticks(
-            np.arange(0, 1.01, 0.25), [f"{tick:.0%}" for tick in np.arange(0, 1.01, 0.25)]
-        )
         axes.set_ylim(0, 1.07)
-        style(axes, "batch (items)", "share of the run time" if i % n_columns == 0 else "", model)
-    handles = [Patch(color=COLORS[name], label=name) for name in OPERATORS]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
-    )
-    figure.suptitle(
-        f"Run time by operator, {device}: P published (Caffe2, "
-        f"{'GTX 1080 Ti' if device == 'cuda' else 'Skylake'}), R as released (operator by "
-        "operator), O ours",
-        fontsize=11,
-    )
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        finish(axes, "batch (items)", "share of the run time", model)
+    device = rows["device"].iloc[0]
+    theirs = "GTX 1080 Ti" if device == "cuda" else "Skylake"
+    title = f"Run time by operator, {device}: P published (Caffe2, {theirs}), R as released "
+    figure.suptitle(f"{title}(operator by operator), O ours", fontsize=11)
+    legend_below(figure, len(OPERATORS), most=len(OPERATORS))
     return figure
-
-
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=HERE)
-    folder = parser.parse_args(argv).folder
-    rows = pd.read_csv(folder / "breakdown.csv")
-    draw(rows).savefig(folder / "breakdown.png", dpi=110)
-    table = agreement(rows)
-    table.to_csv(folder / "agreement.csv", index=False, float_format="%.3g")
-    console().print(frame("Dominant operator, published and here", table))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,167 +1,130 @@
 #!/usr/bin/env python3
-"""Table and figure of the runs below a folder (what run_DeepRecInfra.sh leaves): tail latency by
-model.
+"""Tail latency by model: table and figure of the runs that run_DeepRecInfra.sh leaves in a folder.
 
 python experiments/tail_latency/plot.py FOLDER
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-import math
-
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from rich.table import Table
 
-from infra.results import report, run_folder
-from infra.results.figures import color, plain_log, style
+from experiments.common.panels import finish, legend_below
+from infra.results import run_folder
+from infra.results.figures import color
+from infra.results.report import console, interval, number, verdict
+from infra.results.run_folder import SavedRun
 from infra.results.stats import Summary, summarize
 
 MARKERS = {"p50": "o", "p95": "D", "p99": ">"}
+SLA_SHADE = "#c1121f"
 
 
 @dataclass(frozen=True)
-class Line:
-    """One run."""
+class ModelTail:
+    """A run: what ran, with which batch, and its latencies."""
 
     label: str
     model: str
     batch_items: int
     summary: Summary
 
-
-def load(folder: Path) -> list[Line]:
-    """The runs below a folder, each summarised from its rows."""
-    lines = []
-    for run in run_folder.find(folder):
-        if not (run.folder / "queries.parquet").is_file():
-            continue  # an interrupted search
+    @classmethod
+    def of(cls, run: SavedRun) -> ModelTail:
+        """The run, summarised from its rows."""
         settings = run.document["config"]
         rows = run.rows()
-        summary = summarize(
-            rows.queries,
-            rows.tasks,
-            settings["target_latency"],
-            settings["sla_percentile"],
-            rows.notes,
-        )
+        sla = settings["target_latency"], settings["sla_percentile"]
         model = settings["model_name"] or settings["model_type"]
         label = f"{model} + accel" if settings["model_accel"] else model
-        lines.append(Line(label, model, settings["sub_task_batch_size"], summary))
-    return lines
+        summary = summarize(rows.queries, rows.tasks, *sla, rows.notes)
+        return cls(label, model, settings["sub_task_batch_size"], summary)
+
+    @property
+    def name(self) -> str:
+        """What the figure calls the run."""
+        note = "" if self.summary.valid else " (INVALID)"
+        return f"{self.label}, {self.summary.achieved_qps:.0f} QPS{note}"
+
+    def cells(self) -> dict[str, str]:
+        """The run's line of the table, by column."""
+        s = self.summary
+        return {
+            "model": self.label,
+            "batch": str(self.batch_items),
+            "QPS": number(s.achieved_qps, 1),
+            "p50 ms": number(s.p50_ms.value),
+            "p95 ms": number(s.p95_ms.value),
+            "p95 95 % interval": interval(s.p95_ms),
+            "p99 ms": number(s.p99_ms.value),
+            "SLA ms": f"{s.sla_ms:g}",
+            "SLA": "met" if s.meets_sla else "MISSED",
+            "offloaded": f"{s.accel_query_share:.0%}",
+            "run": verdict(s),
+        }
 
 
-def table(lines: Sequence[Line]) -> Table:
-    """One line a run."""
+def load(folder: Path) -> list[ModelTail]:
+    """The runs below a folder; an interrupted search, which has no rows, is left out."""
+    runs = run_folder.find(folder)
+    return [ModelTail.of(run) for run in runs if (run.folder / "queries.parquet").is_file()]
+
+
+def table(tails: Sequence[ModelTail]) -> Table:
+    """A line a run."""
     shown = Table(title="Tail latency at a fixed policy", title_justify="left", title_style="bold")
-    for name in (
-        "model",
-        "batch",
-        "QPS",
-        "p50 ms",
-        "p95 ms",
-        "p95 95 % interval",
-        "p99 ms",
-        "SLA ms",
-        "SLA",
-        "offloaded",
-        "run",
-    ):
+    lines = [tail.cells() for tail in tails]
+    for name in lines[0]:
         shown.add_column(name, justify="left" if name in ("model", "run") else "right")
     for line in lines:
-        s = line.summary
-        shown.add_row(
-            line.label,
-            str(line.batch_items),
-            report.number(s.achieved_qps, 1),
-            report.number(s.p50_ms.value),
-            report.number(s.p95_ms.value),
-            report.interval(s.p95_ms),
-            report.number(s.p99_ms.value),
-            f"{s.sla_ms:g}",
-            "met" if s.meets_sla else "MISSED",
-            f"{s.accel_query_share:.0%}",
-            report.verdict(s),
-        )
+        shown.add_row(*line.values())
     return shown
 
 
-def tail_by_model(lines: Sequence[Line]) -> Figure:
-    """p50, p95 (with its interval) and p99 of every run beside its SLA; log scale."""
-    figure = Figure(figsize=(7.2, 0.45 * len(lines) + 1.7), layout="constrained")
+def tail_by_model(tails: Sequence[ModelTail]) -> Figure:
+    """p50, p95 (with its interval) and p99 of the runs beside their SLAs; log scale."""
+    figure = Figure(figsize=(7.2, 0.45 * len(tails) + 1.7), layout="constrained")
     axes = figure.add_subplot()
-    for y, line in enumerate(reversed(lines)):
-        s = line.summary
-        shade = color(line.model)
-        axes.plot([s.p50_ms.value, s.p99_ms.value], [y, y], color=shade, alpha=0.35, linewidth=2)
-        high = s.p95_ms.high if math.isfinite(s.p95_ms.high) else s.p99_ms.value
-        low = s.p95_ms.low if math.isfinite(s.p95_ms.low) else s.p50_ms.value
-        axes.plot([low, high], [y, y], color=shade, linewidth=7, alpha=0.5, solid_capstyle="butt")
-        for name, estimate in (("p50", s.p50_ms), ("p95", s.p95_ms), ("p99", s.p99_ms)):
-            axes.plot([estimate.value], [y], MARKERS[name], color=shade, markersize=5)
-        axes.plot([s.sla_ms], [y], "|", color="#c1121f", markersize=16, markeredgewidth=2)
-    keys = [
-        Line2D([], [], color="black", marker=m, linestyle="", markersize=5, label=n)
-        for n, m in MARKERS.items()
-    ]
-    keys += [
-        Line2D([], [], color="black", linewidth=7, alpha=0.3, label="95 % interval of p95"),
-        Line2D(
-            [],
-            [],
-            color="#c1121f",
-            marker="|",
-            linestyle="",
-            markersize=12,
-            markeredgewidth=2,
-            label="SLA (p95)",
-        ),
-    ]
-    figure.legend(
-        handles=keys, loc="outside lower center", ncols=len(keys), fontsize=8, frameon=False
-    )
-    axes.set_yticks(
-        range(len(lines)),
-        [
-            f"{line.label}, {line.summary.achieved_qps:.0f} "
-            f"QPS{'' if line.summary.valid else ' (INVALID)'}"
-            for line in reversed(lines)
-        ],
-    )
-    plain_log(axes, "x")
-    style(
-        axes,
-        "latency from the intended arrival (ms)",
-        "",
-        "Tail latency by model at a fixed policy",
-    )
+    for y, tail in enumerate(reversed(tails)):
+        s = tail.summary
+        shade = color(tail.model)
+        values = s.p50_ms.value, s.p95_ms.value, s.p99_ms.value
+        low = s.p95_ms.low if math.isfinite(s.p95_ms.low) else values[0]
+        high = s.p95_ms.high if math.isfinite(s.p95_ms.high) else values[-1]
+        axes.hlines(y, values[0], values[-1], shade, alpha=0.35, linewidth=2)
+        axes.hlines(y, low, high, shade, alpha=0.5, linewidth=7)
+        for marker, value in zip(MARKERS.values(), values, strict=True):
+            axes.plot(value, y, marker, color=shade, markersize=5)
+        axes.plot(s.sla_ms, y, "|", color=SLA_SHADE, markersize=16, markeredgewidth=2)
+    for name, marker in MARKERS.items():
+        axes.plot([], [], marker, color="black", markersize=5, label=name)
+    axes.plot([], [], color="black", linewidth=7, alpha=0.3, label="95 % interval of p95")
+    axes.plot([], [], "|", color=SLA_SHADE, markersize=12, markeredgewidth=2, label="SLA (p95)")
+    legend_below(figure, 5, size=8)
+    axes.set_yticks(range(len(tails)), [tail.name for tail in reversed(tails)])
+    title = "Tail latency by model at a fixed policy"
+    finish(axes, "latency from the intended arrival (ms)", "", title, log="x")
     return figure
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    folder = Path(argv[0]) if len(argv) == 1 else None
-    if folder is None or not folder.is_dir():
-        sys.stderr.write(
-            "experiments/tail_latency/plot.py: expected one argument, a folder of runs\n"
-        )
-        return 2
-    lines = load(folder)
-    if not lines:
-        sys.stderr.write(f"experiments/tail_latency/plot.py: no run (run.json) below {folder}\n")
+    folder = Path(*argv[:1])
+    tails = load(folder) if len(argv) == 1 else []
+    if not tails:
+        problem = "expected one argument, a folder with runs (run.json) in it"
+        sys.stderr.write(f"experiments/tail_latency/plot.py: {problem}\n")
         return 2
     file = folder / "tail_latency.png"
-    tail_by_model(lines).savefig(file, dpi=120)
-    out = report.console()
-    out.print(table(lines))
+    tail_by_model(tails).savefig(file, dpi=120)
+    out = console()
+    out.print(table(tails))
     out.print(f"Figure: {file}", soft_wrap=True)
     return 0
 

@@ -9,6 +9,7 @@ Categories become 64-bit hashes; who uses them takes them modulo a table's rows.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import warnings
 from dataclasses import dataclass
@@ -168,6 +169,18 @@ def _by_name(table: pd.DataFrame, file: Path) -> pd.DataFrame:
             )
         found.append(match[0])
     return table[found].copy()
+
+
+def movielens_folder() -> Path | None:
+    """MovieLens 100K as recbole's wheel ships it; None where that is not installed.
+
+    Nothing of recbole is imported.
+    """
+    package = importlib.util.find_spec("recbole")
+    if package is None or not package.submodule_search_locations:
+        return None
+    folder = Path(package.submodule_search_locations[0]) / "dataset_example" / "ml-100k"
+    return folder if folder.is_dir() else None
 
 
 def read_criteo(path: str, n: int) -> Criteo:

@@ -23,7 +23,6 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 
-from experiments.locality.hit_rates import movielens_folder
 from experiments.recpipe.datasets import click_rankers, criteo, movielens
 from experiments.recpipe.datasets.click_rankers import Examples
 from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
@@ -31,7 +30,7 @@ from experiments.recpipe.datasets.ranked import RankedData, Ranker
 from infra.progress import Progress
 from infra.provenance import provenance
 from infra.results.report import console
-from models.inputs.datasets import read_criteo, read_interactions
+from models.inputs.datasets import movielens_folder, read_criteo, read_interactions
 
 DATA = ("movielens", "clicks", "criteo")
 MOVIELENS_K, CLICKS_K = 10, 64  # one item is sought; many are, and 64 is RecPipe's list

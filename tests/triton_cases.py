@@ -15,7 +15,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 
 @dataclass
-class Case:
+class LookUpCase:
     """Tables, weights with NaN between them, and ids table after table."""
 
     layout: Layout
@@ -32,15 +32,11 @@ class Case:
         values = self.values.cpu().long()
         for table, spec in enumerate(self.layout.specs):
             first = int(self.layout.elements_T[table])
-            rows = (
-                self.weight_E[first : first + spec.rows * spec.dim]
-                .cpu()
-                .double()
-                .view(spec.rows, spec.dim)
-            )
-            own = offsets[table * self.n_items : (table + 1) * self.n_items + 1]
-            bags = torch.repeat_interleave(torch.arange(self.n_items), torch.diff(own))
-            ids = values[int(own[0]) : int(own[-1])] - int(self.layout.first_ids_T[table])
+            table_E = self.weight_E[first : first + spec.rows * spec.dim].cpu().double()
+            rows = table_E.view(spec.rows, spec.dim)
+            ends = offsets[table * self.n_items : (table + 1) * self.n_items + 1]
+            bags = torch.repeat_interleave(torch.arange(self.n_items), torch.diff(ends))
+            ids = values[int(ends[0]) : int(ends[-1])] - int(self.layout.first_ids_T[table])
             out[:, int(columns[table]) : int(columns[table + 1])].index_add_(0, bags, rows[ids])
         return out.float()
 
@@ -48,9 +44,8 @@ class Case:
         """The same bags, item after item."""
         lengths_TB = torch.diff(self.offsets).view(-1, self.n_items)
         bags = self.values[int(self.offsets[0]) :].split(lengths_TB.reshape(-1).tolist())
-        order = [
-            bags[t * self.n_items + b] for b in range(self.n_items) for t in range(len(lengths_TB))
-        ]
+        n_tables = len(lengths_TB)
+        order = [bags[t * self.n_items + b] for b in range(self.n_items) for t in range(n_tables)]
         offsets = torch.cat((self.offsets.new_zeros(1), lengths_TB.T.reshape(-1).cumsum(0)))
         return torch.cat(order), offsets.to(self.offsets.dtype)
 
@@ -76,20 +71,15 @@ def make_case(
         first = int(layout.elements_T[table])
         n = spec.rows * spec.dim
         weight[first : first + n] = torch.from_numpy(rng.integers(-8, 9, n).astype(np.float32))
-        own = (
-            rng.integers(0, most + 1, n_items)
-            if spec.bag_ids is None
-            else np.full(n_items, spec.bag_ids)
-        )
-        counts.append(
-            own if lengths is None or lengths[table] is None else np.asarray(lengths[table])
-        )
+        drawn = rng.integers(0, most + 1, n_items) if spec.bag_ids is None else spec.bag_ids
+        asked = drawn if lengths is None or lengths[table] is None else lengths[table]
+        counts.append(np.broadcast_to(asked, n_items))
         drawn = rng.integers(0, spec.rows, counts[-1].sum())
         drawn[:2] = (0, spec.rows - 1)[: len(drawn)]  # the ends of the table are always read
         ids.append(first_ids[table] + drawn)
     offsets = np.concatenate(([0], np.cumsum(np.concatenate(counts))))
     tensors = (torch.from_numpy(np.concatenate(ids)).to(index), torch.from_numpy(offsets).to(index))
-    return Case(layout, *map(guarded, (weight.to(dtype), *tensors)), n_items)
+    return LookUpCase(layout, *map(guarded, (weight.to(dtype), *tensors)), n_items)
 
 
 def guarded(tensor):
@@ -99,13 +89,8 @@ def guarded(tensor):
     end = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, end + mmap.PAGESIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert (
-        ctypes.CDLL(None).mprotect(
-            ctypes.c_void_p(address + end), ctypes.c_size_t(mmap.PAGESIZE), 0
-        )
-        == 0
-    )
-    own = torch.frombuffer(
-        memory, dtype=tensor.dtype, count=tensor.numel(), offset=end - tensor.nbytes
-    )
-    return own.copy_(tensor)
+    page = ctypes.c_void_p(address + end), ctypes.c_size_t(mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(*page, 0) == 0
+    first = end - tensor.nbytes
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=first)
+    return copy.copy_(tensor)

@@ -1,4 +1,4 @@
-"""What one core can do at best: its GEMM rate, its random-row gather rate, its weight-reading rate."""
+"""What one core can do at best: products, rows gathered at random, weights read."""
 
 # R rows of all tables, D embedding width
 
@@ -53,10 +53,10 @@ def gemm_flops_per_s(width: int = 1024) -> float:
 
 
 def gather_bytes_per_s(model: RecModel, inputs: InputPool) -> float:
-    """Rows of the model's own tables, chosen by its own ids, summed in long bags; the faster of two
-    look-ups.
+    """Rate of rows of the model's own tables, chosen by its own ids, summed in long bags.
 
-    PyTorch's goes through the ids as they lie, ours (of the packed model) table after table.
+    The faster of two look-ups: PyTorch's goes through the ids as they lie, ours (of the packed
+    model) table after table.
     """
     weight_RD = model.tables.weight_RD
     n_tables = len(model.tables.table_rows)
@@ -68,17 +68,14 @@ def gather_bytes_per_s(model: RecModel, inputs: InputPool) -> float:
         return F.embedding_bag(batches[i % len(batches)].ids_L, weight_RD, offsets, mode="sum")
 
     times = [least_s(as_they_lie)]
-    if (
-        n_ids >= _PURE_BAG_IDS * n_tables * inputs.max_items // 4
-    ):  # bags long enough to be a gather and nothing else
+    bags_are_long = n_ids >= _PURE_BAG_IDS * n_tables * inputs.max_items // 4
+    if bags_are_long:  # so the look-up is a gather and nothing else
         times.append(least_s(lambda i: model.tables(batches[i % len(batches)])))
     return n_ids * weight_RD.shape[1] * weight_RD.element_size() / min(times)
 
 
 def read_bytes_per_s(n_bytes: float) -> float:
-    """Weights of this size, read once by a matrix-vector product, from the cache or memory that
-    they live in.
-    """
+    """Rate at which a matrix-vector product reads weights of this size, from where they live."""
     n_rows = max(int(n_bytes) // 4 // 512, 1)
     weight = torch.randn(n_rows, 512)
     x = torch.randn(512)
@@ -86,7 +83,7 @@ def read_bytes_per_s(n_bytes: float) -> float:
 
 
 @dataclass(frozen=True)
-class Limit:
+class CoreLimit:
     """Rates of this core for one model."""
 
     gemm_flops_per_s: float
@@ -101,20 +98,20 @@ class Limit:
         return max(products_s, rows_s, self.weights_s)
 
 
-def measure_limit(model: RecModel, inputs: InputPool) -> Limit:
+def measure_limit(model: RecModel, inputs: InputPool) -> CoreLimit:
     """The limit of one model on this core, now."""
     weight_bytes = costs(model.config, 1).weight_bytes
-    return Limit(
+    return CoreLimit(
         gemm_flops_per_s(),
         gather_bytes_per_s(model, inputs),
         weight_bytes / read_bytes_per_s(weight_bytes),
     )
 
 
-def best(limits: Sequence[Limit]) -> Limit:
+def best(limits: Sequence[CoreLimit]) -> CoreLimit:
     """The best rate of each kind: a shared machine is slow for a while, never too fast."""
-    return Limit(
-        max(one.gemm_flops_per_s for one in limits),
-        max(one.gather_bytes_per_s for one in limits),
-        min(one.weights_s for one in limits),
+    return CoreLimit(
+        max(limit.gemm_flops_per_s for limit in limits),
+        max(limit.gather_bytes_per_s for limit in limits),
+        min(limit.weights_s for limit in limits),
     )

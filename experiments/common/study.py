@@ -41,6 +41,9 @@ their order. What is dear to make and serves several cases of a process is a fun
 functools.cache. Inside of a case `progress()` is the display, for steps within it, and
 `out_folder()` is where files go that are no rows. An options field
 `flags: tuple[str, ...] = passed_on()` takes all flags that the study itself does not have.
+
+Where an effort is a list of cases that differ by their model, `cases` is `of_models` and the
+options are `flags_of(SearchCase, MODELS)`: those fields of a case that are declared as flags.
 """
 
 from __future__ import annotations
@@ -73,12 +76,22 @@ from experiments.common.case_log import (
     write_table,
 )
 from experiments.common.case_runs import RunCase, in_processes, in_turn, noted_signals
-from experiments.common.study_flags import names, parse, passed_on, wanted
+from experiments.common.study_flags import flags_of, names, of_models, parse, passed_on, wanted
 from infra.progress import Progress
 from infra.provenance import cpu_name, git_commit, package_versions, usable_cores
 from infra.settings.fields import ConfigError
 
-__all__ = ["NoOptions", "Study", "View", "names", "out_folder", "passed_on", "progress"]
+__all__ = [
+    "NoOptions",
+    "Study",
+    "View",
+    "flags_of",
+    "names",
+    "of_models",
+    "out_folder",
+    "passed_on",
+    "progress",
+]
 
 
 @dataclass
@@ -133,6 +146,8 @@ class Study:
     check: View | None = None  # gives complaints about the rows; exit code 1 if there is one
     float_format: str = "%.5g"
     formats: Mapping[str, str] = field(default_factory=dict)  # of single tables; or PARQUET
+    other_files: str = ""  # what cases put into `out_folder()`, as a pattern, to be published too
+    check_machine: Callable[[], None] = lambda: None  # raises ValueError where it cannot run
 
     def main(self) -> NoReturn:
         """The command line of this process."""
@@ -152,6 +167,7 @@ class Study:
                 return 0
             if args.publish and (args.effort == "quick" or args.only):
                 raise ValueError("--publish takes all cases of --effort full, and nothing less")
+            self.check_machine()
             stamp = time.strftime("%Y%m%d-%H%M%S")
             folder = args.out or Path("results") / f"{self.name}-{stamp}"
             with CaseLog(self._log_file(folder)) as log:
@@ -211,7 +227,7 @@ class Study:
         if n_failed or complaints:
             return 1
         if args.publish:
-            self._publish([*files, folder / f"{self.name}.json"])
+            self._publish([*files, folder / f"{self.name}.json"], folder)
         return 0
 
     def _run_cases(
@@ -311,11 +327,13 @@ class Study:
                 _tell(f"warning: not shown: {name}: {type(error).__name__}: {error}")
         return files
 
-    def _publish(self, files: Sequence[Path]) -> None:
-        data = Path(inspect.getfile(self.run)).resolve().parent / "data"
-        data.mkdir(exist_ok=True)
-        for file in files:
-            shutil.copy(file, data)
+    def _publish(self, files: Sequence[Path], folder: Path) -> None:
+        data = Path(inspect.getfile(inspect.unwrap(self.run))).resolve().parent / "data"
+        others = folder.glob(self.other_files) if self.other_files else ()
+        for file in [*files, *others]:
+            target = data / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
         print(f"published in {data}")
 
 

@@ -76,18 +76,29 @@ def _parser(question: str, efforts: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
-    text = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+    default = "the effort's" if field.default in (None, ()) else field.default
+    text = f"{field.metadata['help']} (default: {default})".replace("%", "%%")
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     kind = next(kind for kind in kinds if kind is not type(None))
     if kind is bool:
         parser.add_argument(f"--{field.name}", action="store_true", help=field.metadata["help"])
         return
-    convert = _split if typing.get_origin(kind) is tuple else kind
+    convert = _CONVERTERS.get(kind, kind)
     parser.add_argument(f"--{field.name}", type=convert, default=field.default, help=text)
 
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
+
+
+def _split_numbers(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected whole numbers like 1,8,64")
+    return tuple(int(word) for word in words)
+
+
+_CONVERTERS: dict[Any, Any] = {tuple[str, ...]: _split, tuple[int, ...]: _split_numbers}
 
 
 def _check_names(options: Any) -> None:
@@ -96,6 +107,35 @@ def _check_names(options: Any) -> None:
         if among and (unknown := set(getattr(options, field.name)) - set(among)):
             words = ", ".join(sorted(unknown))
             raise ConfigError(field.name, f"{words}: not among {', '.join(among)}")
+
+
+def flags_of(case_type: type[Any], models: Collection[str]) -> type[Any]:
+    """Options of a study whose cases differ by their model.
+
+    --models, and the fields of a case that are declared as flags; what is not given is the
+    effort's.
+    """
+    options: list[tuple[str, Any, Any]] = [
+        ("models", tuple[str, ...], names((), "models, with commas", models))
+    ]
+    hints = typing.get_type_hints(case_type)
+    for field in dataclasses.fields(case_type):
+        if field.metadata:
+            kind = hints[field.name]
+            is_switch = kind is bool
+            flag = dataclasses.field(
+                default=False if is_switch else None, metadata=dict(field.metadata)
+            )
+            options.append((field.name, kind if is_switch else kind | None, flag))
+    return dataclasses.make_dataclass(f"{case_type.__name__}Options", options, frozen=True)
+
+
+def of_models(effort: Sequence[Any], options: Any) -> list[Any]:
+    """The effort's cases, which differ by their model, with what the options say instead."""
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    models = settings.pop("models") or [case.model for case in effort]
+    settings = {k: v for k, v in settings.items() if v is not None and v is not False}
+    return [dataclasses.replace(effort[0], model=model, **settings) for model in models]
 
 
 def wanted(only: str | None) -> dict[str, set[str]]:

@@ -1,163 +1,223 @@
-"""What plans are measured against, on the same weights and ids: each must give the same sums first."""
+"""What plans are measured against, on the same weights and ids: all must give the same sums.
 
-# B items, T tables, C columns = sum of D
+Studies of a GPU import this file, so it needs PyTorch and NumPy alone.
+"""
+
+# B items, T tables, R rows of a table, D its width, C columns = sum of D, E elements of all tables
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from models.embedding.backend import Backend
+from experiments.common.look_up_peers import (
+    by_table,
+    cycled,
+    embedding_bags,
+    fbgemm_inference,
+    feature_major,
+)
+from models.embedding.backend import Backend, Choice
 from models.embedding.jagged import Bags
-from models.embedding.plan.plan import Bucket, Group, Plan, params
+from models.embedding.plan.catalogue import Params
+from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec
+from models.embedding.tuning.clusters import clusters
 from models.embedding.tuning.problem import Problem
-from models.embedding.tuning.search import Groups
+from models.embedding.tuning.search import Search, paired, replaced, typical
 
 Call = Callable[[int], object]  # number of a batch -> whatever
+Seconds = npt.NDArray[np.float64]  # by round
+AnyBackend = TypeVar("AnyBackend", bound=Backend)
 _MOST_CUT = 100_000  # tables of batches cut in advance: objects of Python
+_SINGLE_ROUNDS = 7
+MUTATED = 8  # kinds of table
+_GATHERS = {
+    "none": params(ahead="none", unroll=4),
+    "table": params(ahead="table", unroll=4),
+    "ids": params(ahead="ids", distance=64),
+}
 
 
-def table_of(problem: Problem, t: int) -> Tensor:
-    """Rows of one table, a view."""
-    spec = problem.layout.specs[t]
-    first = int(problem.layout.elements_T[t])
-    return problem.weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
-
-
-def feature_major(problem: Problem, n_items: int) -> list[Bags]:
-    """The batches table after table, ids from each table's first row: what the others read."""
+def table_views(layout: Layout, weight_E: Tensor) -> list[Tensor]:
+    """(R, D) of each table."""
     return [
-        _turned(problem, bags) if bags.item_major else bags for bags in problem.batches[n_items]
+        weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
+        for first, spec in zip(layout.elements_T.tolist(), layout.specs, strict=True)
     ]
 
 
-def _turned(problem: Problem, bags: Bags) -> Bags:
-    ids, offsets = bags.of(range(bags.n_tables))
-    low_T = torch.from_numpy(problem.layout.first_ids_T).to(ids.dtype)
-    return Bags(
-        ids - low_T.repeat_interleave(torch.diff(offsets[:: bags.n_items])), offsets, bags.n_tables
-    )
+def rival_batches(problem: Problem, n_items: int) -> list[Bags]:
+    """The batches as rivals read them."""
+    first_ids_T = problem.layout.first_ids_T
+    return [
+        feature_major(bags, first_ids_T) if bags.item_major else bags
+        for bags in problem.batches[n_items]
+    ]
 
 
-def planned(
-    problem: Problem, own: Backend, groups: Groups, n_items: int, settings: Any = ()
-) -> Call:
-    """A plan's bucket; its output is new for every call, as those of the others are."""
-    run = own.build(problem.layout, problem.weight_E, Bucket(None, groups, settings), checked=False)
-    batches = problem.batches[n_items]
+def planned(problem: Problem, backend: Backend, bucket: Bucket, n_items: int) -> Call:
+    """A plan's bucket; its output is new for every call, as those of the rivals are."""
+    run = backend.build(problem.layout, problem.weight_E, bucket, checked=False)
     width = int(problem.layout.columns[-1])
 
-    def call(i: int) -> Tensor:
-        out_BC = torch.empty(n_items, width)
-        run(batches[i % len(batches)], out_BC)
+    def look_up(bags: Bags) -> Tensor:
+        out_BC = problem.weight_E.new_empty(n_items, width)
+        run(bags, out_BC)
         return out_BC
 
-    return call
+    return cycled(look_up, problem.batches[n_items])
 
 
-def bucket_of(problem: Problem, own: Backend, plan: Plan, n_items: int) -> Call:
-    """What a plan does with batches of this size."""
-    bucket = plan.bucket(n_items)
-    return planned(problem, own, bucket.groups, n_items, bucket.settings)
+def best_single(problem: Problem, backend: Backend, n_items: int) -> Bucket:
+    """The fastest schedule that serves all tables alike, measured now."""
+    first = problem.batches[n_items][0]
+    choices = backend.uniform(problem.layout.specs, (), joined=first.item_major)
+    buckets = [Bucket(None, groups) for groups in choices]
+    backend.prepare(problem.layout, problem.weight_E, buckets, first, np.inf)
+    calls = [planned(problem, backend, bucket, n_items) for bucket in buckets]
+    return buckets[int(np.argmin(typical(backend.seconds(calls, _SINGLE_ROUNDS))))]
 
 
-class PerTable(nn.Module):
-    """nn.EmbeddingBag a table, and cat: what one writes first."""
+class EmbeddingBagPerTable(nn.Module):
+    """nn.EmbeddingBag of each table, and cat: what one writes first."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, tables_RD: Iterable[Tensor]) -> None:
         super().__init__()
-        self.bags = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(
-                table_of(problem, t), mode="sum", include_last_offset=True
-            )
-            for t in range(len(problem.layout.specs))
-        )
+        self.bags = embedding_bags(tables_RD)
 
     def forward(self, jagged: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """(B, C)."""
-        return torch.cat([bag(*own) for bag, own in zip(self.bags, jagged, strict=True)], dim=1)
-
-
-def by_table(bags: Bags) -> list[tuple[Tensor, Tensor]]:
-    """Ids and offsets of each table, of a feature-major batch."""
-    return [bags.of((t,)) for t in range(bags.n_tables)]
+        pooled = [bag(*inputs) for bag, inputs in zip(self.bags, jagged, strict=True)]
+        return torch.cat(pooled, dim=1)
 
 
 def per_table(problem: Problem, batches: Sequence[Bags], *, compiled: bool = False) -> Call:
-    """One call a table; ids are cut by table before the clock runs.
+    """A call for each table; the ids of the rivals' batches are cut before the clock runs.
 
-    Compiled: for this size if bags are fixed.
-
-    `batches` of this one, of FBGEMM and of the limit are those of `feature_major`.
+    Compiled: for this batch size alone where bags are fixed.
     """
-    module: Any = PerTable(problem)
+    module: Any = EmbeddingBagPerTable(table_views(problem.layout, problem.weight_E))
     if compiled:
-        torch._dynamo.reset()  # noqa: SLF001
+        torch._dynamo.reset()  # noqa: SLF001 (PyTorch documents it, underscore and all)
         jagged = any(spec.bag_ids is None for spec in problem.layout.specs)
         module = torch.compile(module, dynamic=jagged)
     most = max(_MOST_CUT // len(problem.layout.specs), 64)
-    inputs = [by_table(bags) for bags in batches[:most]]
-    return lambda i: module(inputs[i % len(inputs)])
+    return cycled(module, [by_table(bags) for bags in batches[:most]])
 
 
-def fbgemm(problem: Problem, batches: Sequence[Bags]) -> Call:
-    """FBGEMM's table-batched inference operator, float32; raises ImportError, and ValueError for
-    widths it refuses.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415
-        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
-        from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
-            IntNBitTableBatchedEmbeddingBagsCodegen,
-        )
-    key = id(problem)
-    if key not in _FBGEMM:
-        _FBGEMM.clear()
-        specs = [
-            (f"t{t}", spec.rows, spec.dim, SparseType.FP32, EmbeddingLocation.HOST)
-            for t, spec in enumerate(problem.layout.specs)
-        ]
-        operator = IntNBitTableBatchedEmbeddingBagsCodegen(
-            specs, device="cpu", output_dtype=SparseType.FP32, row_alignment=16
-        )
-        operator.initialize_weights()
-        for t, (weight, _) in enumerate(operator.split_embedding_weights()):
-            weight.copy_(table_of(problem, t).contiguous().view(torch.uint8).view(weight.shape))
-        _FBGEMM[key] = operator
-    operator = _FBGEMM[key]
-    return lambda i: operator(batches[i % len(batches)].ids_L, batches[i % len(batches)].offsets)
+def fbgemm_operator(problem: Problem) -> Any:
+    """FBGEMM's inference operator with a copy of the weights; raises ImportError and others."""
+    specs = problem.layout.specs
+    operator = fbgemm_inference([(spec.rows, spec.dim) for spec in specs], row_alignment=16)
+    tables = table_views(problem.layout, problem.weight_E)
+    for (weight, _), table_RD in zip(operator.split_embedding_weights(), tables, strict=True):
+        weight.copy_(table_RD.contiguous().view(torch.uint8).view(weight.shape))
+    return operator
 
 
-_FBGEMM: dict[int, Any] = {}
+def fbgemm(operator: Any, batches: Sequence[Bags]) -> Call:
+    """The operator on the rivals' batches."""
+    return cycled(operator, [bags.ids_L for bags in batches], [bags.offsets for bags in batches])
 
 
-def gathers(problem: Problem, own: Backend, batches: Sequence[Bags]) -> dict[str, Call]:
-    """The limit: all rows of a table summed as one bag, in several ways: rows are read, hardly
-    anything written.
+def gathers(problem: Problem, backend: Backend, batches: Sequence[Bags]) -> dict[str, Call]:
+    """The limit, in several ways: all rows that a rivals' batch reads of a table are one bag.
+
+    Rows are read, hardly anything is written.
     """
     merged = [
         Bags(bags.ids_L, bags.offsets[:: bags.n_items].contiguous(), bags.n_tables)
         for bags in batches
     ]
     specs = tuple(TableSpec(spec.rows, spec.dim) for spec in problem.layout.specs)
-    layout = Layout(
-        specs, problem.layout.elements_T, problem.layout.first_ids_T * 0, problem.layout.n_elements
-    )
+    layout = replace(problem.layout, specs=specs, first_ids_T=problem.layout.first_ids_T * 0)
+    tables = tuple(range(len(specs)))
     out_BC = torch.empty(1, int(layout.columns[-1]))
-    every = tuple(range(len(specs)))
-    calls = {}
-    for name, knobs in {
-        "none": params(ahead="none", unroll=4),
-        "table": params(ahead="table", unroll=4),
-        "ids": params(ahead="ids", distance=64),
-    }.items():
-        group = Group("compiled", knobs, every)
-        run = own.build(layout, problem.weight_E, Bucket(None, (group,)), checked=False)
-        calls[f"gather {name}"] = lambda i, run=run: run(merged[i % len(merged)], out_BC)
-    return calls  # type: ignore[return-value]
+
+    def gather(knobs: Params) -> Call:
+        bucket = Bucket(None, (Group("compiled", knobs, tables),))
+        run = backend.build(layout, problem.weight_E, bucket, checked=False)
+        return cycled(lambda bags: run(bags, out_BC), merged)
+
+    return {f"gather {name}": gather(knobs) for name, knobs in _GATHERS.items()}
+
+
+# What the ablations of CPU and GPU share.
+
+
+@dataclass(frozen=True)
+class PlanRatio:
+    """Time of a plan over that of the two-stage plan: median of the rounds, 95 % interval."""
+
+    model: str
+    batch: int
+    plan: str
+    over_two_stage: float
+    low: float
+    high: float
+
+
+def ablate(
+    model: str,
+    search: Search,
+    idle: Search,
+    measured: Problem,
+    timed: Callable[[int, dict[str, Bucket]], dict[str, Seconds]],
+    prefix: str = "",
+) -> dict[str, list[Any]]:
+    """Rows of the methods, of how far candidates lie apart, of plans with one schedule changed.
+
+    `idle` searches with nobody beside what it times; `timed` gives the seconds of each plan in each
+    round, for batches of a size, and may add plans.
+    """
+    plan = search.run()
+    methods: list[PlanRatio] = []
+    mutated: list[PlanRatio] = []
+    for n_items in search.problem.batches:
+        two_stage = plan.bucket(n_items)
+        naive = replace(two_stage, groups=idle.winners(n_items, two_stage.settings))
+        changed = changed_plans(measured, search.backend, two_stage, n_items)
+        seconds = timed(n_items, {"two-stage": two_stage, "naive": naive, **changed})
+        times = np.array([*seconds.values()])
+        for place, label in enumerate(seconds):
+            row = PlanRatio(model, n_items, label, *paired(times, place, 0))
+            (mutated if label in changed else methods).append(row)
+    spread = [{"model": model, **row} for row in search.spread]
+    return {f"{prefix}ablations": methods, f"{prefix}spread": spread, f"{prefix}mutated": mutated}
+
+
+def changed_plans(
+    problem: Problem, backend: Backend, bucket: Bucket, n_items: int
+) -> dict[str, Bucket]:
+    """The bucket with one kind of table given its next candidate, for the kinds that read most."""
+    kinds = clusters(problem.layout, problem.batches[n_items])
+    kinds.sort(key=lambda kind: -kind.mean_ids * len(kind.tables))
+    plans = {}
+    for kind in kinds[:MUTATED]:
+        group = next(group for group in bucket.groups if kind.tables[0] in group.tables)
+        current = Choice(group.schedule, group.params)
+        candidates = backend.candidates(kind, bucket.settings, 0.0)
+        choice = next((choice for choice in candidates if choice != current), None)
+        if choice is not None:
+            label = f"{kind.spec}: {choice.schedule} {dict(choice.params)}"
+            groups = replaced(bucket.groups, choice, kind.tables)
+            plans[label] = replace(bucket, groups=groups)
+    return plans
+
+
+def alone(backend: AnyBackend) -> AnyBackend:
+    """The backend with nobody beside what it times."""
+
+    def contended(_settings: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    backend.contended = contended  # type: ignore[method-assign, assignment]
+    return backend

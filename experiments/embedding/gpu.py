@@ -1,37 +1,35 @@
 #!/usr/bin/env python3
-"""What is a schedule for each table worth on a GPU?
-
-Against PyTorch, FBGEMM, TorchRec and the roofline.
+"""What is a schedule for each table worth on a GPU, beside PyTorch, FBGEMM, TorchRec, the roofline?
 
 python experiments/embedding/gpu.py [--models A,B] [--batches 1,8,64,512] [--quick] [--out FOLDER]
 
-Needs a CUDA device, PyTorch, Triton, NumPy, pandas and matplotlib. Plans are tuned on some ids
-(models/embedding/ search.py) and measured on others; every method must give the same sums before it
-is timed. gpu.csv: a line a model, batch, method and time (those of other models stay); gpu_plans/:
-the plans, with the machine and what the search saw; gpu_targets.csv: what was aimed at, and
-measured; gpu.png, gpu_speedups.png. --quick: all that is worth a borrowed GPU's ten minutes: the
-tests marked for a GPU, A and C at batches 8 and 512, then the ablations of C (gpu_ablations.py).
+Needs a CUDA device, PyTorch, Triton, NumPy, pandas and matplotlib. Plans are tuned on some ids and
+measured on others; every method must give the same sums before it is timed. gpu.csv: a line for
+each model, batch, method and time; gpu_plans/: the plans, with the machine and what the search saw;
+gpu_targets.csv: what was aimed at, and measured; gpu.png, gpu_speedups.png. --quick: all that is
+worth a borrowed GPU's ten minutes: the tests marked for a GPU, A and C at batches 8 and 512, then
+the ablations of C (gpu_ablations.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from experiments.common.study import Study, View, flags_of, of_models, out_folder, progress
+from experiments.embedding import gpu_ablations, gpu_setup
+from experiments.embedding.contenders import best_single
 from experiments.embedding.gpu_peers import (
     Fbgemm,
     Graphed,
@@ -53,210 +51,139 @@ from experiments.embedding.gpu_plot import (
     draw_figure,
     draw_speedups,
 )
-from infra.results.show import show
-from models.embedding import synthesis
+from experiments.embedding.gpu_setup import BATCHES, MODELS
+from infra.settings.fields import flag
 from models.embedding.backend import Backend
-from models.embedding.gpu.backend import KNOBS, CudaBackend
-from models.embedding.gpu.timing import FloatArray, device_seconds, wall_seconds
+from models.embedding.gpu.backend import KNOBS
 from models.embedding.plan.catalogue import Params
 from models.embedding.plan.plan import Bucket, Plan, params
 from models.embedding.plan.spec import Layout, TableSpec
-from models.embedding.tuning.problem import Problem, of_recorded
-from models.embedding.tuning.recorded import Recorded
-from models.embedding.tuning.search import Search, typical
+from models.embedding.tuning.problem import Problem
+from models.embedding.tuning.search import Search
 
-HERE = Path(__file__).resolve().parent
-BATCHES = (1, 8, 64, 512)
-N_INPUTS = 4
-WARM_UPS = 3
-SEED = 7
-MODELS = ("A", "B", "C", "D", "E")
 PEAK_BYTES_PER_S = 4.8e12  # H200, stated by its maker
+OFTEN = "every look-up at it"
 TESTS = "tests/models/test_triton_bags.py"
 TESTS_S = 240.0
-WANTED_RATIO, WANTED_FRAC, WANTED_S = (
-    2.0,
-    0.6,
-    600.0,
-)  # over CUDA-graphed per-table; of the roofline; of tuning a model
+WANTED_RATIO = 2.0  # over the CUDA-graphed per-table look-up
+WANTED_FRAC = 0.6  # of the memory roofline
+TUNING = "seconds of tuning, at most"
+WANTED_S = 600.0  # of a model
 ROOFLINE_MODELS = ("A", "C")
 ROOFLINE_BATCH = 512
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured. `tune_s`: a model, all its batches."""
-
-    n_rounds: int = 30
-    tune_s: float = 480.0
-    knobs: Sequence[Params] = KNOBS
-
-
-QUICK = Effort(
-    10,
-    45.0,
-    (params(launch="fused", warps=4), params(launch="fused", warps=2), params(launch="grouped")),
+QUICK_KNOBS = (
+    params(launch="fused", warps=4),
+    params(launch="fused", warps=2),
+    params(launch="grouped"),
 )
 
 
 @dataclass(frozen=True)
-class Clocks:
-    """How calls are timed; on a device by events."""
+class GpuCase:
+    """One model, tuned and measured. `tune_s`: for all its batches."""
 
-    device: Callable[[Sequence[Callable[[int], object]], int, bool], FloatArray]
-    wall: Callable[[Sequence[Callable[[int], object]], int], FloatArray]
-
-
-def cuda_clocks() -> Clocks:
-    """Events, and the host's clock with the device waited for."""
-    return Clocks(
-        lambda calls, n_rounds, cold: device_seconds(calls, n_rounds, cold=cold),
-        lambda calls, n_rounds: wall_seconds(calls, n_rounds, wait=torch.cuda.synchronize),
+    model: str
+    batches: tuple[int, ...] = flag(BATCHES, "batch sizes")
+    alpha: float | None = flag(
+        None, "Zipf's law of the ids; without it nearly uniform, as released"
     )
+    tables_frac: float = flag(1.0, "part of every kind's tables", low=0.0)
+    n_rounds: int = 30
+    tune_s: float = 480.0
+    knobs: tuple[Params, ...] = KNOBS
 
 
-def work_of(
-    name: str, batches: Sequence[int], alpha: float | None, tables_frac: float, device: torch.device
-) -> tuple[Problem, dict[int, list[Input]]]:
-    """A model's tables with ids to tune on; and N_INPUTS other inputs for each batch size, to
-    measure on.
-    """
-    sizes = [size for size in batches for _ in range(N_INPUTS)]
-    drawn = synthesis.draw(name, [2 * max(batches), *sizes], SEED, alpha, tables_frac)
-    problem = of_recorded(Recorded(drawn.specs, drawn.batches[:1]), sorted(batches), str(device))
-    found: dict[int, list[Input]] = {}
-    for batch in drawn.batches[1:]:
-        own = Input.of(batch.ids_L, batch.offsets.astype(np.int32), len(drawn.specs), device)
-        found.setdefault(batch.n_items, []).append(own)
-    return problem, found
+@dataclass(frozen=True)
+class GpuTests:
+    """The tests marked for a GPU as a case."""
+
+    file: str
+
+
+@dataclass(frozen=True)
+class MethodTime:
+    """Time of a method in microseconds: median and quartiles; of a bound, the least possible."""
+
+    model: str
+    batch: int
+    method: str
+    time: str
+    us: float
+    low_us: float | None = None
+    high_us: float | None = None
+
+
+QUICK = [
+    GpuCase(model, (8, 512), n_rounds=10, tune_s=45.0, knobs=QUICK_KNOBS) for model in ("A", "C")
+]
+FULL = [GpuCase(model) for model in MODELS]
 
 
 def floors(layout: Layout, inputs: Sequence[Input]) -> tuple[float, float]:
-    """Mean bytes of a batch that must cross the memory bus: every row once, and every row as often
-    as it is asked for.
+    """Mean bytes of a batch that must cross the memory bus: rows, ids, offsets and the output.
 
-    Rows, ids, offsets and the output.
+    Every row once, and every row as often as it is asked for.
     """
     dims = [spec.dim for spec in layout.specs]
     once = []
     often = []
-    for own in inputs:
-        ids = own.host_ids_L.numpy()
-        other = own.host_ids_L.nbytes + own.host_offsets.nbytes
-        parts = own.by_table(len(dims))
-        other += own.n_items * sum(dims) * 4
-        once.append(
-            other
-            + 4
-            * sum(len(np.unique(ids[part])) * dim for part, dim in zip(parts, dims, strict=True))
-        )
-        often.append(
-            other
-            + 4 * sum((part.stop - part.start) * dim for part, dim in zip(parts, dims, strict=True))
-        )
+    for batch in inputs:
+        ids = batch.host_ids_L.numpy()
+        parts = [ids[part] for part in batch.by_table(len(dims))]
+        other = ids.nbytes + batch.host_offsets.nbytes + batch.n_items * sum(dims) * 4
+        row_bytes = [4 * dim for dim in dims]
+        once.append(other + np.dot(row_bytes, [len(np.unique(part)) for part in parts]))
+        often.append(other + np.dot(row_bytes, [len(part) for part in parts]))
     return float(np.mean(once)), float(np.mean(often))
 
 
 def families(knobs: Sequence[Params]) -> dict[str, list[Params]]:
     """Our two methods by their settings: one launch, and several."""
-    fused = [own for own in knobs if dict(own)["launch"] == "fused"]
-    return dict(zip(OURS, (fused, [own for own in knobs if own not in fused]), strict=True))
-
-
-def best_single(problem: Problem, own: Backend, n_items: int) -> Bucket:
-    """The fastest schedule with the same parameters for all tables."""
-    batches = problem.batches[n_items]
-    width = int(problem.layout.columns[-1])
-    out_BC = problem.weight_E.new_empty(n_items, width)
-    buckets = [
-        Bucket(None, groups) for groups in own.uniform(problem.layout.specs, (), joined=False)
-    ]
-    own.prepare(problem.layout, problem.weight_E, buckets, batches[0], np.inf)
-    runs = [
-        own.build(problem.layout, problem.weight_E, bucket, checked=False) for bucket in buckets
-    ]
-    calls = [lambda i, run=run: run(batches[i % len(batches)], out_BC) for run in runs]
-    return buckets[int(np.argmin(typical(own.seconds(calls, 7))))]
+    fused = [settings for settings in knobs if dict(settings)["launch"] == "fused"]
+    several = [settings for settings in knobs if settings not in fused]
+    return dict(zip(OURS, (fused, several), strict=True))
 
 
 def methods_of(
-    layout: Layout,
-    weight_E: Tensor,
-    inputs: Sequence[Input],
-    buckets: Mapping[str, Bucket],
-    notes: list[str],
-) -> dict[str, Method]:
-    """All that can be built here; of the others a note says why not."""
+    layout: Layout, weight_E: Tensor, inputs: Sequence[Input], buckets: Mapping[str, Bucket]
+) -> tuple[dict[str, Method], list[str]]:
+    """All that can be built here; and of each that cannot, a note that says why."""
+    common = (layout, weight_E, inputs)
     makers: dict[str, Callable[[], Method]] = {
-        name: lambda bucket=bucket: Ours(layout, weight_E, inputs, bucket)  # type: ignore[misc]
-        for name, bucket in buckets.items()
+        name: partial(Ours, *common, bucket) for name, bucket in buckets.items()
     }
-    makers["per table"] = lambda: PerTable(layout, weight_E, inputs)
-    makers["FBGEMM"] = lambda: Fbgemm(layout, weight_E, inputs)
-    makers["TorchRec"] = lambda: TorchRec(layout, weight_E, inputs)
-    if weight_E.is_cuda:
-        makers[GRAPHED] = lambda: Graphed(PerTable(layout, weight_E, inputs))
-        for name in OURS:  # many launches take the host longer than the device
-            makers[f"{name}, graph"] = lambda name=name: Graphed(
-                Ours(layout, weight_E, inputs, buckets[name])
-            )  # type: ignore[misc]
-    found = {}
-    for name, make in makers.items():
-        method = built(make)
-        if isinstance(method, str):
-            notes.append(f"no {name}: {method}")
-        else:
-            found[name] = method
-    return found
+    peers = {"per table": PerTable, "FBGEMM": Fbgemm, "TorchRec": TorchRec}
+    makers |= {name: partial(peer, *common) for name, peer in peers.items()}
+    if weight_E.is_cuda:  # many launches take the host longer than the device
+        for name in ("per table", *OURS):
+            makers[f"{name}, graph"] = partial(Graphed, makers[name])
+    made = {name: built(make) for name, make in makers.items()}
+    notes = [f"no {name}: {why}" for name, why in made.items() if isinstance(why, str)]
+    return {name: method for name, method in made.items() if isinstance(method, Method)}, notes
 
 
-def check(methods: Mapping[str, Method], n_inputs: int) -> None:
-    """Raise ValueError if a method's sums are not those of the per-table look-up."""
-    for i in range(n_inputs):
-        expected = methods["per table"].call(i).clone()
-        for name, method in methods.items():
-            if not torch.equal(method.call(i), expected):
-                raise ValueError(f"{name}: other sums than the per-table look-up, input {i}")
-
-
-def measure(methods: Mapping[str, Method], clocks: Clocks, n_rounds: int) -> list[dict[str, Any]]:
-    """A row for each method and time: median and quartiles in microseconds."""
-    rows = []
-    from_host = {
-        name: method for name, method in methods.items() if not isinstance(method, Graphed)
+def measure(case: GpuCase, batch: int, methods: Mapping[str, Method]) -> list[MethodTime]:
+    """A row for each method and time."""
+    bench = gpu_setup.BENCH
+    calls = {name: method.call for name, method in methods.items()}
+    host_calls = {
+        name: method.from_host
+        for name, method in methods.items()
+        if not isinstance(method, Graphed)
     }
-    calls = [own.call for own in methods.values()]
-    host_calls = [own.from_host for own in from_host.values()]
-    clocks.device(calls, WARM_UPS, False)
-    clocks.wall(host_calls, WARM_UPS)
+    on_device = [*calls.values()]
+    bench.device_seconds(on_device, gpu_setup.WARM_UPS, False)
+    bench.wall_seconds([*host_calls.values()], gpu_setup.WARM_UPS)
     times = (
-        (COLD, methods, clocks.device(calls, n_rounds, True)),
-        (WARM, methods, clocks.device(calls, n_rounds, False)),
-        (WALL, from_host, clocks.wall(host_calls, n_rounds)),
+        (COLD, calls, bench.device_seconds(on_device, case.n_rounds, True)),
+        (WARM, calls, bench.device_seconds(on_device, case.n_rounds, False)),
+        (WALL, host_calls, bench.wall_seconds([*host_calls.values()], case.n_rounds)),
     )
-    for what, own, found in times:
-        for name, seconds in zip(own, found * 1e6, strict=True):
-            low, mid, high = np.percentile(seconds, (25, 50, 75))
-            rows.append({"method": name, "time": what, "us": mid, "low_us": low, "high_us": high})
-    return rows
-
-
-def study(
-    problem: Problem,
-    inputs: Sequence[Input],
-    buckets: Mapping[str, Bucket],
-    clocks: Clocks,
-    n_rounds: int,
-    notes: list[str],
-) -> list[dict[str, Any]]:
-    """Rows of one model and batch."""
-    methods = methods_of(problem.layout, problem.weight_E, inputs, buckets, notes)
-    check(methods, len(inputs))
-    rows = measure(methods, clocks, n_rounds)
-    for name, n_bytes in zip(
-        (ONCE, "every look-up at it"), floors(problem.layout, inputs), strict=True
-    ):
-        rows.append({"method": name, "time": BOUND, "us": n_bytes / PEAK_BYTES_PER_S * 1e6})
+    rows = []
+    for time, timed, seconds in times:
+        quartiles = np.percentile(seconds * 1e6, (50, 25, 75), axis=1).T.tolist()
+        for name, (mid, low, high) in zip(timed, quartiles, strict=True):
+            rows.append(MethodTime(case.model, batch, name, time, mid, low, high))
     return rows
 
 
@@ -266,15 +193,14 @@ def plan_of(
     """The buckets of the measured batches, the last one for all larger ones."""
     sizes = sorted(buckets)
     limits = [*sizes[:-1], None]
-    own = tuple(
-        Bucket(limit, buckets[size].groups, buckets[size].settings)
-        for limit, size in zip(limits, sizes, strict=True)
-    )
-    return Plan("cuda", tuple(specs), own, provenance)
+    limited = [
+        replace(buckets[size], max_batch=limit) for limit, size in zip(limits, sizes, strict=True)
+    ]
+    return Plan("cuda", tuple(specs), tuple(limited), provenance)
 
 
 def fastest(plans: Mapping[str, Plan], batch: int) -> Bucket:
-    """Of the plans' buckets for a batch that both were tuned on, by the search's own times."""
+    """The plans' fastest bucket for a batch that all were tuned on, by the search's own times."""
 
     def ms_of(plan: Plan) -> float:
         return float(next(row["ms"] for row in plan.provenance["sizes"] if row["batch"] == batch))
@@ -282,136 +208,86 @@ def fastest(plans: Mapping[str, Plan], batch: int) -> Bucket:
     return min(plans.values(), key=ms_of).bucket(batch)
 
 
-def targets(rows: pd.DataFrame, tuning_s: Mapping[str, float]) -> pd.DataFrame:
-    """What was aimed at beside what was measured; our faster one of fused and grouped, rows not in
-    L2.
+def targets(rows: pd.DataFrame, tuning: pd.DataFrame) -> pd.DataFrame:
+    """What was aimed at beside what was measured.
+
+    Times are those of our faster one of fused and grouped, rows not in L2.
     """
-    found: list[tuple[str, str, object, float, float, bool]] = []
-    for (model, batch), own in rows.groupby(["model", "batch"], sort=False):
-        us = own[own["time"].isin((COLD, BOUND))].set_index("method")["us"]
+    lines: list[tuple[object, ...]] = []
+    for (model, batch), part in rows.groupby(["model", "batch"], sort=False):
+        us = part[part["time"].isin((COLD, BOUND))].set_index("method")["us"]
         ours = min((us[name] for name in OURS if name in us), default=np.nan)
         if GRAPHED in us:
             ratio = us[GRAPHED] / ours
-            found.append(
-                (
-                    f"times as fast as {GRAPHED}",
-                    model,
-                    batch,
-                    WANTED_RATIO,
-                    ratio,
-                    ratio >= WANTED_RATIO,
-                )
-            )
+            lines.append((f"times as fast as {GRAPHED}", model, batch, WANTED_RATIO, ratio))
         if model in ROOFLINE_MODELS and batch == ROOFLINE_BATCH:
-            frac = us[ONCE] / ours
-            found.append(
-                ("of the memory roofline", model, batch, WANTED_FRAC, frac, frac >= WANTED_FRAC)
-            )
-    found += [
-        ("seconds of tuning, at most", model, "", WANTED_S, s, s <= WANTED_S)
-        for model, s in tuning_s.items()
-    ]
-    table = pd.DataFrame(found, columns=["target", "model", "batch", "wanted", "measured", "met"])
-    return table.assign(met=["yes" if met else "no" for met in table["met"]])
+            lines.append(("of the memory roofline", model, batch, WANTED_FRAC, us[ONCE] / ours))
+    lines += [(TUNING, row.model, "", WANTED_S, row.seconds) for row in tuning.itertuples()]
+    table = pd.DataFrame(lines, columns=["target", "model", "batch", "wanted", "measured"])
+    gain = table["measured"] - table["wanted"]
+    is_met = np.where(table["target"] == TUNING, -gain, gain) >= 0
+    return table.assign(met=np.where(is_met, "yes", "no"))
 
 
-def refusal() -> str | None:
-    """Why this cannot run here, in one line."""
-    if not torch.cuda.is_available():
-        return "needs a CUDA device; PyTorch sees none here"
-    if importlib.util.find_spec("triton") is None:
-        return "needs Triton (pip install -r build/bench_requirements.txt)"
-    return None
+def medians(rows: pd.DataFrame) -> pd.DataFrame:
+    """Microseconds of each method, a column for each time."""
+    index = ["model", "batch", "method"]
+    return rows.pivot_table(index=index, columns="time", values="us", sort=False)
 
 
-def run(
-    args: argparse.Namespace,
-    make: Callable[[Sequence[Params]], Backend],
-    clocks: Clocks,
-    device: torch.device,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All models and batches, and the targets; files are written as soon as a batch is done."""
-    effort = QUICK if args.quick else Effort()
-    batches = [int(word) for word in args.batches.split(",")]
-    names = args.models.split(",")
-    (args.out / "gpu_plans").mkdir(parents=True, exist_ok=True)
-    table = args.out / "gpu.csv"
-    before = pd.read_csv(table) if table.is_file() else pd.DataFrame(columns=["model"])
-    rows = before[~before["model"].isin(names)].to_dict("records")
-    tuning_s = {}
-    for name in names:
-        sys.stderr.write(f"{name}: tuning\n")
-        problem, inputs = work_of(name, batches, args.alpha, args.tables_frac, device)
-        own = {method: make(knobs) for method, knobs in families(effort.knobs).items()}
-        plans = {}
-        for method, one in own.items():
-            share_s = effort.tune_s * len(one.settings(problem.layout.specs)) / len(effort.knobs)
-            plans[method] = Search(problem, one, share_s).run()
-        tuning_s[name] = sum(plan.provenance["seconds"] for plan in plans.values())
-        notes: list[str] = []
-        for batch in batches:
-            sys.stderr.write(f"{name}, batch {batch}\n")
-            buckets = {method: plan.bucket(batch) for method, plan in plans.items()}
-            buckets["ours, one schedule"] = best_single(problem, own[OURS[0]], batch)
-            own_notes: list[str] = []
-            found = study(problem, inputs[batch], buckets, clocks, effort.n_rounds, own_notes)
-            notes += [f"batch {batch}: {note}" for note in own_notes]
-            rows += [{"model": name, "batch": batch, **row} for row in found]
-            pd.DataFrame(rows).to_csv(table, index=False, float_format="%.4g")
-        whole = {
-            **own[OURS[0]].versions(),
-            "seed": SEED,
-            "alpha": args.alpha,
-            "tables_frac": args.tables_frac,
-            "notes": notes,
-            "search": {method: plan.provenance for method, plan in plans.items()},
-        }
-        chosen = {batch: fastest(plans, batch) for batch in batches}
-        plan_of(problem.layout.specs, chosen, whole).save(args.out / "gpu_plans" / f"{name}.json")
-    found_targets = targets(pd.DataFrame(rows), tuning_s)
-    found_targets.to_csv(args.out / "gpu_targets.csv", index=False, float_format="%.4g")
-    return pd.DataFrame(rows), found_targets
+def tuned_plan(case: GpuCase, problem: Problem, backend: Backend) -> Plan:
+    """The plan of one of our methods, whose share of the time is that of its settings."""
+    share_s = case.tune_s * len(backend.settings(problem.layout.specs)) / len(case.knobs)
+    with progress().step(f"{case.model}: tuning") as on_fraction:
+        return Search(problem, backend, share_s, on_fraction=on_fraction).run()
 
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models")
-    parser.add_argument("--batches")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="what is worth a borrowed GPU's ten minutes, tests included",
-    )
-    parser.add_argument(
-        "--alpha", type=float, help="Zipf's law of the ids; without it nearly uniform, as released"
-    )
-    parser.add_argument(
-        "--tables_frac", type=float, default=1.0, help="part of every kind's tables"
-    )
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args(argv)
-    args.models = args.models or ("A,C" if args.quick else ",".join(MODELS))
-    args.batches = args.batches or ("8,512" if args.quick else ",".join(map(str, BATCHES)))
-    if unknown := set(args.models.split(",")) - {*MODELS}:
-        parser.error(
-            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(MODELS)}"
-        )
-    if not all(word.isdecimal() and int(word) > 0 for word in args.batches.split(",")):
-        parser.error(f"--batches is {args.batches!r}; expected whole numbers like 1,8,64")
-    return args
+def compare(case: GpuCase) -> dict[str, list[Any]]:
+    """Tune one model, then measure it at all batches."""
+    problem, inputs = gpu_setup.work_of(case.model, case.batches, case.tables_frac, case.alpha)
+    layout = problem.layout
+    backends = {
+        name: gpu_setup.BENCH.backend(knobs) for name, knobs in families(case.knobs).items()
+    }
+    plans = {name: tuned_plan(case, problem, backend) for name, backend in backends.items()}
+    rows = []
+    notes = []
+    for batch in case.batches:
+        sys.stderr.write(f"{case.model}, batch {batch}\n")
+        buckets = {method: plan.bucket(batch) for method, plan in plans.items()}
+        buckets["ours, one schedule"] = best_single(problem, backends[OURS[0]], batch)
+        methods, missing = methods_of(layout, problem.weight_E, inputs[batch], buckets)
+        notes += [f"batch {batch}: {note}" for note in missing]
+        gpu_setup.check(methods, len(inputs[batch]))
+        rows += measure(case, batch, methods)
+        for name, n_bytes in zip((ONCE, OFTEN), floors(layout, inputs[batch]), strict=True):
+            bound_us = n_bytes / PEAK_BYTES_PER_S * 1e6
+            rows.append(MethodTime(case.model, batch, name, BOUND, bound_us))
+    searches = {method: plan.provenance for method, plan in plans.items()}
+    provenance = {
+        **backends[OURS[0]].versions(),
+        "seed": gpu_setup.SEED,
+        "alpha": case.alpha,
+        "tables_frac": case.tables_frac,
+        "notes": notes,
+        "search": searches,
+    }
+    chosen = {batch: fastest(plans, batch) for batch in case.batches}
+    plan = plan_of(layout.specs, chosen, provenance)
+    plan.save(out_folder() / "gpu_plans" / f"{case.model}.json")
+    seconds = sum(search["seconds"] for search in searches.values())
+    return {"gpu": rows, "gpu_tuning": [{"model": case.model, "seconds": seconds}]}
 
 
-def tested() -> str:
+def tested(file: str) -> str:
     """How the tests marked for a GPU went, in one line."""
     if importlib.util.find_spec("pytest") is None:
         return "tests for a GPU: not run, pytest is missing"
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", TESTS]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", file]
+    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
-            words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=TESTS_S, check=False
+            command, cwd=root, capture_output=True, text=True, timeout=TESTS_S, check=False
         )
     except subprocess.TimeoutExpired:
         return f"tests for a GPU: not done after {TESTS_S:.0f} s"
@@ -419,32 +295,47 @@ def tested() -> str:
     return f"tests for a GPU: {(done.stdout.strip().splitlines() or ['nothing'])[-1]}"
 
 
+def cases(effort: Sequence[GpuCase], options: Any) -> list[Any]:
+    """A case for each model; the quick effort begins with tests and ends with ablations."""
+    chosen = of_models(effort, options)
+    if effort is not QUICK:
+        return chosen
+    last: GpuCase = chosen[-1]
+    ablated = gpu_ablations.quick_case(last.model, last.batches[-1:], last.tables_frac)
+    return [GpuTests(TESTS), *chosen, ablated]
+
+
 @torch.no_grad()
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    args = arguments(argv)
-    why = refusal()
-    if why is not None:
-        print(f"gpu.py: {why}", file=sys.stderr)
-        return 2
-    if args.quick:
-        print(tested(), flush=True)
-    rows, found = run(args, CudaBackend, cuda_clocks(), torch.device("cuda"))
-    draw_figure(rows).savefig(args.out / "gpu.png", dpi=110)
-    draw_speedups(rows).savefig(args.out / "gpu_speedups.png", dpi=110)
-    table = rows.pivot_table(
-        index=["model", "batch", "method"], columns="time", values="us", sort=False
-    )
-    show("Microseconds, medians", table.reset_index())
-    show("Targets", found)
-    if args.quick:
-        from experiments.embedding import gpu_ablations  # noqa: PLC0415 (it imports this file)
+def run(case: GpuCase | GpuTests | gpu_ablations.GpuAblationCase) -> dict[str, list[Any]]:
+    """The rows of a case of any kind."""
+    if isinstance(case, GpuTests):
+        return {"gpu_tests": [{"outcome": tested(case.file)}]}
+    return compare(case) if isinstance(case, GpuCase) else gpu_ablations.ablate(case)
 
-        last = ["--models", args.models.split(",")[-1], "--batches", args.batches.split(",")[-1]]
-        same = ["--tables_frac", str(args.tables_frac), "--out", str(args.out)]
-        return gpu_ablations.main([*last, *same, "--quick"])
-    return 0
 
+STUDY = Study(
+    "embedding_gpu",
+    "What is a schedule for each table worth on a GPU, beside its rivals and the roofline?",
+    cases,
+    run,
+    efforts={"quick": QUICK, "full": FULL},
+    options=flags_of(GpuCase, MODELS),
+    derived={"gpu_targets": View(targets, "gpu", "gpu_tuning")},
+    figures={
+        "gpu": View(draw_figure, "gpu"),
+        "gpu_speedups": View(draw_speedups, "gpu"),
+        **gpu_ablations.FIGURES,
+    },
+    report={
+        "Tests": View(pd.DataFrame, "gpu_tests"),
+        "Microseconds, medians": View(medians, "gpu"),
+        "Targets": View(pd.DataFrame, "gpu_targets"),
+        **gpu_ablations.REPORT,
+    },
+    float_format="%.4g",
+    other_files="gpu_plans/*.json",
+    check_machine=gpu_setup.check_machine,
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,5 +1,4 @@
-"""What the GPU study measures: our kernels, PyTorch's, FBGEMM's and TorchRec's look-ups, all on the
-same weights.
+"""What the GPU study measures: look-ups by our kernels, PyTorch, FBGEMM, TorchRec; same weights.
 
 FBGEMM's operators know no inference mode: torch.no_grad is what all are called in.
 """
@@ -9,19 +8,22 @@ FBGEMM's operators know no inference mode: torch.no_grad is what all are called 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.common.look_up_peers import quiet_import
+from experiments.embedding.contenders import table_views
 from models.embedding.gpu.look_up import TritonBags
 from models.embedding.plan.plan import Bucket
 from models.embedding.plan.spec import Layout
+
+_COMMON = "fbgemm_gpu.split_table_batched_embeddings_ops_common"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,237 +57,177 @@ class Input:
 
 
 class Method:
-    """One way to look a batch up; `call(i)` works on input i, `from_host(i)` begins with its ids on
-    the host.
+    """One way to look a batch up: what is prepared of its ids and offsets is what `look_up` takes.
+
+    A subclass sets what `prepared` needs before it calls this constructor.
     """
 
-    def __init__(self, inputs: Sequence[Input]) -> None:
+    bags: Callable[..., Tensor]
+
+    def __init__(self, inputs: Sequence[Input], device: torch.device) -> None:
         self.inputs = inputs
+        self.device = device
+        self._ready = [
+            self.prepared(batch, batch.ids_L, self.host_offsets(batch).to(device))
+            for batch in inputs
+        ]
+
+    def look_up(self, *prepared: Any) -> Tensor:
+        """(B, S)."""
+        return self.bags(*prepared)
+
+    def prepared(self, batch: Input, ids_L: Tensor, offsets: Tensor) -> tuple[Any, ...]:
+        """What `look_up` takes, of tensors on the device."""
+        del batch
+        return ids_L, offsets
+
+    def host_offsets(self, batch: Input) -> Tensor:
+        """The offsets that cross to the device."""
+        return batch.host_offsets
 
     def call(self, i: int) -> Tensor:
-        """(B, S)."""
-        raise NotImplementedError
+        """Look up input i, which is ready on the device; inputs take turns."""
+        return self.look_up(*self._ready[i % len(self._ready)])
 
     def from_host(self, i: int) -> Tensor:
-        """The same, copies of ids and offsets included."""
-        raise NotImplementedError
-
-    def input(self, i: int) -> Input:
-        """Inputs in turn."""
-        return self.inputs[i % len(self.inputs)]
+        """The same from ids on the host, copies of ids and offsets included."""
+        batch = self.inputs[i % len(self.inputs)]
+        host = (batch.host_ids_L, self.host_offsets(batch))
+        ids_L, offsets = (tensor.to(self.device, non_blocking=True) for tensor in host)
+        return self.look_up(*self.prepared(batch, ids_L, offsets))
 
 
 class Ours(Method):
-    """Kernels written by Triton; `by_length`: their programs ordered anew for every batch."""
+    """Kernels written by Triton."""
 
     def __init__(
-        self,
-        layout: Layout,
-        weight_E: Tensor,
-        inputs: Sequence[Input],
-        bucket: Bucket,
-        *,
-        by_length: bool = False,
+        self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input], bucket: Bucket
     ) -> None:
-        super().__init__(inputs)
-        self.bags = TritonBags(layout, bucket, weight_E, by_length=by_length)
-
-    def call(self, i: int) -> Tensor:
-        """See Method."""
-        own = self.input(i)
-        return self.bags(own.ids_L, own.offsets)
-
-    def from_host(self, i: int) -> Tensor:
-        """See Method."""
-        own = self.input(i)
-        device = self.bags.weight_E.device
-        ids_L, offsets = (
-            t.to(device, non_blocking=True) for t in (own.host_ids_L, own.host_offsets)
-        )
-        return self.bags(ids_L, offsets)
+        super().__init__(inputs, weight_E.device)
+        self.bags = TritonBags(layout, bucket, weight_E)
 
 
 class PerTable(Method):
-    """F.embedding_bag for every table, then cat."""
+    """F.embedding_bag for each table, then cat."""
 
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
-        super().__init__(inputs)
         self.tables = table_views(layout, weight_E)
-        self._prepared = [
-            self._parts(own, own.ids_L, self._offsets(own).to(weight_E.device)) for own in inputs
-        ]
+        super().__init__(inputs, weight_E.device)
 
-    def _offsets(self, own: Input) -> Tensor:
+    def host_offsets(self, batch: Input) -> Tensor:
         """(T, B + 1), each table's from 0 on."""
-        whole = own.host_offsets.unfold(0, own.n_items + 1, own.n_items)
-        return whole - whole[:, :1]
+        offsets = batch.host_offsets.unfold(0, batch.n_items + 1, batch.n_items)
+        return offsets - offsets[:, :1]
 
-    def _parts(self, own: Input, ids_L: Tensor, offsets: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [
-            (ids_L[part], offsets[table])
-            for table, part in enumerate(own.by_table(len(self.tables)))
-        ]
+    def prepared(self, batch: Input, ids_L: Tensor, offsets: Tensor) -> tuple[Any, ...]:
+        """Each table's rows, ids and offsets."""
+        parts = batch.by_table(len(self.tables))
+        ids = [ids_L[part] for part in parts]
+        return tuple(zip(self.tables, ids, offsets.unbind(), strict=True))
 
-    def _look_up(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def look_up(self, *prepared: Any) -> Tensor:
+        """See Method."""
         pooled = [
             F.embedding_bag(ids, table, offsets, mode="sum", include_last_offset=True)
-            for table, (ids, offsets) in zip(self.tables, parts, strict=True)
+            for table, ids, offsets in prepared
         ]
         return torch.cat(pooled, dim=1)
 
-    def call(self, i: int) -> Tensor:
-        """See Method."""
-        return self._look_up(self._prepared[i % len(self.inputs)])
-
-    def from_host(self, i: int) -> Tensor:
-        """See Method."""
-        own = self.input(i)
-        device = self.tables[0].device
-        ids_L, offsets = (
-            t.to(device, non_blocking=True) for t in (own.host_ids_L, self._offsets(own))
-        )
-        return self._look_up(self._parts(own, ids_L, offsets))
-
 
 class Graphed(Method):
-    """Another method's calls, captured once for each input and replayed; its inputs stay where they
-    are.
+    """Another method's calls, captured once for each input and replayed.
+
+    Its inputs stay where they are.
     """
 
-    def __init__(self, method: Method) -> None:
-        super().__init__(method.inputs)
-        self._graphs: list[tuple[Any, Tensor]] = []
+    def __init__(self, make: Callable[[], Method]) -> None:
+        method = make()
+        super().__init__(method.inputs, method.device)
+        self._ready = []
         for i in range(len(method.inputs)):
             method.call(i)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 out = method.call(i)
-            self._graphs.append((graph, out))
+            self._ready.append((graph, out))
 
-    def call(self, i: int) -> Tensor:
+    def look_up(self, *prepared: Any) -> Tensor:
         """See Method."""
-        graph, out = self._graphs[i % len(self._graphs)]
+        graph, out = prepared
         graph.replay()
-        return out
+        return cast("Tensor", out)
 
 
-class Fbgemm(Method):
-    """FBGEMM's table-batched look-up, float32 on the device; raises ImportError, and ValueError for
-    odd widths.
-    """
+class WideIdsPeer(Method):
+    """A library that reads int64 ids, and widths that are multiples of 4: ValueError for others."""
 
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
-        super().__init__(inputs)
         if any(spec.dim % 4 for spec in layout.specs):
-            raise ValueError("FBGEMM needs widths that are multiples of 4")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from fbgemm_gpu.split_table_batched_embeddings_ops_common import (  # noqa: PLC0415
-                EmbeddingLocation,
-                PoolingMode,
-            )
-            from fbgemm_gpu.split_table_batched_embeddings_ops_training import (  # noqa: PLC0415
-                ComputeDevice,
-                SplitTableBatchedEmbeddingBagsCodegen,
-            )
-        on_gpu = weight_E.is_cuda
-        location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
-        compute = ComputeDevice.CUDA if on_gpu else ComputeDevice.CPU
-        self._bags = SplitTableBatchedEmbeddingBagsCodegen(
-            [(spec.rows, spec.dim, location, compute) for spec in layout.specs],
-            pooling_mode=PoolingMode.SUM,
+            raise ValueError(f"{type(self).__name__} needs widths that are multiples of 4")
+        location = quiet_import(_COMMON).EmbeddingLocation
+        self.location = location.DEVICE if weight_E.is_cuda else location.HOST
+        super().__init__(inputs, weight_E.device)
+
+    def prepared(self, batch: Input, ids_L: Tensor, offsets: Tensor) -> tuple[Any, ...]:
+        """Ids cross as int32 and become int64 on the device."""
+        del batch
+        return ids_L.long(), offsets.long()
+
+
+class Fbgemm(WideIdsPeer):
+    """FBGEMM's table-batched look-up, float32 on the device; raises ImportError."""
+
+    def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
+        super().__init__(layout, weight_E, inputs)
+        module = quiet_import("fbgemm_gpu.split_table_batched_embeddings_ops_training")
+        compute = module.ComputeDevice.CUDA if weight_E.is_cuda else module.ComputeDevice.CPU
+        bags = module.SplitTableBatchedEmbeddingBagsCodegen(
+            [(spec.rows, spec.dim, self.location, compute) for spec in layout.specs],
+            pooling_mode=quiet_import(_COMMON).PoolingMode.SUM,
             device=weight_E.device,
         )
-        for own, table in zip(
-            self._bags.split_embedding_weights(), table_views(layout, weight_E), strict=True
-        ):
-            own.copy_(table)
-        self._long = [(own.ids_L.long(), own.offsets.long()) for own in inputs]
-
-    def call(self, i: int) -> Tensor:
-        """See Method."""
-        ids_L, offsets = self._long[i % len(self._long)]
-        out: Tensor = self._bags(ids_L, offsets)
-        return out
-
-    def from_host(self, i: int) -> Tensor:
-        """See Method; ids cross as int32 and become int64 on the device."""
-        own = self.input(i)
-        device = self._long[0][0].device
-        ids_L, offsets = (
-            t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets)
-        )
-        out: Tensor = self._bags(ids_L, offsets)
-        return out
+        tables = table_views(layout, weight_E)
+        for weight, table in zip(bags.split_embedding_weights(), tables, strict=True):
+            weight.copy_(table)
+        self.bags = bags
 
 
-class TorchRec(Method):
-    """TorchRec's fused collection of tables (FBGEMM's kernels below); raises ImportError,
-    ValueError for odd widths.
-    """
+class TorchRec(WideIdsPeer):
+    """TorchRec's fused collection of tables, FBGEMM's kernels below; raises ImportError."""
 
     def __init__(self, layout: Layout, weight_E: Tensor, inputs: Sequence[Input]) -> None:
-        super().__init__(inputs)
-        if any(spec.dim % 4 for spec in layout.specs):
-            raise ValueError("TorchRec needs widths that are multiples of 4")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
-            from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType  # noqa: PLC0415
-            from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection  # noqa: PLC0415
-            from torchrec.sparse.jagged_tensor import KeyedJaggedTensor  # noqa: PLC0415
+        super().__init__(layout, weight_E, inputs)
+        configs = quiet_import("torchrec.modules.embedding_configs")
+        module = quiet_import("torchrec.modules.fused_embedding_modules")
+        self._jagged = quiet_import("torchrec.sparse.jagged_tensor").KeyedJaggedTensor
         self._keys = [f"f{t}" for t in range(len(layout.specs))]
-        self._jagged = KeyedJaggedTensor
         tables = [
-            EmbeddingBagConfig(
+            configs.EmbeddingBagConfig(
                 name=f"t{t}",
                 num_embeddings=spec.rows,
                 embedding_dim=spec.dim,
                 feature_names=[f"f{t}"],
-                pooling=PoolingType.SUM,
+                pooling=configs.PoolingType.SUM,
             )
             for t, spec in enumerate(layout.specs)
         ]
-        self._bags = FusedEmbeddingBagCollection(
+        collection = module.FusedEmbeddingBagCollection(
             tables=tables,
             optimizer_type=torch.optim.SGD,
             optimizer_kwargs={"lr": 0.0},
             device=weight_E.device,
-            location=EmbeddingLocation.DEVICE if weight_E.is_cuda else EmbeddingLocation.HOST,
+            location=self.location,
         )
-        views = table_views(layout, weight_E)
-        self._bags.load_state_dict(
-            {f"embedding_bags.t{t}.weight": table for t, table in enumerate(views)}
-        )
-        self._long = [(own.ids_L.long(), own.offsets.long()) for own in inputs]
+        views = enumerate(table_views(layout, weight_E))
+        collection.load_state_dict({f"embedding_bags.t{t}.weight": table for t, table in views})
+        self.bags = collection
 
-    def _look_up(self, ids_L: Tensor, offsets: Tensor) -> Tensor:
-        out: Tensor = self._bags(
-            self._jagged(keys=self._keys, values=ids_L, offsets=offsets)
-        ).values()
-        return out
-
-    def call(self, i: int) -> Tensor:
+    def look_up(self, *prepared: Any) -> Tensor:
         """See Method."""
-        return self._look_up(*self._long[i % len(self._long)])
-
-    def from_host(self, i: int) -> Tensor:
-        """See Method; ids cross as int32 and become int64 on the device."""
-        own = self.input(i)
-        device = self._long[0][0].device
-        return self._look_up(
-            *(t.to(device, non_blocking=True).long() for t in (own.host_ids_L, own.host_offsets))
-        )
-
-
-def table_views(layout: Layout, weight_E: Tensor) -> list[Tensor]:
-    """(R, D) of every table."""
-    firsts = layout.elements_T.tolist()
-    return [
-        weight_E[first : first + spec.rows * spec.dim].view(spec.rows, spec.dim)
-        for first, spec in zip(firsts, layout.specs, strict=True)
-    ]
+        ids_L, offsets = prepared
+        jagged = self._jagged(keys=self._keys, values=ids_L, offsets=offsets)
+        return self.bags(jagged).values()
 
 
 def built(make: Callable[[], Method]) -> Method | str:

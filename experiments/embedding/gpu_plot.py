@@ -1,23 +1,17 @@
-#!/usr/bin/env python3
-"""gpu.csv -> gpu.png and gpu_speedups.png: python experiments/embedding/gpu_plot.py [--folder
-FOLDER].
-
-Needs pandas and matplotlib alone.
-"""
+"""Figures of the GPU study from its rows (`gpu.py --plot FOLDER` draws them again)."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+import itertools
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-HERE = Path(__file__).resolve().parent
+from experiments.common.panels import finish, legend_below, panels
+from experiments.embedding.plot import PUBLISHED
+
 COLD = "device, rows not in L2"
 WARM = "device, rows in L2"
 WALL = "wall, ids on the host"
@@ -26,76 +20,71 @@ OURS = ("ours, fused", "ours, grouped")
 GRAPHED = "per table, graph"
 ONCE = "every row once at the stated bandwidth"
 COLORS = {
-    "ours, fused": "#1f77b4", "ours, fused, graph": "#9ecae1", "ours, grouped": "#17507d",
+    "ours, fused": "#1f77b4",
+    "ours, fused, graph": "#9ecae1",
+    "ours, grouped": "#17507d",
     "ours, grouped, graph": "#6f8fae",
     "ours, one schedule": "#2a9d8f",
-    "per table": "#d1495b", GRAPHED: "#edae49", "FBGEMM": "#6a4c93", "TorchRec": "#b5838d",
-}  # fmt: skip
+    "per table": "#d1495b",
+    GRAPHED: "#edae49",
+    "FBGEMM": "#6a4c93",
+    "TorchRec": "#b5838d",
+}
 RIVALS = ("ours, one schedule", "per table", GRAPHED, "FBGEMM", "TorchRec")
-PUBLISHED = {"TorchRec": 1.95, "HugeCTR": 11.57, "RECom": 7.92}  # RecFlex, SC 2024 and its release
+CAPTION = (
+    "Device time, rows not in L2. Dashed: RecFlex's published means over its rivals (SC 2024 and "
+    "its release).\nWhat differs: their GPU is not named, their batches are mixed and tuned for "
+    "together, rows may be in L2,\ntheir TorchRec is 0.6, HugeCTR and RECom are not run here."
+)
 
 
 def draw_figure(rows: pd.DataFrame) -> Figure:
-    """A row of panels for each time, a panel a model: bars by method at each batch, quartiles, the
-    bound as a line.
+    """Bars by method at each batch, with quartiles, the bound as a line.
+
+    A row of panels for each time, a panel for each model.
     """
-    times = [what for what in (COLD, WARM, WALL) if what in set(rows["time"])]
+    times = [time for time in (COLD, WARM, WALL) if time in set(rows["time"])]
     models = [*dict.fromkeys(rows["model"])]
-    figure = Figure(figsize=(3.6 * len(models) + 1, 2.9 * len(times) + 0.8), layout="constrained")
-    every = figure.subplots(len(times), len(models), squeeze=False, sharey="row")
-    for i, what in enumerate(times):
-        for j, model in enumerate(models):
-            own = rows[(rows["model"] == model)]
-            _panel(every[i, j], own[own["time"] == what], own[own["time"] == BOUND])
-            every[i, j].set_title(f"{model}: {what}", fontsize=9, loc="left")
-        every[i, 0].set_ylabel("time of a look-up (us)")
-    for axes in every[-1]:
-        axes.set_xlabel("batch (items)")
-    handles, labels = every[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure, axes_of = panels(len(times) * len(models), 3.8, 3.1, n_columns=len(models))
+    bounds = rows[rows["method"] == ONCE].set_index(["model", "batch"])["us"]
+    for axes, (time, model) in zip(axes_of, itertools.product(times, models), strict=True):
+        measured = rows[(rows["model"] == model) & (rows["time"] == time)]
+        table = measured.pivot_table(
+            index="batch", columns="method", values=["us", "low_us", "high_us"]
+        )
+        _bars(axes, table["us"], table["us"] - table["low_us"], table["high_us"] - table["us"])
+        for k, batch in enumerate(table.index):
+            us = bounds.get((model, batch), np.nan)
+            label = None if k else "every row once"
+            axes.plot([k - 0.42, k + 0.42], [us, us], color="black", lw=1, label=label)
+        finish(axes, "batch (items)", "time of a look-up (us)", f"{model}: {time}", log="y")
+    legend_below(figure, 4, 8)
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, bounds: pd.DataFrame) -> None:
-    batches = sorted(set(rows["batch"]))
-    methods = [name for name in COLORS if name in set(rows["method"])]
-    width = 0.8 / max(len(methods), 1)
-    for k, name in enumerate(methods):
-        own = rows[rows["method"] == name].set_index("batch").reindex(batches)
-        at = np.arange(len(batches)) + (k - (len(methods) - 1) / 2) * width
-        errors = np.vstack((own["us"] - own["low_us"], own["high_us"] - own["us"]))
+def _bars(axes: Axes, heights: pd.DataFrame, *errors: pd.DataFrame) -> None:
+    """The methods' bars (columns) side by side at each batch (rows)."""
+    names = [name for name in COLORS if name in heights]
+    width = 0.8 / max(len(names), 1)
+    for k, name in enumerate(names):
+        places = np.arange(len(heights)) + (k - (len(names) - 1) / 2) * width
+        yerr = [error[name] for error in errors] or None
         axes.bar(
-            at,
-            own["us"],
+            places,
+            heights[name],
             width * 0.92,
-            yerr=errors,
+            yerr=yerr,
             color=COLORS[name],
             label=name,
             error_kw={"lw": 0.7},
         )
-    once = bounds[bounds["method"] == ONCE].set_index("batch").reindex(batches)["us"]
-    for k, us in enumerate(once):
-        axes.plot(
-            [k - 0.42, k + 0.42],
-            [us, us],
-            color="black",
-            lw=1,
-            label="every row once" if k == 0 else None,
-        )
-    _dress(axes, batches)
-
-
-def _dress(axes: Axes, batches: Sequence[int]) -> None:
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(batches)), [str(batch) for batch in batches])
-    axes.grid(axis="y", alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set_xticks(range(len(heights)), heights.index.astype(str))
 
 
 def speedups(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a model and batch, a column a rival: its time on the device, rows not in L2, over our
-    faster one's.
+    """Each rival's time on the device, rows not in L2, over our faster one's.
+
+    A row for each model and batch, a column for each rival.
     """
     us = rows[rows["time"] == COLD].pivot_table(
         index=["model", "batch"], columns="method", values="us", sort=False
@@ -105,62 +94,20 @@ def speedups(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_speedups(rows: pd.DataFrame) -> Figure:
-    """A panel a model: how many times as fast as each rival we are, and RecFlex's published means,
-    dashed.
+    """How many times as fast as each rival we are; RecFlex's published means dashed.
+
+    A panel a model.
     """
     table = speedups(rows)
-    models = [*dict.fromkeys(table.index.get_level_values("model"))]
-    figure = Figure(figsize=(3.4 * len(models) + 1.5, 4.2), layout="constrained")
-    every = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
-    for axes, model in zip(every, models, strict=True):
-        own = table.loc[model].sort_index()
-        width = 0.8 / max(len(own.columns), 1)
-        for k, name in enumerate(own.columns):
-            at = np.arange(len(own)) + (k - (len(own.columns) - 1) / 2) * width
-            axes.bar(at, own[name], width * 0.92, color=COLORS[name], label=name)
+    models = table.index.unique("model")
+    figure, axes_of = panels(len(models), 3.8, 4.2)
+    for axes, model in zip(axes_of, models, strict=True):
+        _bars(axes, table.loc[model].sort_index())
         for name, ratio in PUBLISHED.items():
             axes.axhline(ratio, color="#666666", lw=0.9, ls="--")
-            axes.annotate(
-                f"{name} {ratio}",
-                (1, ratio),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=7,
-                color="#444444",
-            )
+            axes.annotate(f"{name} {ratio}", (-0.4, ratio), va="bottom", fontsize=7)
         axes.axhline(1, color="black", lw=0.8)
-        axes.set_title(model, fontsize=9, loc="left")
-        axes.set_xlabel("batch (items)")
-        _dress(axes, own.index.tolist())
-    every[0].set_ylabel("time over that of our faster one")
-    figure.suptitle(
-        "Device time, rows not in L2. Dashed: RecFlex's published means over its rivals (SC 2024 "
-        "and its release).\nWhat differs: their GPU is not named, their batches are mixed and "
-        "tuned for together, rows may be in L2,\ntheir TorchRec is 0.6, HugeCTR and RECom are not "
-        "run here.",
-        fontsize=8,
-    )
-    figure.legend(
-        *every[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=5,
-        frameon=False,
-        fontsize=8,
-    )
+        finish(axes, "batch (items)", "time over that of our faster one", model, log="y")
+    figure.suptitle(CAPTION, fontsize=8)
+    legend_below(figure, 5, 8)
     return figure
-
-
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=HERE)
-    folder = parser.parse_args(argv).folder
-    rows = pd.read_csv(folder / "gpu.csv")
-    draw_figure(rows).savefig(folder / "gpu.png", dpi=110)
-    draw_speedups(rows).savefig(folder / "gpu_speedups.png", dpi=110)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""From the rows of the studies to tables and figures."""
+"""From the rows of the studies on a core to tables and figures; the ablations' on a GPU as well."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from infra.results.figures import plain_log, style
+from experiments.common.panels import finish, legend, panels
+from experiments.common.study import View
 
 RIVALS = ("per table", "torch.compile", "FBGEMM", "best single", "untuned")
 LIMITS = ("gather none", "gather table", "gather ids")
@@ -23,93 +24,108 @@ BENCHMARKS = tuple("ABCDEF")
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a model, batch and rival: its time over the tuned plan's, median of the paired rounds,
-    least, most.
+    """A row for each model, batch and rival: its time over the tuned plan's.
 
-    `limit`: the least time of any gather over the tuned plan's median: the share of the limit that
-    is reached.
+    Median of the paired rounds, least, most. `limit`: the least time of any gather over the tuned
+    plan's median, which is the share of the limit that is reached.
     """
     lines = []
-    for (model, batch), own in rows.groupby(["model", "batch"], sort=False):
-        times = own.pivot_table(index="round", columns="contender", values="ms")
-        for rival in RIVALS:
-            if rival in times:
-                ratio = times[rival] / times["tuned"]
-                lines.append((model, batch, rival, ratio.median(), ratio.min(), ratio.max()))
-        limit = times[[name for name in LIMITS if name in times]].min().min() / times["tuned"]
-        lines.append((model, batch, "limit", limit.median(), limit.min(), limit.max()))
+    for (model, batch), part in rows.groupby(["model", "batch"], sort=False):
+        times = part.pivot_table(index="round", columns="contender", values="ms")
+        over_tuned = {name: times[name] / times["tuned"] for name in RIVALS if name in times}
+        limit_ms = times[[name for name in LIMITS if name in times]].min().min()
+        over_tuned["limit"] = limit_ms / times["tuned"]
+        lines += [
+            (model, batch, rival, ratio.median(), ratio.min(), ratio.max())
+            for rival, ratio in over_tuned.items()
+        ]
     return pd.DataFrame(lines, columns=["model", "batch", "rival", "ratio", "least", "most"])
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A line a model and batch: the tuned plan's ms and every rival's ratio; then geometric means
-    over A to E.
-    """
-    found = ratios(rows)
-    table = found.pivot_table(index=["model", "batch"], columns="rival", values="ratio", sort=False)
-    tuned = (
-        rows[rows["contender"] == "tuned"].groupby(["model", "batch"], sort=False)["ms"].median()
+    """The tuned plan's ms and each rival's ratio by model and batch; means over A to E."""
+    table = ratios(rows).pivot_table(
+        index=["model", "batch"], columns="rival", values="ratio", sort=False
     )
-    table.insert(0, "tuned ms", tuned)
+    tuned = rows[rows["contender"] == "tuned"].groupby(["model", "batch"], sort=False)
+    table.insert(0, "tuned ms", tuned["ms"].median())
     table = table.reset_index()
-    own = table[table["model"].isin(BENCHMARKS)]
-    if len({*own["model"]}) > 1:
-        means = (
-            own.drop(columns=["model", "tuned ms"])
-            .groupby("batch")
-            .agg(lambda x: np.exp(np.log(x).mean()))
-        )
-        table = pd.concat([table, means.reset_index().assign(model="mean A-E")], ignore_index=True)
-    return table
+    drawn = table[table["model"].isin(BENCHMARKS)]
+    if drawn["model"].nunique() < 2:
+        return table
+    columns = drawn.drop(columns=["model", "tuned ms"])
+    means = columns.groupby("batch").agg(lambda ratio: np.exp(np.log(ratio).mean()))
+    means = means.reset_index().assign(model="mean A-E")
+    return pd.concat([table, means], ignore_index=True)
 
 
 def draw(rows: pd.DataFrame) -> Figure:
-    """A panel a model: how many times as fast as each rival the tuned plan is, and the share of the
-    limit, by batch.
+    """How many times as fast as each rival the tuned plan is, and the share of the limit, by batch.
+
+    A panel a model.
     """
-    found = ratios(rows)
-    models = list(dict.fromkeys(found["model"]))
-    n_columns = min(len(models), 5)
-    n_rows = -(-len(models) // n_columns)
-    figure = Figure(figsize=(3.0 * n_columns, 2.9 * n_rows + 1.0), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    lines = {}
-    for place, (own_axes, model) in enumerate(zip(axes.flat, models, strict=False)):
-        for rival, own in found[found["model"] == model].groupby("rival", sort=False):
-            marker = ":" if rival == "limit" else "o-"
-            (lines[rival],) = own_axes.plot(
-                own["batch"], own["ratio"], marker, markersize=3, color=COLORS[str(rival)]
-            )
-            own_axes.fill_between(
-                own["batch"], own["least"], own["most"], color=COLORS[str(rival)], alpha=0.12
-            )
-        own_axes.axhline(1, color="grey", linewidth=0.8)
-        if model in BENCHMARKS:
-            for name, value in PUBLISHED.items():
-                own_axes.axhline(value, color="grey", linewidth=0.7, linestyle="--")
-                own_axes.annotate(name, (1, value), fontsize=6, color="grey", va="bottom")
-        own_axes.set(xscale="log")
-        own_axes.set_xticks([1, 8, 64, 512], ["1", "8", "64", "512"])
-        plain_log(own_axes, "y")
-        style(
-            own_axes,
-            "batch (items)" if place >= len(models) - n_columns else "",
-            "time over the tuned plan's" if place % n_columns == 0 else "",
-            str(model),
-        )
-    for own_axes in axes.flat[len(models) :]:
-        own_axes.set_axis_off()
-    figure.suptitle(
-        "One core. Dashed: RecFlex over its rivals as published, on a GPU, kernels only, other "
-        "rivals",
-        fontsize=9,
-    )
+    table = ratios(rows)
+    models = list(dict.fromkeys(table["model"]))
+    figure, axes_of = panels(len(models), 3.0, 3.1, n_columns=5)
+    for axes, model in zip(axes_of, models, strict=True):
+        for rival, part in table[table["model"] == model].groupby("rival", sort=False):
+            shade = COLORS[rival]
+            line = ":" if rival == "limit" else "o-"
+            axes.plot(part["batch"], part["ratio"], line, markersize=3, color=shade, label=rival)
+            axes.fill_between(part["batch"], part["least"], part["most"], color=shade, alpha=0.12)
+        axes.axhline(1, color="grey", linewidth=0.8)
+        for name, ratio in PUBLISHED.items() if model in BENCHMARKS else ():
+            axes.axhline(ratio, color="grey", linewidth=0.7, linestyle="--")
+            axes.annotate(name, (1, ratio), fontsize=6, color="grey", va="bottom")
+        finish(axes, "batch (items)", "time over the tuned plan's", model, log="xy")
+        axes.set_xticks([1, 8, 64, 512], ["1", "8", "64", "512"], minor=False)
+    title = "One core. Dashed: RecFlex over its rivals as published, on a GPU, kernels only"
+    figure.suptitle(f"{title}, other rivals", fontsize=9)
+    entries = {
+        label: line
+        for axes in axes_of
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
-        lines.values(),
-        lines.keys(),
-        frameon=False,
-        ncols=len(lines),
-        loc="outside lower center",
-        fontsize=8,
+        entries.values(), entries.keys(), ncols=7, loc="outside lower center", frameon=False
     )
     return figure
+
+
+def draw_ablations(
+    methods: pd.DataFrame, spread: pd.DataFrame, mutated: pd.DataFrame, *, by: str, title: str
+) -> Figure:
+    """Plans over two-stage; worst over best candidate of a kind of table; one schedule changed.
+
+    The points of the first panel are called `by` model or plan.
+    """
+    figure, (left, middle, right) = panels(3, 4.0, 3.8)
+    for label, part in methods.groupby(by, sort=False):
+        places = [f"{row.model}, {row.batch}" for row in part.itertuples()]
+        over = part["over_two_stage"]
+        errors = [over - part["low"], part["high"] - over]
+        left.errorbar(places, over, errors, fmt="o", label=label, capsize=3)
+    for axes, rows, column in (
+        (middle, spread, "worst_over_best"),
+        (right, mutated, "over_two_stage"),
+    ):
+        for (model, batch), part in rows.groupby(["model", "batch"], sort=False):
+            shares = np.linspace(0, 100, len(part))
+            label = f"{model}, batch {batch}"
+            axes.plot(shares, sorted(part[column]), "o-", markersize=3, label=label)
+    finish(left, "model, batch (items)", "time over that of the two-stage plan", title)
+    kinds = "kinds of table (%)"
+    finish(middle, kinds, "worst over best candidate", "Spread of the candidates", log="y")
+    finish(right, kinds, "time over that of the final plan", "One kind of table changed")
+    for axes in (left, middle, right):
+        axes.axhline(1, color="grey", linewidth=0.8)
+        legend(axes, 7)
+    return figure
+
+
+def ablation_report(prefix: str = "") -> dict[str, View]:
+    """The tables that an ablation study prints."""
+    return {
+        "Time over the two-stage plan's": View(pd.DataFrame, f"{prefix}ablations"),
+        "One kind of table changed": View(pd.DataFrame, f"{prefix}mutated"),
+    }

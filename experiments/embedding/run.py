@@ -1,101 +1,109 @@
 #!/usr/bin/env python3
-"""How much faster is one schedule a table than one for all, one call a table, FBGEMM, and how far
-from the limit?
+"""How much faster is a schedule for each table than one for all, and how far from the limit?
 
-python experiments/embedding/run.py [--models A,B,rm1] [--tables_frac 0.5] [--budget_s 60] [--quick] [--out FOLDER]
+python experiments/embedding/run.py [--models A,B,rm1] [--tables_frac 0.5] [--budget_s 60] [--quick]
 
-For every model: a plan is tuned on some ids (plans/MODEL.json), then measured on others, in turn
-with its rivals on one core. speed.csv gets a row a model, batch, contender and round; speed.png is
-made of it. One to three minutes a model.
+For every model a plan is tuned on some ids (plans/MODEL.json), then measured on others, in turn
+with its rivals on one core. speed.csv gets a row for each model, batch, contender and round;
+speed.png is made of it. One to three minutes a model.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
+from experiments.common.released import net_of
+from experiments.common.study import Study, View, flags_of, of_models, out_folder, progress
 from experiments.embedding import contenders, plot
 from infra.memory import keep_freed_memory
-from infra.progress import OnFraction, Progress
-from infra.provenance import cpu_name
-from infra.results.report import console, frame
-from infra.settings.cli import parse
+from infra.settings.fields import flag
 from models.embedding.backend import Backend, backend
 from models.embedding.plan.plan import Plan
 from models.embedding.synthesis import BENCHMARKS, draw
 from models.embedding.tuner import configs
 from models.embedding.tuning.problem import Problem, of_model, of_recorded
-from models.embedding.tuning.search import Groups, Search, typical
+from models.embedding.tuning.search import Search
 
-HERE = Path(__file__).resolve().parent
 MODELS = ("A", "B", "C", "D", "E", *configs())
 TUNED = (1, 8, 64, 512)
-ALSO = (1024,)
+SIZES = (*TUNED, 1024)
 COMPILED_TABLES = 64  # torch.compile takes minutes for hundreds
-ROUNDS, ROUND_S, MOST_CALLS = 15, 0.05, 512
-SEED_TUNE, SEED_MEASURE = 1, 2
+ROUND_S = 0.05
+MOST_CALLS = 512
+SEED_TUNE = 1
+SEED_MEASURE = 2
 
 
-def problem_of(name: str, sizes: Sequence[int], seed: int, tables_frac: float) -> Problem:
+@dataclass(frozen=True)
+class PlanCase:
+    """One model, tuned and measured."""
+
+    model: str
+    tables_frac: float = flag(0.5, "part of the tables of A to E", low=0.0)
+    budget_s: float = flag(60.0, "seconds of tuning a model", low=0.0)
+    rounds: int = flag(15, "paired rounds", low=1)
+    compile: bool = flag(False, "torch.compile for hundreds of tables too: minutes")
+
+
+@dataclass(frozen=True)
+class ContenderTime:
+    """Time of one call of a contender, the mean of a round."""
+
+    model: str
+    batch: int
+    contender: str
+    round: int
+    ms: float
+
+
+def problem_of(name: str, sizes: tuple[int, ...], seed: int, tables_frac: float) -> Problem:
     """A benchmark's tables, or a model's at full size; the seed changes the ids, not the tables."""
     if name not in BENCHMARKS:
-        return of_model(
-            parse(["--config_file", str(configs()[name]), "--num_batches", "1"]).model, sizes, seed
-        )
+        return of_model(net_of(name), sizes, seed)
     n_samples = max(4 * max(sizes), 1024)
     recorded = draw(name, [n_samples], SEED_TUNE, tables_frac=tables_frac)
-    half = recorded.batches[0]
-    if seed != SEED_TUNE:
-        fresh = draw(name, [n_samples], SEED_TUNE + seed, tables_frac=tables_frac).batches[0]
-        half = fresh  # the same lines of the same tables; widths stay those of the tuned ones
-    return of_recorded(replace(recorded, batches=(half,)), sizes)
-
-
-def best_single(problem: Problem, own: Backend, n_items: int) -> Groups:
-    """The fastest schedule that serves all tables alike, measured now."""
-    joined = problem.batches[n_items][0].item_major
-    every = list(own.uniform(problem.layout.specs, (), joined=joined))
-    calls = [contenders.planned(problem, own, groups, n_items) for groups in every]
-    return every[int(np.argmin(typical(own.seconds(calls, 7))))]
+    if seed != SEED_TUNE:  # the same lines of the same tables; widths stay those of the tuned ones
+        fresh = draw(name, [n_samples], SEED_TUNE + seed, tables_frac=tables_frac)
+        recorded = replace(recorded, batches=fresh.batches)
+    return of_recorded(replace(recorded, batches=recorded.batches[:1]), sizes)
 
 
 def calls_of(
-    problem: Problem, own: Backend, plan: Plan, n_items: int, *, compiled: bool
+    problem: Problem, backend: Backend, plan: Plan, n_items: int, *, fbgemm: Any, compiled: bool
 ) -> dict[str, contenders.Call]:
-    """Every contender, its sums checked; the gathers of the limit write something else."""
-    rule = own.default_plan(problem.layout.specs, joined=problem.batches[n_items][0].item_major)
-    turned = contenders.feature_major(problem, n_items)
-    calls = {
-        "tuned": contenders.bucket_of(problem, own, plan, n_items),
-        "untuned": contenders.bucket_of(problem, own, rule, n_items),
-        "best single": contenders.planned(
-            problem, own, best_single(problem, own, n_items), n_items
-        ),
-        "per table": contenders.per_table(problem, turned),
+    """The contenders, their sums checked; the gathers of the limit write something else.
+
+    `fbgemm`: its operator, or None. Raises AssertionError where sums differ.
+    """
+    joined = problem.batches[n_items][0].item_major
+    rule = backend.default_plan(problem.layout.specs, joined=joined)
+    turned = contenders.rival_batches(problem, n_items)
+    buckets = {
+        "tuned": plan.bucket(n_items),
+        "untuned": rule.bucket(n_items),
+        "best single": contenders.best_single(problem, backend, n_items),
     }
-    try:
-        calls["FBGEMM"] = contenders.fbgemm(problem, turned)
-    except (ImportError, OSError) as error:
-        sys.stderr.write(f"FBGEMM left out: {error}\n")
+    calls = {
+        name: contenders.planned(problem, backend, bucket, n_items)
+        for name, bucket in buckets.items()
+    }
+    calls["per table"] = contenders.per_table(problem, turned)
+    if fbgemm is not None:
+        calls["FBGEMM"] = contenders.fbgemm(fbgemm, turned)
     if compiled:
         calls["torch.compile"] = contenders.per_table(problem, turned, compiled=True)
     expected = calls["per table"](0)
     for name, call in calls.items():
         if not torch.equal(call(0), expected):  # type: ignore[arg-type]
             raise AssertionError(f"batch {n_items}: {name} gives other sums")
-    return calls | contenders.gathers(problem, own, turned)
+    return calls | contenders.gathers(problem, backend, turned)
 
 
 def measure(calls: dict[str, contenders.Call], rounds: int) -> dict[str, list[float]]:
@@ -126,92 +134,58 @@ def _timed(call: contenders.Call, first: int, n_calls: int) -> float:
     return (time.perf_counter() - start) / n_calls * 1e3
 
 
-def rows_of(
-    name: str, args: argparse.Namespace, on_fraction: OnFraction
-) -> list[dict[str, object]]:
+def fbgemm_or_none(problem: Problem) -> Any:
+    """FBGEMM's operator; None, and a line on stderr, where it is not installed."""
+    try:
+        return contenders.fbgemm_operator(problem)
+    except (ImportError, OSError) as error:
+        sys.stderr.write(f"FBGEMM left out: {error}\n")
+        return None
+
+
+@torch.inference_mode()
+def compare(case: PlanCase) -> dict[str, list[Any]]:
     """Tune one model, then measure it."""
-    own = backend("cpu")
-    sizes = (*TUNED, *ALSO)
-    tuned_on = problem_of(name, TUNED, SEED_TUNE, args.tables_frac)
-    joined = tuned_on.batches[TUNED[0]][0].item_major
-
-    def tell(fraction: float, detail: str = "", /) -> None:
-        on_fraction(0.6 * fraction, f"{name}: {detail}")
-
-    plan = Search(tuned_on, own, args.budget_s, joined=joined, on_fraction=tell).run()
-    plan.save(args.out / "plans" / f"{name}.json")
-    del tuned_on
-    gc.collect()
-    problem = problem_of(name, sizes, SEED_MEASURE, args.tables_frac)
-    rows: list[dict[str, object]] = []
-    for place, n_items in enumerate(sizes):
-        on_fraction(0.6 + 0.4 * place / len(sizes), f"{name}: batch {n_items}")
-        compiled = args.compile or len(problem.layout.specs) <= COMPILED_TABLES
-        calls = calls_of(problem, own, plan, n_items, compiled=compiled)
-        for contender, times in measure(calls, args.rounds).items():
-            rows += [
-                {"model": name, "batch": n_items, "contender": contender, "round": k, "ms": ms}
-                for k, ms in enumerate(times)
-            ]
-    return rows
-
-
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--tables_frac", type=float, default=0.5, help="of the tables of A to E")
-    parser.add_argument("--budget_s", type=float, default=60.0, help="of tuning a model")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile for hundreds of tables too: minutes"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="B with a twentieth of its tables and ncf, short"
-    )
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.models = "B,ncf"
-        args.tables_frac = 0.05
-        args.budget_s = 6.0
-        args.rounds = 3
-    if unknown := {*args.models.split(",")} - {*MODELS}:
-        parser.error(
-            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(MODELS)}"
-        )
     torch.set_num_threads(1)
     keep_freed_memory()
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "speed.csv"
-    names = args.models.split(",")
-    kept = pd.read_csv(file, comment="#") if file.is_file() else pd.DataFrame(columns=["model"])
-    with (
-        Progress("auto") as progress,
-        progress.step("embedding") as on_fraction,
-        torch.inference_mode(),
-    ):
-        for k, name in enumerate(names):
+    cpu = backend("cpu")
+    tuned_on = problem_of(case.model, TUNED, SEED_TUNE, case.tables_frac)
+    joined = tuned_on.batches[TUNED[0]][0].item_major
+    with progress().step(f"{case.model}: tuning") as tell:
+        plan = Search(tuned_on, cpu, case.budget_s, joined=joined, on_fraction=tell).run()
+    plan.save(out_folder() / "plans" / f"{case.model}.json")
+    del tuned_on
+    gc.collect()
+    problem = problem_of(case.model, SIZES, SEED_MEASURE, case.tables_frac)
+    compiled = case.compile or len(problem.layout.specs) <= COMPILED_TABLES
+    fbgemm = fbgemm_or_none(problem)
+    rows = []
+    with progress().step(f"{case.model}: measuring") as on_fraction:
+        for place, n_items in enumerate(SIZES):
+            on_fraction(place / len(SIZES), f"batch {n_items}")
+            calls = calls_of(problem, cpu, plan, n_items, fbgemm=fbgemm, compiled=compiled)
+            rows += [
+                ContenderTime(case.model, n_items, contender, round_id, ms)
+                for contender, times in measure(calls, case.rounds).items()
+                for round_id, ms in enumerate(times)
+            ]
+    return {"speed": rows}
 
-            def tell(fraction: float, detail: str = "", /, at: int = k) -> None:
-                on_fraction((at + fraction) / len(names), detail)
 
-            fresh = pd.DataFrame(rows_of(name, args, tell))
-            kept = pd.concat([kept[kept["model"] != name], fresh], ignore_index=True)
-            with file.open("w") as out:
-                out.write(
-                    f"# {cpu_name()}, one thread; A to E with {args.tables_frac:g} of their "
-                    "tables\n"
-                )
-                kept.to_csv(out, index=False, float_format="%.5g")
-            gc.collect()
-    table = plot.summary(kept)
-    console().print(frame("Time over that of the tuned plan (median of paired rounds)", table))
-    plot.draw(kept).savefig(args.out / "speed.png", dpi=110)
-    return 0
-
+STUDY = Study(
+    "embedding",
+    "How much faster is a schedule for each table than one for all, and how far from the limit?",
+    of_models,
+    compare,
+    efforts={
+        "quick": [PlanCase(model, 0.05, budget_s=6.0, rounds=3) for model in ("B", "ncf")],
+        "full": [PlanCase(model) for model in MODELS],
+    },
+    options=flags_of(PlanCase, MODELS),
+    figures={"speed": View(plot.draw, "speed")},
+    report={"Time over that of the tuned plan, medians": View(plot.summary, "speed")},
+    other_files="plans/*.json",
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,5 +1,4 @@
-"""What a model is measured against: a plain PyTorch port, the same compiled, and FBGEMM's inference
-look-up.
+"""What a model is measured against: a plain PyTorch port, compiled or not, and FBGEMM's look-up.
 
 All hold the model's own weights (tables are shared, not copied) and get their inputs in the form
 they like best, prepared outside of the timed part. Each must give the model's own scores before it
@@ -10,58 +9,32 @@ is timed.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.common.look_up_peers import embedding_bags, fbgemm_inference, feature_major
 from models.base import RecModel
 from models.batch import Batch
 from models.dien import DIEN, PlainRNN, ReleasedEvolution
 from models.din import DIN, ReleasedAttention
 from models.dlrm import DLRM
+from models.embedding.jagged import Bags
 from models.layers import FC, GroupedFC, Sigmoid
 from models.mtwnd import MultiTaskWideAndDeep
 from models.ncf import NCF
 from models.wide_and_deep import WideAndDeep
 
 JaggedTables = list[tuple[Tensor, Tensor]]  # a table's ids and offsets
-Net = Callable[
-    [Tensor | None, list[Tensor]], Tensor
-]  # dense (B, F), pooled rows (B, D) of each table -> scores
 
 
-def by_table(model: RecModel, batch: Batch) -> JaggedTables:
-    """A batch as nn.EmbeddingBag reads it: for each table its ids, counted from its first row, and
-    offsets; int32.
-    """
+def rival_bags(model: RecModel, batch: Batch) -> Bags:
+    """A batch as the peers read it."""
     n_tables = len(model.tables.table_rows)
-    lengths_BT = torch.diff(batch.offsets).view(-1, n_tables)
-    table_L = (
-        torch.arange(n_tables)
-        .repeat(batch.n_items)
-        .repeat_interleave(lengths_BT.reshape(-1).long())
-    )
-    jagged = []
-    for table, first_row in enumerate(model.tables.first_rows[:-1].tolist()):
-        offsets = torch.cat(
-            (torch.zeros(1, dtype=torch.int32), lengths_BT[:, table].cumsum(0, dtype=torch.int32))
-        )
-        jagged.append((batch.ids_L[table_L == table] - first_row, offsets))
-    return jagged
-
-
-def as_one(jagged: JaggedTables) -> tuple[Tensor, Tensor]:
-    """Ids and offsets of all tables, table after table: FBGEMM's form."""
-    ids = torch.cat([ids for ids, _ in jagged])
-    first = 0
-    offsets = []
-    for own_ids, own_offsets in jagged:
-        offsets.append(own_offsets[:-1] + first)
-        first += len(own_ids)
-    return ids, torch.cat((*offsets, torch.tensor([first], dtype=torch.int32)))
+    bags = Bags(batch.ids_L, batch.offsets, n_tables, item_major=True)
+    return feature_major(bags, model.tables.first_rows[:-1])
 
 
 class PlainPort(nn.Module):
@@ -69,18 +42,17 @@ class PlainPort(nn.Module):
 
     def __init__(self, model: RecModel) -> None:
         super().__init__()
-        self.bags = nn.ModuleList(
-            nn.EmbeddingBag.from_pretrained(
-                model.tables.table(t), mode="sum", include_last_offset=True
-            )
-            for t in range(len(model.tables.table_rows))
-        )
+        n_tables = len(model.tables.table_rows)
+        self.bags = embedding_bags(model.tables.table(t) for t in range(n_tables))
         self.net = plain_net(model)
+
+    def look_up(self, jagged: JaggedTables) -> list[Tensor]:
+        """(B, D) of each table."""
+        return [bag(ids, offsets) for bag, (ids, offsets) in zip(self.bags, jagged, strict=True)]
 
     def forward(self, dense_BF: Tensor | None, jagged: JaggedTables) -> Tensor:
         """Scores."""
-        rows = [bag(ids, offsets) for bag, (ids, offsets) in zip(self.bags, jagged, strict=True)]
-        scores: Tensor = self.net(dense_BF, rows)
+        scores: Tensor = self.net(dense_BF, self.look_up(jagged))
         return scores
 
 
@@ -92,56 +64,44 @@ class FbgemmPort(nn.Module):
 
     def __init__(self, model: RecModel) -> None:
         super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from fbgemm_gpu.split_embedding_configs import SparseType  # noqa: PLC0415
-            from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation  # noqa: PLC0415
-            from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (  # noqa: PLC0415
-                IntNBitTableBatchedEmbeddingBagsCodegen,
-            )
-
-        self.width = model.tables.weight_RD.shape[1]
-        specs = [
-            (f"t{t}", n_rows, self.width, SparseType.FP32, EmbeddingLocation.HOST)
-            for t, n_rows in enumerate(model.tables.table_rows)
-        ]
-        self.bags = IntNBitTableBatchedEmbeddingBagsCodegen(
-            specs, device="cpu", output_dtype=SparseType.FP32
-        )
-        self.bags.initialize_weights()
-        self.bags.weights_host = model.tables.weight_RD.view(-1).view(
-            torch.uint8
-        )  # the same layout: nothing is copied
+        weight_RD = model.tables.weight_RD
+        self.width = weight_RD.shape[1]
+        self.bags = fbgemm_inference([(n_rows, self.width) for n_rows in model.tables.table_rows])
+        self.bags.weights_host = weight_RD.view(-1).view(torch.uint8)  # same layout: not copied
         self.net = plain_net(model)
 
     def forward(self, dense_BF: Tensor | None, ids_L: Tensor, offsets: Tensor) -> Tensor:
         """Scores."""
-        scores: Tensor = self.net(
-            dense_BF, list(self.bags(ids_L, offsets).split(self.width, dim=1))
-        )
+        rows = list(self.bags(ids_L, offsets).split(self.width, dim=1))
+        scores: Tensor = self.net(dense_BF, rows)
         return scores
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor) -> nn.Linear:
     """nn.Linear with these weights."""
     layer = nn.Linear(weight_OI.shape[1], weight_OI.shape[0])
-    layer.weight, layer.bias = (
-        nn.Parameter(t.clone(), requires_grad=False) for t in (weight_OI, bias_O)
-    )
+    layer.weight = nn.Parameter(weight_OI.clone(), requires_grad=False)
+    layer.bias = nn.Parameter(bias_O.clone(), requires_grad=False)
     return layer
 
 
-def stack(layers: Sequence[nn.Module]) -> nn.Sequential:
-    """Our FC stack in PyTorch's own modules."""
-    plain = {"Relu": nn.ReLU, "Sigmoid": nn.Sigmoid}
-    return nn.Sequential(
-        *(
-            linear(layer.weight_OI, layer.bias_O)
-            if isinstance(layer, FC)
-            else plain[type(layer).__name__]()
-            for layer in layers
-        )
-    )
+def grouped_linear(layer: nn.Module, group: int) -> nn.Linear:
+    """nn.Linear of one group of a grouped layer."""
+    assert isinstance(layer, GroupedFC)
+    return linear(layer.weight_GIO[group].T, layer.bias_G1O[group, 0])
+
+
+def stack(layers: Iterable[nn.Module], group: int = 0) -> nn.Sequential:
+    """Our FC stack in PyTorch's own modules; of grouped layers one group."""
+
+    def plain(layer: nn.Module) -> nn.Module:
+        if isinstance(layer, FC):
+            return linear(layer.weight_OI, layer.bias_O)
+        if isinstance(layer, GroupedFC):
+            return grouped_linear(layer, group)
+        return nn.Sigmoid() if isinstance(layer, Sigmoid) else nn.ReLU()
+
+    return nn.Sequential(*map(plain, layers))
 
 
 class _Joined(nn.Module):
@@ -157,17 +117,11 @@ class _Joined(nn.Module):
 
 
 class _Tasks(nn.Module):
+    """MT-WnD's tasks one after the other."""
+
     def __init__(self, tasks: nn.Sequential, n_tasks: int) -> None:
         super().__init__()
-
-        def one(layer: nn.Module, g: int) -> nn.Module:
-            if isinstance(layer, GroupedFC):
-                return linear(layer.weight_GIO[g].T, layer.bias_G1O[g, 0])
-            return nn.Sigmoid() if isinstance(layer, Sigmoid) else nn.ReLU()
-
-        self.tasks = nn.ModuleList(
-            nn.Sequential(*(one(layer, g) for layer in tasks)) for g in range(n_tasks)
-        )
+        self.tasks = nn.ModuleList(stack(tasks, group) for group in range(n_tasks))
 
     def forward(self, shared_BI: Tensor) -> Tensor:
         return torch.stack([task(shared_BI) for task in self.tasks])
@@ -176,14 +130,13 @@ class _Tasks(nn.Module):
 class _Ncf(nn.Module):
     def __init__(self, model: NCF) -> None:
         super().__init__()
-        self.tower = stack([*model.tower])
-        self.final = stack([*model.final])
+        self.tower = stack(model.tower)
+        self.final = stack(model.final)
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         mf_user, mf_item, user, item = rows
-        return self.final(
-            torch.cat([mf_user + mf_item, self.tower(torch.cat([user, item], dim=1))], dim=1)
-        )
+        deep = self.tower(torch.cat([user, item], dim=1))
+        return self.final(torch.cat([mf_user + mf_item, deep], dim=1))
 
 
 class _Din(nn.Module):
@@ -203,11 +156,10 @@ class _Din(nn.Module):
             )
             layers = [linear(weight, first.bias_NH[k]), nn.ReLU()]
             for layer in attention.rest:
-                assert isinstance(layer, GroupedFC)
-                layers += [linear(layer.weight_GIO[k].T, layer.bias_G1O[k, 0]), nn.ReLU()]
+                layers += [grouped_linear(layer, k), nn.ReLU()]
             units.append(nn.Sequential(*layers))
         self.units = nn.ModuleList(units)
-        self.top = stack([*model.top])
+        self.top = stack(model.top)
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         profile, *behaviours, ad, context = rows
@@ -220,12 +172,8 @@ class _Din(nn.Module):
 def _rnn(layer: PlainRNN) -> nn.RNN:
     n_hidden, n_in = layer.from_input.weight_OI.shape
     rnn = nn.RNN(n_in, n_hidden)
-    sources = (
-        layer.from_input.weight_OI,
-        layer.from_hidden.weight_OI,
-        layer.from_input.bias_O,
-        layer.from_hidden.bias_O,
-    )
+    inner = (layer.from_input, layer.from_hidden)
+    sources = (*(fc.weight_OI for fc in inner), *(fc.bias_O for fc in inner))
     with torch.no_grad():
         for target, source in zip(rnn.parameters(), sources, strict=True):
             target.copy_(source)
@@ -239,31 +187,30 @@ class _Dien(nn.Module):
         assert isinstance(evolve, ReleasedEvolution)
         self.rnn_0 = _rnn(evolve.rnn_0)
         self.rnn_1 = _rnn(evolve.rnn_1)
-        self.blob = stack([*evolve.blob_0])[0]
-        self.top = stack([*model.top])
+        self.blob = stack(evolve.blob_0)[0]
+        self.top = stack(model.top)
 
     def forward(self, _: Tensor | None, rows: list[Tensor]) -> Any:
         profile, *behaviours, ad, context = rows
         n_steps, (n_items, width) = len(behaviours), ad.shape
         states, _last = self.rnn_0(torch.cat(behaviours, dim=1).view(n_steps, n_items, width))
-        _dropped = self.blob(states) + torch.softmax(
-            states, dim=-1
-        )  # as released: computed, not used
+        _dropped = self.blob(states) + torch.softmax(states, dim=-1)  # as released: not used
         last = self.rnn_1(states)[0][-1]
         return self.top(torch.cat([last, profile, ad, context], dim=1))
 
 
 def plain_net(model: RecModel) -> nn.Module:
-    """The model's layers, `caffe2` variant, in PyTorch's own modules; raises TypeError for a model
-    that has no port.
+    """The model's layers, `caffe2` variant, in PyTorch's own modules.
+
+    Raises TypeError for a model that has no port.
     """
     if isinstance(model, DLRM):
-        return _Joined(stack([*model.bot]), stack([*model.top]))
+        return _Joined(stack(model.bot), stack(model.top))
     if isinstance(model, WideAndDeep):
-        return _Joined(nn.Identity(), stack([*model.top]))
+        return _Joined(nn.Identity(), stack(model.top))
     if isinstance(model, MultiTaskWideAndDeep):
         tasks = _Tasks(model.tasks.together, model.config.num_multi_tasks)
-        return _Joined(nn.Identity(), nn.Sequential(stack([*model.top]), tasks))
+        return _Joined(nn.Identity(), nn.Sequential(stack(model.top), tasks))
     if isinstance(model, NCF):
         return _Ncf(model)
     if isinstance(model, DIN):

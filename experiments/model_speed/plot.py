@@ -4,84 +4,67 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments.common.panels import finish, legend_below, panels
+
 PEERS = ("plain", "compiled", "fbgemm")
+RELEASED = Path(__file__).parent / "data" / "released_times.csv"
 _STYLES = {"plain": "C0o-", "compiled": "C1o-", "fbgemm": "C2o-", "released": "C3s--"}
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a model and batch: ours in ms, and the time of each other over ours.
+    """One row a model and batch: ours in ms, and the time of each peer over ours.
 
     Ratios are medians of the paired rounds [smallest, largest]; bfloat16 comes with its largest
     error over the largest score; the last columns are the released harness over ours and the share
     of the limit that is reached.
     """
-    released = pd.read_csv(Path(__file__).parent / "released_times.csv", comment="#").set_index(
-        ["model", "batch_size"]
-    )
+    released = pd.read_csv(RELEASED, comment="#").set_index(["model", "batch_size"])
     lines = []
-    for (model, batch), own in rows.groupby(["model", "batch"], sort=False):
-        times = own.pivot_table(index="round", columns="contender", values="ms")
-        ours = times["ours"].dropna()
-        line = {"model": model, "batch": batch, "ours ms": f"{ours.median():.4g}"}
+    for (model, batch), part in rows.groupby(["model", "batch"], sort=False):
+        times = part.pivot_table(index="round", columns="contender", values="ms")
+        ours_ms = times["ours"].dropna().median()
+        line = {"model": model, "batch": batch, "ours ms": f"{ours_ms:.4g}"}
         for peer in PEERS:
             line[f"{peer}/ours"] = _ratio(times, peer, "ours")
         line["float32/bfloat16"] = _ratio(times, "ours", "bfloat16")
-        line["bfloat16 error"] = f"{own.loc[own['contender'] == 'bfloat16', 'error'].iloc[0]:.1e}"
+        errors = part.loc[part["contender"] == "bfloat16", "error"]
+        line["bfloat16 error"] = f"{errors.iloc[0]:.1e}" if len(errors) else "-"
         line["look-up, plain/ours"] = _ratio(times, "plain look-up", "ours look-up")
-        has_released = (model, batch) in released.index and model != "din"
-        line["released/ours"] = (
-            f"{released.loc[(model, batch), 'total_ms'] / ours.median():.2f}"
-            if has_released
-            else "-"
-        )
-        line["limit share"] = f"{times['limit'].dropna().iloc[0] / ours.median():.0%}"
+        line["released/ours"] = "-"
+        if (model, batch) in released.index and model != "din":
+            line["released/ours"] = f"{released.loc[(model, batch), 'total_ms'] / ours_ms:.2f}"
+        line["limit share"] = f"{times['limit'].dropna().iloc[0] / ours_ms:.0%}"
         lines.append(line)
     return pd.DataFrame(lines)
 
 
 def _ratio(times: pd.DataFrame, peer: str, ours: str) -> str:
-    if peer not in times:
+    if not {peer, ours} <= {*times}:
         return "-"
     ratios = (times[peer] / times[ours]).dropna()
     return f"{ratios.median():.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(rows: pd.DataFrame) -> Figure:
     """Speed of ours over each peer, and the share of the limit, by batch; one panel a model."""
+    table = summary(rows)
     models = list(dict.fromkeys(table["model"]))
-    figure, axes = plt.subplots(
-        2,
-        -(-len(models) // 2),
-        figsize=(3.1 * -(-len(models) // 2), 6),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    lines = {}
-    for axis, model in zip(axes.flat, models, strict=False):
-        own = table[table["model"] == model]
-        for peer, style in _STYLES.items():
-            values = own[f"{peer}/ours"].str.split(" ").str[0].replace("-", np.nan).astype(float)
-            known = values.notna().to_numpy()
-            if known.any():
-                (lines[peer],) = axis.plot(own["batch"][known], values[known], style, markersize=4)
-        share = own["limit share"].str.rstrip("%").astype(float) / 100
-        (lines["limit of the core"],) = axis.plot(own["batch"], share, "k:")
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set(title=model, xscale="log", yscale="log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:.2g}")
-        axis.set_xticks(own["batch"], [str(n) for n in own["batch"]])
-    for axis in axes.flat[len(models) :]:
-        axis.set_axis_off()
-    figure.legend(
-        lines.values(), lines.keys(), frameon=False, ncols=len(lines), loc="outside upper center"
-    )
-    figure.supxlabel("batch (items)")
-    figure.supylabel("time over ours (above 1: ours is faster)")
+    figure, axes_of = panels(len(models), 3.1, 3.0, n_columns=-(-len(models) // 2))
+    for axes, model in zip(axes_of, models, strict=True):
+        of_model = table[table["model"] == model]
+        batches = of_model["batch"]
+        for peer, line in _STYLES.items():
+            ratios = of_model[f"{peer}/ours"].str.split(" ").str[0].replace("-", np.nan)
+            axes.plot(batches, ratios.astype(float), line, markersize=4, label=peer)
+        share = of_model["limit share"].str.rstrip("%").astype(float) / 100
+        axes.plot(batches, share, "k:", label="limit of the core")
+        axes.axhline(1, color="grey", linewidth=0.8)
+        finish(axes, "batch (items)", "time over ours", model, log="xy")
+        axes.set_xticks(batches, batches.astype(str), minor=False)
+    legend_below(figure, 5)
+    figure.suptitle("Above 1: ours is faster", fontsize=9)
     return figure

@@ -1,205 +1,220 @@
 #!/usr/bin/env python3
-"""Time per model and batch at full table sizes, one thread, in turn with its peers and beside the
-limit of this core.
+"""How long does a task take on one core, beside its peers and beside the limit of this core?
 
-python experiments/model_speed/run.py [--models rm1,wnd] [--folder FOLDER] [--no_compile]
-writes model_speed.csv (one row a contender, batch and round) and model_speed.png; some 20 minutes with torch.compile
-released_times.csv: the released Caffe2 harness (torch 1.x, MKL, one thread, best net type) on a machine of the same
-kind in another run; its DIN has ONE behaviour table where ours has the 250 of its configuration.
+python experiments/model_speed/run.py [--models rm1,wnd] [--no_compile] [--quick] [--out FOLDER]
+
+Every model at every batch at full table sizes, one thread, in turn with its peers. model_speed.csv:
+one row a contender, batch and round; model_speed.png; some 20 minutes with torch.compile.
+data/released_times.csv: the released Caffe2 harness (torch 1.x, MKL, one thread, best net type) on
+a machine of the same kind in another run; its DIN has ONE behaviour table where ours has the 250 of
+its configuration.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-import argparse
 import copy
 import gc
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-import pandas as pd
 import torch
+from torch import nn
 
 from accelerator.devices import model_configs
 from experiments.common import core_limits
+from experiments.common.look_up_peers import by_table, cycled
+from experiments.common.released import config_of
+from experiments.common.study import Study, View, flags_of, of_models, progress
 from experiments.model_speed import peers, plot
 from inferenceEngine import CpuEngine, Workload
 from infra.messages import WireTask
-from infra.settings.cli import parse
+from infra.settings.fields import flag
 from models import build
 from models.base import RecModel
+from models.batch import Batch
 from models.inputs.synthetic import InputPool
 
-BATCHES = (1, 4, 16, 64, 256, 1024)
-N_INPUTS, MAX_ITEMS, MAX_SLICES = 8, 1024, 48
+N_INPUTS = 8
+MAX_ITEMS = 1024
+MAX_SLICES = 48
 SEED = 4  # weights for which no model ends in zeros alone, so that scores can be compared
-ROUNDS, ROUND_S, MAX_CALLS = 7, 0.06, 40
+ROUND_S = 0.06
+MAX_CALLS = 40
 TOLERANCE = 1e-4  # relative, of a peer's scores
+UNCHECKED = {"ours", "ours look-up", "plain look-up"}
 
 Call = Callable[[int], Any]  # number of a slice -> whatever; fresh inputs from call to call
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """One model at these batches."""
+
+    model: str
+    batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
+    rounds: int = 7
+    no_compile: bool = flag(False, "leave torch.compile out (saves most of the time)")
+
+
+@dataclass(frozen=True)
+class ContenderRound:
+    """Median time of a contender's calls in a round; largest error over the largest score."""
+
+    model: str
+    batch: int
+    contender: str
+    round: int
+    ms: float
+    error: float | None = None
 
 
 class Bench:
     """One model, its peers, and slices of inputs that come round again only after all others."""
 
-    def __init__(self, name: str, file: Path) -> None:
-        config = parse(["--config_file", str(file), "--num_batches", str(N_INPUTS)])
+    def __init__(self, name: str) -> None:
+        config = config_of(name, f"--num_batches {N_INPUTS}").model
         self.name = name
-        self.portable = build(config.model, SEED)
-        self.inputs = InputPool(config.model, N_INPUTS, MAX_ITEMS, seed=1)
-        self.plain = peers.PlainPort(self.portable)
-        self.fbgemm: peers.FbgemmPort | None = None
-        try:
-            self.fbgemm = peers.FbgemmPort(self.portable)
-        except (ImportError, OSError) as error:
-            print(f"{name}: fbgemm skipped: {error}", file=sys.stderr)
-        self.model: RecModel = self.portable
-        tables = self.model.tables.weight_RD
-        self.half: RecModel = copy.deepcopy(self.model, {id(tables): tables})  # the same tables
-        self.half.config = replace(config.model, dtype="bfloat16")
+        self.model: RecModel = build(config, SEED)
+        self.inputs = InputPool(config, N_INPUTS, MAX_ITEMS, seed=1)
+        self.plain = peers.PlainPort(self.model)
+        self.fbgemm = self._optional("fbgemm", lambda: peers.FbgemmPort(self.model))
+        self.half = self._optional("bfloat16", self._packed_half)  # some CPUs have none
         self.model.pack()
-        self.half.pack()
         self.engine = CpuEngine(Workload(self.model, self.inputs), 1, MAX_ITEMS)
+
+    def _optional(self, peer: str, make: Callable[[], nn.Module]) -> nn.Module | None:
+        try:
+            return make()
+        except (ImportError, OSError, RuntimeError) as error:
+            print(f"{self.name}: {peer} skipped: {error}", file=sys.stderr)
+            return None
+
+    def _packed_half(self) -> RecModel:
+        """The model in bfloat16, with the same tables."""
+        tables = self.model.tables.weight_RD
+        half: RecModel = copy.deepcopy(self.model, {id(tables): tables})
+        half.config = replace(half.config, dtype="bfloat16")
+        half.pack()
+        return half
 
     def slices(self, n_items: int) -> list[tuple[int, int]]:
         """(input, first item), spread over all inputs."""
         per_input = max(MAX_ITEMS // n_items, 1)
-        every = [(i, k * n_items) for k in range(per_input) for i in range(N_INPUTS)]
-        return every[:: max(len(every) // MAX_SLICES, 1)][:MAX_SLICES]
+        slices = [(i, k * n_items) for k in range(per_input) for i in range(N_INPUTS)]
+        return slices[:: max(len(slices) // MAX_SLICES, 1)][:MAX_SLICES]
 
     def contenders(self, n_items: int, *, compiled: bool) -> dict[str, Call]:
-        """Everything that is timed at this batch size."""
-        slices = self.slices(n_items)
-        batches = [self.inputs.batch(i, first, n_items) for i, first in slices]
-        jagged = [peers.by_table(self.model, batch) for batch in batches]
+        """What is timed at this batch size."""
+        slices = [(i, first, n_items) for i, first in self.slices(n_items)]
+        batches = [self.inputs.batch(*place) for place in slices]
+        bags = [peers.rival_bags(self.model, batch) for batch in batches]
+        jagged = [by_table(tables) for tables in bags]
         dense = [batch.dense_BF for batch in batches]
-        tasks = [WireTask(1, 0, i, first, n_items) for i, first in slices]
-        n = len(slices)
-        calls: dict[str, Call] = {
-            "ours": lambda i: self.engine.score(tasks[i % n]),
-            "plain": lambda i: self.plain(dense[i % n], jagged[i % n]),
-            "bfloat16": lambda i: self.half(self.inputs.batch(*slices[i % n], n_items)),
-            "ours look-up": lambda i: self.model.tables(self.inputs.batch(*slices[i % n], n_items)),
-            "plain look-up": lambda i: [
-                bag(*own) for bag, own in zip(self.plain.bags, jagged[i % n], strict=True)
-            ],
+
+        def sliced(score: Callable[[Batch], Any]) -> Call:
+            return cycled(lambda place: score(self.inputs.batch(*place)), slices)
+
+        calls = {
+            "ours": cycled(self.engine.score, [WireTask(1, 0, *place) for place in slices]),
+            "plain": cycled(self.plain, dense, jagged),
+            "ours look-up": sliced(self.model.tables),
+            "plain look-up": cycled(self.plain.look_up, jagged),
         }
+        if self.half is not None:
+            calls["bfloat16"] = sliced(self.half)
         if self.fbgemm is not None:
-            fbgemm = self.fbgemm
-            joined = [peers.as_one(own) for own in jagged]
-            calls["fbgemm"] = lambda i: fbgemm(dense[i % n], *joined[i % n])
+            ids = [tables.ids_L for tables in bags]
+            calls["fbgemm"] = cycled(self.fbgemm, dense, ids, [tables.offsets for tables in bags])
         if compiled:
-            torch._dynamo.reset()  # noqa: SLF001
-            faster = torch.compile(self.plain, dynamic=False)
-            calls["compiled"] = lambda i: faster(dense[i % n], jagged[i % n])
-        expected = self.model(batches[0])
-        if not expected.abs().max() > 0:
+            torch._dynamo.reset()  # noqa: SLF001 (PyTorch documents it, underscore and all)
+            calls["compiled"] = cycled(torch.compile(self.plain, dynamic=False), dense, jagged)
+        return calls
+
+    def errors(self, calls: dict[str, Call], n_items: int) -> dict[str, float]:
+        """Largest error of each contender over the largest score.
+
+        Raises AssertionError where a peer gives other scores.
+        """
+        expected = self.model(self.inputs.batch(*self.slices(n_items)[0], n_items))
+        largest = expected.abs().max()
+        if not largest > 0:
             raise AssertionError(
                 f"{self.name}: all scores are 0, which compares with nothing; take another SEED"
             )
-        self.errors = {
-            name: ((calls[name](0) - expected).abs().max() / expected.abs().max()).item()
-            for name in calls.keys() - {"ours", "ours look-up", "plain look-up"}
+        errors = {
+            name: ((calls[name](0) - expected).abs().max() / largest).item()
+            for name in calls.keys() - UNCHECKED
         }
-        for name, error in self.errors.items():
+        for name, error in errors.items():
             if error > TOLERANCE and name != "bfloat16":
                 raise AssertionError(f"{self.name}, batch {n_items}: {name} differs by {error:.2g}")
-        return calls
+        return errors
 
 
-def measure(bench: Bench, n_items: int, *, compiled: bool) -> list[dict[str, object]]:
-    """Median seconds of each contender in each of ROUNDS rounds, in turn."""
+def measure(bench: Bench, n_items: int, rounds: int, *, compiled: bool) -> list[ContenderRound]:
+    """Median time of each contender in each round, in turn."""
     calls = bench.contenders(n_items, compiled=compiled)
+    errors = bench.errors(calls, n_items)
     turns = dict.fromkeys(calls, 0)
     rows = []
-    for round_id in range(-1, ROUNDS):
+    for round_id in range(-1, rounds):
         for name, call in calls.items():
             once_s = core_limits.median_s(call, 3)
             n_calls = int(min(max(ROUND_S / once_s, 3), MAX_CALLS))
-            first = turns[name]
-            seconds = core_limits.median_s(
-                lambda i, call=call, first=first: call(first + i), n_calls
-            )  # type: ignore[misc]
+            fresh = _from(call, turns[name])
+            ms = core_limits.median_s(fresh, n_calls) * 1e3
             turns[name] += n_calls
             if round_id >= 0:
-                rows.append(
-                    {
-                        "model": bench.name,
-                        "batch": n_items,
-                        "contender": name,
-                        "round": round_id,
-                        "ms": seconds * 1e3,
-                        "error": bench.errors.get(name),
-                    }
-                )
+                error = errors.get(name)
+                rows.append(ContenderRound(bench.name, n_items, name, round_id, ms, error))
     return rows
 
 
-def measure_model(name: str, file: Path, *, compiled: bool) -> list[dict[str, object]]:
+def _from(call: Call, first: int) -> Call:
+    return lambda i: call(first + i)
+
+
+@torch.inference_mode()
+def measure_model(case: SpeedCase) -> dict[str, list[ContenderRound]]:
     """All batches of one model; the limit is the best of those measured around each."""
-    bench = Bench(name, file)
-    rows: list[dict[str, object]] = []
+    torch.set_num_threads(1)
+    bench = Bench(case.model)
+    rows: list[ContenderRound] = []
     limits = [core_limits.measure_limit(bench.model, bench.inputs)]
-    for n_items in BATCHES:
-        begun = time.monotonic()
-        rows += measure(bench, n_items, compiled=compiled)
-        limits.append(core_limits.measure_limit(bench.model, bench.inputs))
-        print(f"{name}, batch {n_items}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    with progress().step(case.model) as on_fraction:
+        for place, n_items in enumerate(case.batches):
+            on_fraction(place / len(case.batches), f"batch {n_items}")
+            rows += measure(bench, n_items, case.rounds, compiled=not case.no_compile)
+            limits.append(core_limits.measure_limit(bench.model, bench.inputs))
     bound = core_limits.best(limits)
     print(
-        f"{name}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at "
+        f"{case.model}: {bound.gemm_flops_per_s / 1e9:.0f} GFLOP/s, rows at "
         f"{bound.gather_bytes_per_s / 1e9:.1f} GB/s, weights in {bound.weights_s * 1e3:.2g} ms",
         file=sys.stderr,
     )
-    return rows + [
-        {
-            "model": name,
-            "batch": n,
-            "contender": "limit",
-            "round": 0,
-            "ms": bound.seconds(bench.model, n) * 1e3,
-        }
-        for n in BATCHES
-    ]
+    for n_items in case.batches:
+        limit_ms = bound.seconds(bench.model, n_items) * 1e3
+        rows.append(ContenderRound(case.model, n_items, "limit", 0, limit_ms))
+    del bench
+    gc.collect()
+    return {"model_speed": rows}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default=",".join(model_configs()))
-    parser.add_argument("--folder", type=Path, default=Path.cwd())
-    parser.add_argument(
-        "--no_compile", action="store_true", help="leave torch.compile out (saves most of the time)"
-    )
-    args = parser.parse_args(argv)
-    files = model_configs()
-    if unknown := set(args.models.split(",")) - set(files):
-        parser.error(
-            f"--models: {', '.join(sorted(unknown))} unknown; expected of {', '.join(files)}"
-        )
-    torch.set_num_threads(1)
-    rows: list[dict[str, object]] = []
-    with torch.inference_mode():
-        for name in args.models.split(","):
-            rows += measure_model(name, files[name], compiled=not args.no_compile)
-            gc.collect()
-            pd.DataFrame(rows).to_csv(
-                args.folder / "model_speed.csv", index=False, float_format="%.5g"
-            )
-    table = plot.summary(pd.DataFrame(rows))
-    print(table.to_string(index=False))
-    plot.draw(table).savefig(args.folder / "model_speed.png")
-    return 0
-
+STUDY = Study(
+    "model_speed",
+    "How long does a task take on one core, beside its peers and beside the limit of this core?",
+    of_models,
+    measure_model,
+    efforts={
+        "quick": [SpeedCase("ncf", (1, 64), rounds=2, no_compile=True)],
+        "full": [SpeedCase(model) for model in model_configs()],
+    },
+    options=flags_of(SpeedCase, model_configs()),
+    figures={"model_speed": View(plot.draw, "model_speed")},
+    report={"Time over ours": View(plot.summary, "model_speed")},
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

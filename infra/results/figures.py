@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from infra.clock import NS_PER_MS
-from infra.results.stats import Estimate, Summary
+
+if TYPE_CHECKING:  # SciPy comes with them; figures of studies on a GPU machine do without
+    from infra.results.stats import Estimate, Summary
 
 MODEL_COLORS = {
     "rm1": "#1f77b4", "rm2": "#2a9d8f", "rm3": "#17507d", "ncf": "#8c564b",

@@ -4,11 +4,9 @@ import importlib.util
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.embedding.length_map import LengthMap
 from models.embedding.gpu import backend as cuda
 from models.embedding.gpu.codegen import load_kernel
 from models.embedding.gpu.schedules import (
@@ -61,24 +59,6 @@ def test_a_map_of_some_tables_names_them_by_their_own_numbers():
         task_map([0], [2, 1], [1, 2])
     with pytest.raises(ValueError, match="take a smaller batch or larger tiles"):
         task_map([0], [1 << 31], [1.0])
-
-
-@pytest.mark.parametrize("lengths", [[[0, 1, 90], [4, 0, 500]], [[9, 9, 0], [500, 0, 0]]])
-def test_programs_are_ordered_by_the_ids_of_this_batch(lengths):
-    own = [Branch("bags", 8, 0, 2, 1, 8, 1, 4, 1), Branch("split", 16, 0, 1, 1, 8, 2, 4, 1)]
-    usual = task_map([0, 1], [own[0].tiles(3), own[1].tiles(3)], [1, 2])
-    offsets = torch.tensor(
-        np.concatenate(([0], np.cumsum(lengths)))
-    )  # three bags in each of two tables
-    found = LengthMap(usual, own, 3, torch.device("cpu")).tasks(offsets)
-    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, usual.tolist()))
-    # 8 lanes x (ids / parts + bags + 4) of a tile: two bags; or one, in two parts and two blocks of
-    # columns
-    of_bags = [8 * (sum(lengths[0][:2]) + 6), 8 * (lengths[0][2] + 6)]
-    of_split = [8 * (n / 2 + 5) for n in lengths[1]]
-    costs = [of_split[tile // 4] if branch else of_bags[tile] for branch, _, tile in found.tolist()]
-    assert costs == sorted(costs, reverse=True)
-    assert costs[0] == max(of_split)
 
 
 @settings(deadline=None)

@@ -133,10 +133,12 @@ COMPILE = """
 import dataclasses, json, sys
 from pathlib import Path
 from models.embedding.gpu.schedules import Branch
-from experiments.embedding.triton_resources import resources
+from experiments.embedding.gpu_static import kernel_needs
 found = {}
 for name, own, rows, indices in json.load(sys.stdin):
-    got = resources([Branch(*b) for b in own], warps=4, rows=rows, indices=indices, cache=Path(sys.argv[1]))
+    got = kernel_needs(
+        [Branch(*b) for b in own], warps=4, rows=rows, indices=indices, cache=Path(sys.argv[1])
+    )
     found[name] = dataclasses.asdict(got) | {"threads": got.threads_per_sm(4)}
 print(json.dumps(found))
 """

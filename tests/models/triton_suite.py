@@ -8,8 +8,9 @@ for bit.
 import numpy as np
 import pytest
 import torch
-from triton_cases import DEVICE, INTERPRETED, Case, make_case
+from triton_cases import DEVICE, INTERPRETED, LookUpCase, make_case
 
+from experiments.embedding.length_map import LengthOrderedBags
 from models.embedding.gpu.look_up import TritonBags
 from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec
@@ -241,7 +242,8 @@ def test_the_first_batch_of_a_size_says_how_often_few_tables_are_looked_up(tmp_p
 @pytest.mark.parametrize("launch", ["fused", "grouped"])
 def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_path):
     case, other = (make_case(MIXED, 7, seed=seed, most=30) for seed in (0, 1))
-    own = bags_of(case, MIXED_GROUPS, tmp_path, launch, by_length=True)
+    bucket = Bucket(None, tuple(MIXED_GROUPS), params(launch=launch))
+    own = LengthOrderedBags(case.layout, bucket, case.weight_E, cache=tmp_path)
     usual = bags_of(case, MIXED_GROUPS, tmp_path, launch)
     assert (own.count_writes(case.values, case.offsets) == 1).all()
     for one in (case, other):  # another batch of the same size has an order of its own
@@ -251,10 +253,10 @@ def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_
     assert not torch.equal(*orders)
     made = own.maps_of(other.offsets)
     assert torch.equal(
-        own.forward(other.values, other.offsets, maps=made), usual(other.values, other.offsets)
+        own.with_maps(other.values, other.offsets, made), usual(other.values, other.offsets)
     )
     out = nan_out(7, int(case.layout.columns[-1]))
-    own.forward(other.values, other.offsets, out, maps=[tasks[:1] for tasks in made])
+    own.with_maps(other.values, other.offsets, [tasks[:1] for tasks in made], out)
     assert 0 < out.isnan().sum() < out.numel()
     with pytest.raises(ValueError, match="table after table"):
         own(*case.item_major(), item_major=True)
@@ -392,7 +394,7 @@ def test_rows_beyond_two_to_the_31_elements_are_found(tmp_path):
     weight = torch.zeros(layout.n_elements, dtype=torch.float16, device=DEVICE)
     weight.view(-1, 128)[-1050:] = torch.arange(1050, device=DEVICE)[:, None] % 8
     values = torch.tensor([specs[0].rows - 1, specs[0].rows - 3, 49, 0], device=DEVICE)
-    case = Case(layout, weight, values, torch.tensor([0, 2, 4], device=DEVICE), 1)
+    case = LookUpCase(layout, weight, values, torch.tensor([0, 2, 4], device=DEVICE), 1)
     found = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets).cpu()
     assert torch.equal(
         found[0, ::128], torch.tensor([(999 % 8) + (997 % 8), (1049 % 8) + (1000 % 8)]).float()

@@ -23,7 +23,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from experiments.embedding.length_map import LengthMap
 from models.embedding.gpu.codegen import load_kernel
 from models.embedding.gpu.schedules import Branch, branches, check_settings, combining
 from models.embedding.gpu.task_map import task_map
@@ -54,7 +53,6 @@ class Maps:
 
     tasks: list[Tensor]
     repeats: int
-    by_length: list[LengthMap]
 
 
 class TritonBags:
@@ -67,8 +65,7 @@ class TritonBags:
     without it the first batch of each size tells. `check`: look at all ids and offsets first and
     raise ValueError; this waits for the device. `fill_elements`: do everything over and over until
     as many elements of rows are read as by all tables of the layout, or so many; then few tables
-    load a device as the whole does. `by_length`: programs are ordered for every batch by the ids
-    they read in it, which the device does in each call; for comparison.
+    load a device as the whole does.
     """
 
     def __init__(
@@ -81,7 +78,6 @@ class TritonBags:
         check: bool = False,
         cache: Path | None = None,
         fill_elements: int = 0,
-        by_length: bool = False,
     ) -> None:
         _check_weight(weight_E, layout.n_elements)
         settings = check_settings(bucket)
@@ -94,7 +90,6 @@ class TritonBags:
         self._fill_elements = fill_elements
         self._align = max((branch.column_align for branch in of_table.values()), default=1)
         self._mean_bag_ids = None if mean_bag_ids is None else np.asarray(mean_bag_ids, np.float64)
-        self._by_length = by_length
         bases_T, self._scratch = _scratch_bases(len(layout.specs), of_table)
         self._places = torch.from_numpy(
             np.stack((_lines(layout), layout.columns[:-1], bases_T), axis=1)
@@ -129,30 +124,27 @@ class TritonBags:
         *,
         item_major: bool = False,
     ) -> Tensor:
-        """See `forward`."""
-        return self.forward(values, offsets, out, item_major=item_major)
-
-    def forward(
-        self,
-        values: Tensor,
-        offsets: Tensor,
-        out: Tensor | None = None,
-        *,
-        item_major: bool = False,
-        maps: Sequence[Tensor] | None = None,
-    ) -> Tensor:
         """(B, S). `values` (L,) are the ids, int32 or int64; `offsets` (T * B + 1,) tell the bags,
         table after table.
 
         Bag b of table t has values[offsets[m] : offsets[m + 1]], m = t * B + b, or b * T + t if
-        `item_major`. `out` takes the result; its rows may be parts of longer ones. `maps`: of
-        `maps_of`, not made here then.
+        `item_major`. `out` takes the result; its rows may be parts of longer ones.
         """
-        return self._forward(values, offsets, out, None, item_major, maps)
+        return self._forward(values, offsets, out, None, item_major)
 
-    def maps_of(self, offsets: Tensor, *, item_major: bool = False) -> list[Tensor]:
-        """The task map of every launch, as `forward` would take it for this batch."""
-        return self._tasks(offsets, self._n_items(offsets), item_major)
+    def maps_of(self, offsets: Tensor, *, item_major: bool = False) -> Sequence[Tensor]:
+        """The task map of every launch for this batch's size; kept.
+
+        The first batch of a size waits for the device.
+        """
+        n_items = self._n_items(offsets)
+        maps = self._maps.get(n_items)
+        if maps is None:
+            maps = self._maps[n_items] = self._make_maps(offsets, n_items, item_major)
+            if len(self._maps) > _MAPS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(n_items)
+        return maps.tasks
 
     def count_writes(self, values: Tensor, offsets: Tensor, *, item_major: bool = False) -> Tensor:
         """How often each element of the output was written; int32 (B, S), ones where all is well."""
@@ -232,7 +224,6 @@ class TritonBags:
         out: Tensor | None,
         counts: Tensor | None,
         item_major: bool,
-        maps: Sequence[Tensor] | None = None,
     ) -> Tensor:
         n_items = self._n_items(offsets)
         self._check_tensors(values, offsets)
@@ -244,7 +235,7 @@ class TritonBags:
         if n_items == 0:
             return out
         scratch = out if self._scratch == 0 else out.new_empty(self._scratch * n_items)
-        maps = self._tasks(offsets, n_items, item_major) if maps is None else maps
+        maps = self.maps_of(offsets, item_major=item_major)
         for launch, own in zip(self.launches, maps, strict=True):
             self._run(
                 launch,
@@ -263,25 +254,6 @@ class TritonBags:
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.weight_E.device) if self.weight_E.is_cuda else nullcontext()
 
-    def _tasks(self, offsets: Tensor, n_items: int, item_major: bool) -> list[Tensor]:
-        """The task map of every launch at this batch size; kept.
-
-        The first batch of a size waits for the device.
-        """
-        maps = self._maps.get(n_items)
-        if maps is None:
-            maps = self._maps[n_items] = self._make_maps(offsets, n_items, item_major)
-            if len(self._maps) > _MAPS:
-                self._maps.popitem(last=False)
-        self._maps.move_to_end(n_items)
-        if not self._by_length:
-            return maps.tasks
-        if item_major:
-            raise ValueError(
-                "by_length orders bags that lie table after table, not item after item"
-            )
-        return [own.tasks(offsets) for own in maps.by_length]
-
     def _make_maps(self, offsets: Tensor, n_items: int, item_major: bool) -> Maps:
         mean_T = self._mean_bag_ids
         if mean_T is None:
@@ -289,16 +261,13 @@ class TritonBags:
         repeats = self._repeats(mean_T, n_items)
         device = self.weight_E.device
         tasks = []
-        by_length = []
         for launch in self.launches:
             own = [launch.branches[i] for i in launch.branch_of]
             tiles = [branch.tiles(n_items) for branch in own]
             cost = [branch.cost(mean_T[t]) for branch, t in zip(own, launch.tables, strict=True)]
             once = task_map(launch.branch_of, tiles, cost, launch.tables)
             tasks.append(torch.from_numpy(np.tile(once, (repeats, 1))).to(device))
-            if self._by_length:
-                by_length.append(LengthMap(once, launch.branches, n_items, device))
-        return Maps(tasks, repeats, by_length)
+        return Maps(tasks, repeats)
 
     def _repeats(self, mean_T: FloatArray, n_items: int) -> int:
         own = [*{table for launch in self.launches for table in launch.tables}]

@@ -1,5 +1,4 @@
-"""A CUDA device that is not there: tensors that say they are on it, and an error where one is mixed
-with the host's.
+"""A CUDA device that is not there: tensors say that they are on it, none mixes with the host's.
 
 `pretend()` is for a process of its own, with TRITON_INTERPRET=1: what runs within it takes
 PyTorch's and our paths for a GPU, with devices checked as CUDA checks them; kernels run in Triton's
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from models.embedding.gpu import look_up as triton_bags
+from models.embedding.gpu import look_up
 
 CUDA = torch.device("cuda", 0)
 _COPIES = {Tensor.copy_, Tensor.__setitem__}  # between the sides
@@ -30,13 +29,13 @@ class Far(Tensor):
 
 
 def near(value):
-    """The numbers, of whatever holds Far tensors."""
-    return tree_map(lambda own: own.as_subclass(Tensor) if isinstance(own, Far) else own, value)
+    """The value with its tensors on the host."""
+    return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Far) else x, value)
 
 
 def far(value):
-    """On the device, whatever holds tensors."""
-    return tree_map(lambda own: own.as_subclass(Far) if isinstance(own, Tensor) else own, value)
+    """The value with its tensors on the device."""
+    return tree_map(lambda x: x.as_subclass(Far) if isinstance(x, Tensor) else x, value)
 
 
 def _is_device(value):
@@ -45,7 +44,7 @@ def _is_device(value):
     )
 
 
-class Device(TorchFunctionMode):
+class PretendedDevice(TorchFunctionMode):
     """Runs every function on the host, for tensors of one side."""
 
     def __torch_function__(self, func, _types, args=(), kwargs=None):
@@ -56,29 +55,29 @@ class Device(TorchFunctionMode):
 
     def run(self, func, args, kwargs):
         flat = tree_flatten((args, kwargs))[0]
-        tensors = [own for own in flat if isinstance(own, Tensor)]
-        on_device = any(isinstance(own, Far) for own in tensors)
+        tensors = [x for x in flat if isinstance(x, Tensor)]
+        on_device = any(isinstance(tensor, Far) for tensor in tensors)
         if on_device and func in _GETS:
             return _GETS[func]
         if on_device and func in _HOST_ONLY:
             raise TypeError(f"{func.__name__} of a tensor on the device")
-        strangers = [tuple(own.shape) for own in tensors if not isinstance(own, Far) and own.dim()]
+        strangers = [tuple(x.shape) for x in tensors if not isinstance(x, Far) and x.dim()]
         index = func is Tensor.__getitem__ and isinstance(args[0], Far)  # by numbers of either side
         if on_device and strangers and not index and func not in _COPIES and func is not Tensor.to:
             raise RuntimeError(
                 f"{func.__name__}: tensors on the device and on the host: {strangers}"
             )
-        wanted = next((torch.device(own).type for own in flat if _is_device(own)), None)
+        wanted = next((torch.device(x).type for x in flat if _is_device(x)), None)
         if wanted is not None:
-            args, kwargs = tree_map(lambda own: "cpu" if _is_device(own) else own, (args, kwargs))
-        found = func(*near(args), **near(kwargs))
+            args, kwargs = tree_map(lambda x: "cpu" if _is_device(x) else x, (args, kwargs))
+        result = func(*near(args), **near(kwargs))
         if func is Tensor.cpu:
-            return found
-        return far(found) if (on_device if wanted is None else wanted == "cuda") else found
+            return result
+        return far(result) if (on_device if wanted is None else wanted == "cuda") else result
 
 
-class Event:
-    """Of the host's clock."""
+class HostEvent:
+    """An event by the host's clock."""
 
     def __init__(self, *, enable_timing):
         assert enable_timing
@@ -90,29 +89,29 @@ class Event:
         return (end.at_s - self.at_s) * 1e3
 
 
-class Kernel:
+class InterpretedKernel:
     """A kernel in the interpreter, on the numbers; refuses what is not on the device."""
 
-    def __init__(self, own):
-        self.own = own
+    def __init__(self, kernel):
+        self.kernel = kernel
 
     def run(self, *args, grid, warmup, **options):
         assert all(isinstance(arg, Far) for arg in args if isinstance(arg, Tensor))
         with torch._C.DisableTorchFunction():
-            self.own.run(*near(args), grid=grid, warmup=warmup, **options)
+            self.kernel.run(*near(args), grid=grid, warmup=warmup, **options)
 
 
 def pretend():
     """From here on there is a CUDA device, for what is done within the mode that this returns."""
     cuda = torch.cuda
-    load = triton_bags.load_kernel
+    load = look_up.load_kernel
     cuda.synchronize = cuda._sleep = lambda *_: None
     cuda.is_available = lambda: True
     cuda.get_device_name = lambda *_: "pretended"
     cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
-    cuda.Event = Event
+    cuda.Event = HostEvent
     cuda.CUDAGraph = lambda: SimpleNamespace(replay=lambda: None)
     cuda.device = cuda.graph = lambda *_, **__: nullcontext()
     Tensor.pin_memory = lambda self: self
-    triton_bags.load_kernel = lambda *own: Kernel(load(*own))
-    return Device()
+    look_up.load_kernel = lambda *words: InterpretedKernel(load(*words))
+    return PretendedDevice()

@@ -1,7 +1,7 @@
-"""The GPU's commands from end to end on a device that only pretends: every tensor on the side where
-CUDA wants it.
+"""The GPU's commands from end to end on a device that only pretends.
 
-Needs Triton (pip install -r build/bench_requirements.txt); kernels run in its interpreter.
+Every tensor must be on the side where CUDA wants it. Needs Triton (pip install -r
+build/bench_requirements.txt); kernels run in its interpreter.
 """
 
 import importlib.util
@@ -22,31 +22,34 @@ pytestmark = pytest.mark.skipif(
 )
 COMMAND = """
 import sys
-sys.path[:0] = ["tests", "."]
 import torch
 torch.set_num_threads(1)
-from pretend_cuda import pretend
+from tests.experiments.embedding.pretend_cuda import pretend
 device = pretend()
-from experiments.embedding import gpu, gpu_ablations
-from models.embedding import cuda, gpu_timing, tuner
+from experiments.embedding import contenders, gpu, gpu_setup
+from models.embedding import tuner
+from models.embedding.gpu import backend as cuda, timing
 from models.embedding.plan.plan import params
-once = gpu_timing.device_seconds
+once = timing.device_seconds
 cuda.device_seconds = lambda calls, n_rounds: once(calls, 1)
-cuda.UNIFORM_TILES, cuda._FULL_ELEMENTS, gpu_timing._FLUSH_BYTES = (4,), 0, 8
-gpu.N_INPUTS = gpu.WARM_UPS = gpu_ablations.MUTATED = 1
+cuda.UNIFORM_TILES = (4,)
+cuda._FULL_ELEMENTS = 0
+timing._FLUSH_BYTES = 8
+gpu_setup.N_INPUTS = gpu_setup.WARM_UPS = contenders.MUTATED = 1
 knobs = params(launch="fused", warps=1), params(launch="grouped")
-gpu.QUICK = gpu.Effort(1, 2.0, knobs)
+gpu.QUICK[:] = [gpu.GpuCase("A", (1,), n_rounds=1, tune_s=2.0, knobs=knobs)]
 gpu.TESTS = "tests/models/test_gpu_schedules.py"
 cuda.CudaBackend.__init__.__defaults__ = knobs[:1], 2
+main = tuner.main if sys.argv[1] == "tuner" else gpu.STUDY.command
 with device:
-    sys.exit((tuner if sys.argv[1] == "tuner" else gpu).main(sys.argv[2:]))
+    sys.exit(main(sys.argv[2:]))
 """
 
 
-def command(folder, *words):
+def command(folder, words):
     environment = os.environ | {"TRITON_INTERPRET": "1", "DEEPRECSYS_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *words],
+        [sys.executable, "-c", COMMAND, *words.split()],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -59,19 +62,9 @@ def command(folder, *words):
 
 
 def test_the_quick_study_goes_through_all_its_parts(tmp_path):
-    own = [
-        "--quick",
-        "--models",
-        "B",
-        "--batches",
-        "1",
-        "--tables_frac",
-        "0.001",
-        "--out",
-        str(tmp_path),
-    ]
-    said = command(tmp_path, "study", *own)
-    assert re.search(r"tests for a GPU: \d+ deselected", said)
+    words = "study --quick --models B --batches 1 --tables_frac 0.001"
+    printed = command(tmp_path, f"{words} --out {tmp_path}")
+    assert re.search(r"tests for a GPU: \d+ deselected", printed)
     assert {
         "gpu.csv",
         "gpu.png",
@@ -91,32 +84,19 @@ def test_the_quick_study_goes_through_all_its_parts(tmp_path):
         "times as fast as per table, graph",
         "seconds of tuning, at most",
     ]
-    assert "Targets" in said
+    assert "Targets" in printed
     methods = pd.read_csv(tmp_path / "gpu_ablations.csv")
-    every = ["two-stage", "naive", "map from lengths", "map from lengths, made before"]
-    assert methods["plan"].tolist() == every
+    maps = ["map from lengths", "map from lengths, made before"]
+    assert methods["plan"].tolist() == ["two-stage", "naive", *maps]
     assert methods["over_two_stage"][0] == 1
     assert len(pd.read_csv(tmp_path / "gpu_mutated.csv")) == 1
     assert (pd.read_csv(tmp_path / "gpu_spread.csv")["worst_over_best"] >= 1).all()
 
 
 def test_a_model_of_ours_is_tuned_for_the_device(tmp_path):
-    plan = tmp_path / "plan.json"
-    words = ["--table_scale", "0.0001", "--batch", "1,2", "--budget_s", "1"]
-    command(
-        tmp_path,
-        "tuner",
-        "--model",
-        "ncf",
-        "--device",
-        "cuda",
-        *words,
-        "--out",
-        str(plan),
-        "--cache",
-        str(tmp_path / "plans"),
-    )
-    found = from_json(plan.read_text())
-    assert found.device == "cuda"
-    assert found.provenance["refused"] == []
-    assert {row["batch"] for row in found.provenance["sizes"]} == {1, 2}
+    words = "tuner --model ncf --device cuda --table_scale 0.0001 --batch 1,2 --budget_s 1"
+    command(tmp_path, f"{words} --out {tmp_path}/plan.json --cache {tmp_path}/plans")
+    plan = from_json((tmp_path / "plan.json").read_text())
+    assert plan.device == "cuda"
+    assert plan.provenance["refused"] == []
+    assert {row["batch"] for row in plan.provenance["sizes"]} == {1, 2}

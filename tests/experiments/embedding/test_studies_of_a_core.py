@@ -1,4 +1,4 @@
-"""The study of look-ups: its ratios, its rates, and that its rivals compute the same."""
+"""The studies of look-ups on a core: ratios, rates, and that rivals compute the same."""
 
 import importlib.util
 
@@ -9,7 +9,7 @@ import torch
 
 from experiments.embedding import contenders, plot
 from experiments.embedding.product import WITH, WITHOUT, rate_under_sla, summary
-from experiments.embedding.run import best_single, calls_of, measure, problem_of
+from experiments.embedding.run import calls_of, fbgemm_or_none, measure, problem_of
 from models.embedding.backend import backend
 from models.embedding.cpu.candidates import seconds
 from models.embedding.plan.plan import params
@@ -26,9 +26,10 @@ def _one_thread():
 @pytest.mark.parametrize("name", ["B", "ncf"])
 def test_every_rival_gives_the_exact_sums(name):
     problem = problem_of(name, [4], 1, 0.01)
-    own = backend("cpu")
-    plan = own.default_plan(problem.layout.specs)
-    calls = calls_of(problem, own, plan, 4, compiled=False)  # raises if one differs
+    cpu = backend("cpu")
+    plan = cpu.default_plan(problem.layout.specs)
+    fbgemm = fbgemm_or_none(problem)
+    calls = calls_of(problem, cpu, plan, 4, fbgemm=fbgemm, compiled=False)  # raises if sums differ
     expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][1])
     for rival in ("tuned", "per table", "best single"):
         assert torch.equal(calls[rival](1).double(), expected)
@@ -39,8 +40,8 @@ def test_every_rival_gives_the_exact_sums(name):
 def test_the_limit_reads_every_row_of_the_batch():
     problem = problem_of("B", [4], 1, 0.01)
     total = []
-    own = backend("cpu")
-    real = own.build
+    cpu = backend("cpu")
+    real = cpu.build
 
     def build(*args, **kwargs):
         run = real(*args, **kwargs)
@@ -51,8 +52,8 @@ def test_the_limit_reads_every_row_of_the_batch():
 
         return kept
 
-    own.build = build
-    calls = contenders.gathers(problem, own, contenders.feature_major(problem, 4))
+    cpu.build = build
+    calls = contenders.gathers(problem, cpu, contenders.rival_batches(problem, 4))
     expected = exact_sums(problem.layout, problem.weight_E, problem.batches[4][0]).sum(
         0, keepdim=True
     )
@@ -62,17 +63,16 @@ def test_the_limit_reads_every_row_of_the_batch():
 
 
 def test_fresh_ids_are_others_for_the_same_tables():
-    one, other = (problem_of("C", [8], seed, 0.01) for seed in (1, 2))
-    assert one.layout.specs == other.layout.specs
-    a = one.batches[8][0].ids_L
-    b = other.batches[8][0].ids_L
+    tuned, measured = (problem_of("C", [8], seed, 0.01) for seed in (1, 2))
+    assert tuned.layout.specs == measured.layout.specs
+    a = tuned.batches[8][0].ids_L
+    b = measured.batches[8][0].ids_L
     assert len(a) != len(b) or not torch.equal(a, b)
 
 
 def test_one_schedule_for_all_is_one_group():
     problem = problem_of("B", [2], 1, 0.01)
-    own = backend("cpu")
-    groups = best_single(problem, own, 2)
+    groups = contenders.best_single(problem, backend("cpu"), 2).groups
     assert len(groups) == 1
     assert groups[0].tables == tuple(range(len(problem.layout.specs)))
     assert groups[0].params == params(**dict(groups[0].params))
@@ -92,17 +92,17 @@ def test_everybody_is_called_in_every_round_and_nobody_finds_what_another_has_ju
         return lambda i: batches.append((name, i))
 
     times = clock({name: call(name) for name in ("a", "b")})
-    assert all(len(own) >= 4 for own in times.values())
+    assert all(len(rounds) >= 4 for rounds in times.values())
     assert [i for _, i in batches] == [*range(len(batches))]
     for name in ("a", "b"):
-        assert sum(own == name for own, _ in batches) >= 2 + 4
+        assert sum(caller == name for caller, _ in batches) >= 2 + 4
 
 
 def test_the_peers_read_the_ids_of_each_table():
     problem = problem_of("rm1", [3], 1, 1.0)
     layout = problem.layout
     for bags, turned in zip(
-        problem.batches[3][:2], contenders.feature_major(problem, 3), strict=False
+        problem.batches[3][:2], contenders.rival_batches(problem, 3), strict=False
     ):
         assert bags.item_major
         assert not turned.item_major
@@ -116,24 +116,29 @@ def test_the_peers_read_the_ids_of_each_table():
 
 
 def rows():
-    times = {"tuned": [2.0, 4.0, 2.0], "per table": [6.0, 12.0, 8.0], "FBGEMM": [3.0, 6.0, 3.0],
-             "gather none": [1.5, 9.0, 9.0], "gather ids": [9.0, 1.0, 9.0]}  # fmt: skip
+    times = {
+        "tuned": [2.0, 4.0, 2.0],
+        "per table": [6.0, 12.0, 8.0],
+        "FBGEMM": [3.0, 6.0, 3.0],
+        "gather none": [1.5, 9.0, 9.0],
+        "gather ids": [9.0, 1.0, 9.0],
+    }
     return pd.DataFrame(
         [
-            {"model": model, "batch": 8, "contender": name, "round": k, "ms": factor * ms}
-            for model, factor in (("A", 1.0), ("B", 1.0))
-            for name, own in times.items()
-            for k, ms in enumerate(own)
+            {"model": model, "batch": 8, "contender": name, "round": k, "ms": ms}
+            for model in "AB"
+            for name, rounds in times.items()
+            for k, ms in enumerate(rounds)
         ]
     )
 
 
 def test_ratios_are_medians_of_paired_rounds_and_the_limit_the_least_time():
-    found = plot.ratios(rows()).set_index(["model", "rival"])
-    assert found.loc[("A", "per table"), "ratio"] == 3
-    assert found.loc[("A", "per table"), ["least", "most"]].tolist() == [3, 4]
-    assert found.loc[("A", "FBGEMM"), "ratio"] == 1.5
-    assert found.loc[("A", "limit"), "ratio"] == 0.5
+    ratios = plot.ratios(rows()).set_index(["model", "rival"])
+    assert ratios.loc[("A", "per table"), "ratio"] == 3
+    assert ratios.loc[("A", "per table"), ["least", "most"]].tolist() == [3, 4]
+    assert ratios.loc[("A", "FBGEMM"), "ratio"] == 1.5
+    assert ratios.loc[("A", "limit"), "ratio"] == 0.5
     table = plot.summary(rows()).set_index("model")
     assert table.loc["mean A-E", "per table"] == pytest.approx(3)
     assert table.loc["A", "tuned ms"] == 2

@@ -88,7 +88,7 @@ def test_the_spread_of_a_profile_keeps_mean_and_quantiles_through_its_file(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"spread": {8: (1.0,) * 3}}, "20 factors"),
         ({"spread": {8: (0.0,) * SPREAD}}, "above 0"),
@@ -96,8 +96,8 @@ def test_the_spread_of_a_profile_keeps_mean_and_quantiles_through_its_file(tmp_p
         ({"gap_us": math.nan}, "gap_us"),
     ],
 )
-def test_a_profile_that_makes_no_sense_is_refused(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_profile_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         Profile({8: 1.0}, **settings)
 
 
@@ -128,11 +128,11 @@ def test_a_recording_holds_every_part_and_what_passed_before_it():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "said"),
+    ("tasks", "message"),
     [([(0, 0, 0, 1, 2)], "no task of query 1"), ([(0, 0, 0, 1, 2), (1, 1, 0, 3, 4)], "each part")],
 )
-def test_a_run_with_tasks_missing_is_not_replayed(tasks, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_run_with_tasks_missing_is_not_replayed(tasks, message):
+    with pytest.raises(ValueError, match=message):
         recording_of(run_rows(tasks, [0, 1]))
 
 
@@ -155,7 +155,7 @@ def test_settings_name_the_service_times(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["--service_profile", "nowhere"],
@@ -167,8 +167,8 @@ def test_settings_name_the_service_times(tmp_path):
         ),
     ],
 )
-def test_service_times_that_are_not_there_are_named(words, said):
-    with pytest.raises(ConfigError, match=said):
+def test_service_times_that_are_not_there_are_named(words, message):
+    with pytest.raises(ConfigError, match=message):
         service_of(resolve(parse([*SIMULATED, *words])))
 
 

@@ -84,8 +84,8 @@ def test_rows_have_their_columns_and_times_in_order(session):
 
 def test_an_engine_works_on_one_task_at_a_time(session):
     rows = session.run(sized_schedule(), Policy(16))
-    for _, own in rows.tasks.sort_values("start_ns").groupby(["pool", "engine"]):
-        assert (own["start_ns"].to_numpy()[1:] >= own["end_ns"].to_numpy()[:-1]).all()
+    for _, tasks in rows.tasks.sort_values("start_ns").groupby(["pool", "engine"]):
+        assert (tasks["start_ns"].to_numpy()[1:] >= tasks["end_ns"].to_numpy()[:-1]).all()
 
 
 def test_a_pipeline_of_two_stages_serves_what_it_keeps(opening):

@@ -35,8 +35,8 @@ WORDS = [
 @pytest.fixture
 def folder(tmp_path):
     for name, width in (("small", 2), ("large", 8)):
-        own = {**MODEL, "arch_sparse_feature_size": width, "arch_mlp_bot": f"5-{width}"}
-        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+        sized = {**MODEL, "arch_sparse_feature_size": width, "arch_mlp_bot": f"5-{width}"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(sized))
     rng = np.random.default_rng(5)
     np.savez(
         tmp_path / "queries.npz",
@@ -78,12 +78,12 @@ def test_a_measuring_run_tells_where_the_time_went_and_how_good_the_answers_are(
     by_input = answers.merge(saved.rows().queries[["query_id", "input_id"]]).drop_duplicates(
         ["input_id", "place"]
     )
-    found = (
+    hits = (
         by_input.assign(hit=labels[by_input["input_id"], by_input["item"]])
         .groupby("input_id")["hit"]
         .any()
     )
-    assert quality["hit_rate"]["value"] == pytest.approx(found.mean())
+    assert quality["hit_rate"]["value"] == pytest.approx(hits.mean())
     assert saved.document["pipeline"]["stages"][0]["keep_items"] == 24
     assert "Time by stage" in done.stdout
     assert "ndcg@6: " in done.stdout

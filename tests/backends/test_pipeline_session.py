@@ -205,12 +205,14 @@ def test_a_device_without_scores_hands_on_as_many_and_answers_no_list(folder):
 def test_generated_inputs_are_gathered_by_item_whatever_the_bags(folder):
     for name in ("small.json", "one_small.json"):
         deployment = deploy(folder, {"stages": [{"model": name, "keep_items": 3}]})
-        own = prepare(deployment, Progress("none"), [0])[0]
+        workload = prepare(deployment, Progress("none"), [0])[0]
         with torch.inference_mode():
-            whole = own.model(own.inputs.batch(1, 0, ITEMS)).reshape(-1)
+            whole = workload.model(workload.inputs.batch(1, 0, ITEMS)).reshape(-1)
             chosen = np.array([41, 3, 3, 0, 59], np.int32)
             assert torch.allclose(
-                own.model(own.inputs.gather(1, chosen)).reshape(-1), whole[chosen], atol=1e-6
+                workload.model(workload.inputs.gather(1, chosen)).reshape(-1),
+                whole[chosen],
+                atol=1e-6,
             )
 
 
@@ -236,11 +238,11 @@ def test_a_pipeline_of_one_stage_is_the_model_by_itself(folder, words):
         pd.testing.assert_frame_equal(rows.queries, plain.queries)
         order = ["query_id", "part"]
         pd.testing.assert_frame_equal(
-            *(own.tasks.sort_values(order, ignore_index=True) for own in (rows, plain))
+            *(each.tasks.sort_values(order, ignore_index=True) for each in (rows, plain))
         )
     keys = [
-        own.tasks[PLAIN].sort_values(["query_id", "part"], ignore_index=True)
-        for own in (rows, plain)
+        each.tasks[PLAIN].sort_values(["query_id", "part"], ignore_index=True)
+        for each in (rows, plain)
     ]
     pd.testing.assert_frame_equal(*keys)
     assert list(rows.queries.columns) == list(plain.queries.columns)
@@ -513,15 +515,15 @@ def test_an_engine_that_dies_changes_no_answer(folder):
 
     class Engines:
         def __init__(self):
-            self.own = {i: KilledOnce(workload, 1, ITEMS) for i, workload in workloads.items()}
-            for engine in self.own.values():
+            self.by_stage = {i: KilledOnce(workload, 1, ITEMS) for i, workload in workloads.items()}
+            for engine in self.by_stage.values():
                 engine.marker = folder / "killed"
 
         def warm_up(self):
             pass
 
         def score(self, task):
-            return self.own[task.stage].score(task)
+            return self.by_stage[task.stage].score(task)
 
     specs = [PoolSpec("shared", 2, lambda _: Engines(), yields=True)]
     with ProcessSession(specs, stages_of(deployment)) as session:
@@ -562,9 +564,9 @@ def test_the_engine_for_a_device_gives_the_scores_of_the_cpu(folder):
     for stage in (0, 2):
         for items in (b"", np.array([7, 3, 3, 50], np.int32).tobytes()):
             task = WireTask(1, stage, 2, 5, 4, items)
-            found, expected = (
+            scores, expected = (
                 np.frombuffer(engines[stage].score(task), np.float32)
                 for engines in (on_device, on_cpu)
             )
-            assert found == pytest.approx(expected, abs=1e-6)
-            assert len(found) == 4
+            assert scores == pytest.approx(expected, abs=1e-6)
+            assert len(scores) == 4

@@ -129,8 +129,8 @@ def test_a_burst_beyond_the_kernels_buffer_is_held_and_served():
         rows = session.run(burst, Policy(10))
     check_conservation(rows, 3000, 40, 10)
     starts = rows.tasks.sort_values("start_ns")
-    for _, own in starts.groupby("engine"):  # who pulls from a FIFO sees it in order
-        assert (np.diff(own["query_id"] * 4 + own["part"]) > 0).all()
+    for _, tasks in starts.groupby("engine"):  # who pulls from a FIFO sees it in order
+        assert (np.diff(tasks["query_id"] * 4 + tasks["part"]) > 0).all()
 
 
 def test_large_queries_go_whole_to_the_accelerator():
@@ -370,10 +370,10 @@ def test_replies_are_read_while_arrivals_leave_no_time_between_them():
         answered_before_the_last_was_sent = []
 
         def noted(run, *limit):
-            found = read(run, *limit)
+            replies = read(run, *limit)
             if run is not None and run.pacer.next_ns is not None:
-                answered_before_the_last_was_sent.append(found)
-            return found
+                answered_before_the_last_was_sent.append(replies)
+            return replies
 
         session._read_replies = noted
         rows = session.run(schedule, Policy(1))

@@ -49,14 +49,14 @@ def measured(truth):
 
 def test_it_finds_times_neighbours_overheads_and_the_mean_of_the_spread():
     truth = engines()
-    found = measured(truth)
-    table = found.table(256, seed=1)
+    calibration = measured(truth)
+    table = calibration.table(256, seed=1)
     mean = table.factors[table.cpu_row].mean(axis=1)
     for n_busy in (0, 1):
         expected = truth.cpu_ns[n_busy, 1:] * truth.factors.mean()
         assert (table.cpu_ns[n_busy, 1:] * mean[1:]) == pytest.approx(expected, rel=0.06)
     assert table.accel_ns[0, 1:] == pytest.approx(truth.accel_ns[0, 1:], rel=0.02)
-    assert (found.cpu.wake_us, found.cpu.gap_us) == pytest.approx((70, 90), abs=1)
+    assert (calibration.cpu.wake_us, calibration.cpu.gap_us) == pytest.approx((70, 90), abs=1)
 
 
 def test_what_arrivals_take_is_nothing_where_they_take_nothing():

@@ -68,21 +68,21 @@ def test_on_an_mm1_queue_the_highest_rate_is_the_closed_form():
 
 @pytest.mark.parametrize("scheduler", ALL)
 def test_every_phase_ends_with_a_limit_a_confirmed_rate_and_its_cost(scheduler):
-    found = tune("--scheduler", scheduler, engines=2, session=simulated(2))
+    result = tune("--scheduler", scheduler, engines=2, session=simulated(2))
     names = (
         ["static"] if scheduler == "static" else ["static", "tuned CPU", "tuned CPU + accelerator"]
     )
-    assert [phase.name for phase in found.phases] == names
-    assert found.phases[0].policy.batch_items == 4  # 8 items over 2 engines
-    for phase in found.phases:
+    assert [phase.name for phase in result.phases] == names
+    assert result.phases[0].policy.batch_items == 4  # 8 items over 2 engines
+    for phase in result.phases:
         assert phase.summary.meets_sla
         assert phase.summary.n_queries == 8000 - 200
         assert phase.rate_qps <= phase.limit.carried_qps
-        own = [trial for trial in found.trials if trial["phase"] == phase.name]
-        assert phase.n_trials == len(own)
-        assert phase.n_queries == sum(trial["n_queries"] for trial in own)
+        trials = [trial for trial in result.trials if trial["phase"] == phase.name]
+        assert phase.n_trials == len(trials)
+        assert phase.n_queries == sum(trial["n_queries"] for trial in trials)
     if scheduler in ("hill", "exhaustive"):
-        static, _, accel = found.phases
+        static, _, accel = result.phases
         assert accel.policy.offload_items in (4, 8)  # all queries have 8 items
         assert accel.rate_qps > static.rate_qps
 
@@ -105,11 +105,11 @@ def test_every_search_runs_on_real_processes(scheduler):
     )
     specs = [PoolSpec(pool, 1, lambda _: NullEngine(200_000)) for pool in (CPU, ACCEL)]
     with ProcessSession(specs) as session:
-        found = tune(
+        result = tune(
             *words.split(), "--scheduler", scheduler, "--max_arr_range", "4", session=session
         )
-    assert len(found.phases) == (1 if scheduler == "static" else 3)
-    assert all(trial["n_queries"] > 0 for trial in found.trials)
+    assert len(result.phases) == (1 if scheduler == "static" else 3)
+    assert all(trial["n_queries"] > 0 for trial in result.trials)
 
 
 @pytest.mark.alone
@@ -157,8 +157,8 @@ def test_released_updates_have_loads_of_their_own_and_a_search_repeats_with_its_
 
 
 def test_where_no_rate_meets_the_sla_the_phase_says_so():
-    found = tune("--target_latency", "0.01", "--max_arr_range", "1000")
-    assert all(phase.summary is None and phase.rate_qps == 0 for phase in found.phases)
+    result = tune("--target_latency", "0.01", "--max_arr_range", "1000")
+    assert all(phase.summary is None and phase.rate_qps == 0 for phase in result.phases)
 
 
 class Interrupted(SimulatedSession):
@@ -253,9 +253,9 @@ def guided(*words, session, folder=None, **more):
 
 def test_guided_finds_the_oracles_policy_in_three_trials():
     oracle = tune("--scheduler", "exhaustive", session=simulated(2, noise=False), engines=2)
-    found = guided(session=simulated(2, noise=False), engines=2)
-    assert [phase.name for phase in found.phases] == ["static", "tuned CPU + accelerator"]
-    best = found.phases[-1]
+    result = guided(session=simulated(2, noise=False), engines=2)
+    assert [phase.name for phase in result.phases] == ["static", "tuned CPU + accelerator"]
+    best = result.phases[-1]
     expected = max(oracle.phases, key=lambda phase: phase.rate_qps)
     assert best.n_trials <= 3
     assert best.rate_qps > 0.9 * expected.rate_qps
@@ -263,14 +263,14 @@ def test_guided_finds_the_oracles_policy_in_three_trials():
         simulated(2, noise=False), CommonLoad(parse(BASE), 8000, 5), best.policy, Sla(20.0), 500.0
     )
     assert truth.value > 0.98 * max(limit for limit in true_limits(oracle))
-    assert "agrees" in found.notes[-1]
+    assert "agrees" in result.notes[-1]
 
 
-def true_limits(found):
+def true_limits(result):
     session = simulated(2, noise=False)
     load = CommonLoad(parse(BASE), 8000, 5)
     return [
-        max_rate_qps(session, load, phase.policy, Sla(20.0), 500.0).value for phase in found.phases
+        max_rate_qps(session, load, phase.policy, Sla(20.0), 500.0).value for phase in result.phases
     ]
 
 
@@ -292,14 +292,14 @@ class SlowerThanItSeems(SimulatedSession):
 
 def test_guided_says_that_reality_disagrees_and_climbs():
     honest = simulated(2, noise=False)
-    found = guided(session=SlowerThanItSeems(honest._engines, honest._service), engines=2)
-    assert "reality disagrees" in found.notes[-1]
-    assert "less than" in found.notes[-1]
-    assert found.phases[-1].n_trials > 3
+    result = guided(session=SlowerThanItSeems(honest._engines, honest._service), engines=2)
+    assert "reality disagrees" in result.notes[-1]
+    assert "less than" in result.notes[-1]
+    assert result.phases[-1].n_trials > 3
     oracle = max(
         limit for limit in true_limits(tune("--scheduler", "exhaustive", session=honest, engines=2))
     )
-    assert found.phases[-1].limit.qps.value == pytest.approx(oracle / 1.5, rel=0.1)
+    assert result.phases[-1].limit.qps.value == pytest.approx(oracle / 1.5, rel=0.1)
 
 
 def test_a_guided_search_goes_on_with_the_service_times_that_it_measured(tmp_path):
@@ -317,9 +317,9 @@ def test_a_guided_search_goes_on_with_the_service_times_that_it_measured(tmp_pat
 def test_without_an_accelerator_guided_tunes_the_batch_alone():
     words = [w for w in BASE if w not in ("--model_accel", "--tune_accel_qps")]
     config = parse([*words, "--scheduler", "guided"])
-    found = PolicyTuner(resolve(config), simulated(2), Progress("none")).run()
-    assert [phase.name for phase in found.phases] == ["static", "tuned CPU"]
-    assert found.phases[-1].policy.offload_items is None
+    result = PolicyTuner(resolve(config), simulated(2), Progress("none")).run()
+    assert [phase.name for phase in result.phases] == ["static", "tuned CPU"]
+    assert result.phases[-1].policy.offload_items is None
 
 
 def test_guided_keeps_a_known_limit_where_there_is_nothing_left_to_climb():

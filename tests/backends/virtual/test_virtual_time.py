@@ -235,7 +235,7 @@ def test_power_is_what_is_stated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["--queue", "false"],
@@ -266,7 +266,7 @@ def test_power_is_what_is_stated(tmp_path):
         (["--service_law", "replay", "--service_profile", "broken"], "broken"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, said):
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, message):
     (tmp_path / "README.md").write_text("no profile\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text(json.dumps({"notes": []}))
@@ -274,5 +274,5 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, said):
     done = run_script("DeepRecSys.py", *VIRTUAL, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "results").exists()

@@ -28,8 +28,8 @@ def write(tmp_path):
     return write
 
 
-def stages(*own, **top):
-    return {**top, "stages": [{"model": "small.json", **stage} for stage in own]}
+def stages(*facts, **top):
+    return {**top, "stages": [{"model": "small.json", **stage} for stage in facts]}
 
 
 def test_models_come_by_name_or_file_and_settings_change_them(write):
@@ -143,24 +143,24 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 
 def arrays(**changed):
-    own = {
+    arrays = {
         "ids": np.zeros((2, 3, 4), np.int32),
         "dense": np.zeros((2, 3, 5), np.float32),
         "labels": np.array([[1, 0, 0], [0, 1, 0]], np.float32),
         "n_items": np.array([3, 2], np.int32),
     }
-    return {**own, **changed}
+    return {**arrays, **changed}
 
 
 def test_queries_give_the_quality_of_lists(tmp_path):
     np.savez(tmp_path / "q.npz", **arrays())
     queries = read_queries(str(tmp_path / "q.npz"))
-    found = queries.quality({0: np.array([0, 1], np.int32), 1: np.array([0, 1], np.int32)}, 2)
-    assert found["ndcg"].value == pytest.approx((1 + 1 / np.log2(3)) / 2)
-    assert found["mrr"].value == pytest.approx(0.75)
-    assert found["hit_rate"].value == 1
+    quality = queries.quality({0: np.array([0, 1], np.int32), 1: np.array([0, 1], np.int32)}, 2)
+    assert quality["ndcg"].value == pytest.approx((1 + 1 / np.log2(3)) / 2)
+    assert quality["mrr"].value == pytest.approx(0.75)
+    assert quality["hit_rate"].value == 1
     assert (
-        found["ndcg_released"].value < found["ndcg"].value
+        quality["ndcg_released"].value < quality["ndcg"].value
     )  # two clicks are assumed where there is one
 
 

@@ -1,8 +1,9 @@
-"""DIEN's plain recurrent layer for one CPU core: a few items go through all steps, state and
-weights stay in L1.
-"""
+"""DIEN's plain recurrent layer for one CPU core: a few items take all steps, their state in L1."""
 
-# B items, S steps, H hidden width
+# B items, S steps, H hidden width, R rows of states
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# ruff: noqa: ANN001, ANN202 (numba types what it compiles)
 
 from __future__ import annotations
 
@@ -21,26 +22,24 @@ _ACCUMULATORS = 256
 _SIGNATURE = (
     "void(float32[:,:,::1], float32[:,::1], float32[::1], float32[:,::1], float32[:,:,::1])"
 )
-_LOG2_E = np.float32(1.4426950408889634)
-_LN_2_HIGH = np.float32(0.693359375)
-_LN_2_LOW = np.float32(-2.12194440e-4)
-_TAYLOR = tuple(np.float32(1 / n) for n in (5040, 720, 120, 24, 6, 2, 1, 1))
-# tanh(9) is 1 in float32
-_HALF = np.float32(0.5)
-_ONE = np.float32(1)
-_LARGE = np.float32(9)
-_BIAS = np.int32(127)
-_MANTISSA_BITS = np.int32(23)
-
-
 _FAST: Any = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "nnan", "ninf", "nsz", "arcp"},
 }
 
+_LOG2_E = np.float32(1.4426950408889634)
+_LN_2_HIGH = np.float32(0.693359375)
+_LN_2_LOW = np.float32(-2.12194440e-4)
+_TAYLOR = tuple(np.float32(1 / n) for n in (5040, 720, 120, 24, 6, 2, 1, 1))
+_HALF = np.float32(0.5)
+_ONE = np.float32(1)
+_LARGE = np.float32(9)  # tanh(9) is 1 in float32
+_BIAS = np.int32(127)
+_MANTISSA_BITS = np.int32(23)
+
 
 @njit(inline="always", **_FAST)
-def _exp(x: Any) -> Any:
+def _exp(x):
     """exp(x) for |x| < 80, within 2e-7 of it: a power of two times a Taylor series of the rest."""
     k = np.floor(x * _LOG2_E + _HALF)
     rest = x - k * _LN_2_HIGH - k * _LN_2_LOW
@@ -56,19 +55,17 @@ def _exp(x: Any) -> Any:
 
 
 @njit(inline="always", **_FAST)
-def _tanh(x: Any) -> Any:
-    """Within 1.4e-7 of tanh(x): (e - 1) / (e + 1), e = exp(2 x)."""
+def _tanh(x):
+    """tanh(x) within 1.4e-7: (e - 1) / (e + 1), e = exp(2 x)."""
     e = _exp(np.float32(2) * min(max(x, -_LARGE), _LARGE))
     return (e - _ONE) / (e + _ONE)
 
 
 @cache
 def add_softmax() -> Callable[..., None]:
-    """add(states_RH, to_RH): to += softmax of each row of states; the states are a tanh's, within
-    [-1, 1].
-    """
+    """add(states_RH, to_RH): to += each row's softmax; states are a tanh's, within [-1, 1]."""
 
-    def add(states_RH: Any, to_RH: Any) -> None:
+    def add(states_RH, to_RH):
         n_rows, width = states_RH.shape
         row_H = np.empty(width, np.float32)
         for row in range(n_rows):
@@ -84,19 +81,25 @@ def add_softmax() -> Callable[..., None]:
     return njit("void(float32[:,::1], float32[:,::1])", nogil=True, **_FAST)(add)
 
 
+@njit(inline="always")
+def _keep(states_SBH, step, first, state_BH, n_items, width):
+    for item in range(n_items):
+        for i in range(width):
+            states_SBH[step, first + item, i] = state_BH[item, i]
+
+
 @cache
 def recurrence(width: int) -> Callable[..., None]:
-    """recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH): h_s = tanh(x_s U + b + h_{s-1} W),
-    h_-1 = 0.
+    """recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH): h_s = tanh(x_s U + b + h_{s-1} W).
 
-    Weights are (from, to). Where `states_SBH` holds one step only, it takes the last.
+    h_-1 = 0; weights are (from, to). Where `states_SBH` holds one step only, it takes the last.
     """
     block = max(_ACCUMULATORS // width, 1)
     several = add_product(width, block)
-    one = add_product(width, 1)
+    single = add_product(width, 1)
     row = width * FLOAT_BYTES
 
-    def recur(x_SBI: Any, weight_IH: Any, bias_H: Any, weight_HH: Any, states_SBH: Any) -> None:
+    def recur(x_SBI, weight_IH, bias_H, weight_HH, states_SBH):
         n_steps, n_items, n_in = x_SBI.shape
         step_bytes = x_SBI.strides[0]
         item_bytes = x_SBI.strides[1]
@@ -118,16 +121,13 @@ def recurrence(width: int) -> Callable[..., None]:
                     several(x, item_bytes, n_in, from_input, bias, 0, sums, row)
                     several(state, row, width, from_state, sums, row, sums, row)
                 else:
-                    one(x, item_bytes, n_in, from_input, bias, 0, sums, row)
-                    one(state, row, width, from_state, sums, row, sums, row)
+                    single(x, item_bytes, n_in, from_input, bias, 0, sums, row)
+                    single(state, row, width, from_state, sums, row, sums, row)
                 for item in range(n):
                     for i in range(width):
                         state_BH[item, i] = _tanh(sums_BH[item, i])
                 if keep_all or step == n_steps - 1:
-                    to = step if keep_all else 0
-                    for item in range(n):
-                        for i in range(width):
-                            states_SBH[to, first + item, i] = state_BH[item, i]
+                    _keep(states_SBH, step if keep_all else 0, first, state_BH, n, width)
             first += n
 
     return njit(_SIGNATURE, nogil=True, **_FAST)(recur)

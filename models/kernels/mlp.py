@@ -1,11 +1,13 @@
-"""Small MLPs for one CPU core: a few items go through all layers at once while their activations
-stay in L1.
+"""Small MLPs for one CPU core: a few items go through all layers while what they give stays in L1.
 
 One call for the whole stack. Up to some dozens of items that is faster than a call of a BLAS for
 every layer.
 """
 
 # B items, I input width, O output width
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# ruff: noqa: ANN001, ANN202 (numba types what it compiles)
 
 from __future__ import annotations
 
@@ -16,60 +18,43 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from models.kernels.vectors import FLOAT_BYTES, LONG, Rows, addresses
+from models.kernels.vectors import FLOAT_BYTES, RowBuilder, instruction, long
 
-NONE, RELU, SIGMOID = 0, 1, 2
-_ITEMS, _WIDE, _NARROW = (
-    4,
-    64,
-    16,
-)  # items and columns of a block: 4 x 64 sums fill half of AVX-512's registers
+NONE, RELU, SIGMOID = range(3)
+# Items and columns of a block: 4 x 64 sums fill half of AVX-512's registers.
+_ITEMS = 4
+_WIDE = 64
+_NARROW = 16
 _SIGNATURE = "void(float32[:,:], float32[::1], int64[::1], int64[::1], float32[:,::1])"
 
 
 @cache
 def add_product(width: int, n_items: int) -> Any:
-    """add_product(x, x_step, n_in, panel, start, start_step, out, out_step): addresses and bytes
-    between rows.
+    """add_product(x, x_step, n_in, panel, start, start_step, out, out_step): out = start + x panel.
 
-    out = start + x panel for `n_items` rows of `n_in` numbers; the panel is dense, (n_in, width).
+    Addresses, and bytes from a row to the next; `n_items` rows of `n_in` numbers; the panel is
+    dense, (n_in, width).
     """
 
-    @intrinsic
-    def product(
-        _: Any,
-        x: Any,
-        x_step: Any,
-        n_in: Any,
-        panel: Any,
-        start: Any,
-        start_step: Any,
-        out: Any,
-        out_step: Any,
-    ) -> Any:
-        def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
-            x, x_step, n_in, panel, start, start_step, out, out_step = values
-            rows = Rows(builder, width)
-            items = [ir.Constant(LONG, i) for i in range(n_items)]
-            inputs = [builder.add(x, builder.mul(i, x_step)) for i in items]
-            totals = [
-                cgutils.alloca_once_value(builder, rows.load(start, builder.mul(i, start_step)))
-                for i in items
-            ]
-            with cgutils.for_range(builder, n_in) as loop:
-                weight = rows.load(panel, rows.nth(loop.index))
-                for own, total in zip(inputs, totals, strict=True):
-                    spread = rows.spread(rows.scalar(own, loop.index))
-                    builder.store(rows.multiply_add(spread, weight, builder.load(total)), total)
-            for i, total in zip(items, totals, strict=True):
-                rows.store(builder.load(total), out, builder.mul(i, out_step))
-
-        return addresses(x, x_step, n_in, panel, start, start_step, out, out_step), generate
+    @instruction()
+    def product(builder, x, x_step, n_in, panel, start, start_step, out, out_step):
+        rows = RowBuilder(builder, width)
+        items = [long(i) for i in range(n_items)]
+        inputs = [builder.add(x, builder.mul(i, x_step)) for i in items]
+        totals = [
+            cgutils.alloca_once_value(builder, rows.load(start, builder.mul(i, start_step)))
+            for i in items
+        ]
+        with cgutils.for_range(builder, n_in) as loop:
+            weight = rows.load(panel, rows.nth(loop.index))
+            for input_, total in zip(inputs, totals, strict=True):
+                spread = rows.spread(rows.scalar(input_, loop.index))
+                builder.store(rows.multiply_add(spread, weight, builder.load(total)), total)
+        for i, total in zip(items, totals, strict=True):
+            rows.store(builder.load(total), out, builder.mul(i, out_step))
 
     return product
 
@@ -96,17 +81,14 @@ def panels(
 
 
 def _layer() -> Any:
-    """layer(n, x, x_step, n_in, weights, n_out, out, out_step) -> address behind the layer's
-    weights.
-    """
-    wide, narrow, wide_one, narrow_one = (
-        add_product(w, n) for n in (_ITEMS, 1) for w in (_WIDE, _NARROW)
-    )
+    """layer(n, x, x_step, n_in, weights, n_out, out, out_step): where the next weights begin."""
+    wide = add_product(_WIDE, _ITEMS)
+    narrow = add_product(_NARROW, _ITEMS)
+    wide_single = add_product(_WIDE, 1)
+    narrow_single = add_product(_NARROW, 1)
 
     @njit
-    def layer(
-        n: Any, x: Any, x_step: Any, n_in: Any, weights: Any, n_out: Any, out: Any, out_step: Any
-    ) -> Any:
+    def layer(n, x, x_step, n_in, weights, n_out, out, out_step):
         padded = (n_out + _NARROW - 1) // _NARROW * _NARROW
         panel = weights + padded * FLOAT_BYTES
         place = 0
@@ -117,11 +99,11 @@ def _layer() -> Any:
             if width == _WIDE and n == _ITEMS:
                 wide(x, x_step, n_in, panel, bias, 0, target, out_step)
             elif width == _WIDE:
-                wide_one(x, x_step, n_in, panel, bias, 0, target, out_step)
+                wide_single(x, x_step, n_in, panel, bias, 0, target, out_step)
             elif n == _ITEMS:
                 narrow(x, x_step, n_in, panel, bias, 0, target, out_step)
             else:
-                narrow_one(x, x_step, n_in, panel, bias, 0, target, out_step)
+                narrow_single(x, x_step, n_in, panel, bias, 0, target, out_step)
             padded -= width
             place += width * FLOAT_BYTES
             panel += n_in * width * FLOAT_BYTES
@@ -131,7 +113,7 @@ def _layer() -> Any:
 
 
 @njit
-def _activate(values_BO: Any, n: Any, width: Any, code: Any) -> None:
+def _activate(values_BO, n, width, code):
     if code == RELU:
         for i in range(n):
             for j in range(width):
@@ -144,18 +126,14 @@ def _activate(values_BO: Any, n: Any, width: Any, code: Any) -> None:
 
 @cache
 def mlp_kernel() -> Callable[..., None]:
-    """run(x_BI, weights, widths, activations, out_BO): the stack of these widths; compiled once a
-    process.
-    """
+    """run(x_BI, weights, widths, activations, out_BO): a whole stack; compiled once a process."""
     layer = _layer()
 
-    def run(x_BI: Any, weights: Any, widths: Any, activations: Any, out_BO: Any) -> None:
+    def run(x_BI, weights, widths, activations, out_BO):
         n_items, n_out = out_BO.shape
         widest = (widths.max() + _NARROW - 1) // _NARROW * _NARROW
-        even = np.empty((_ITEMS, widest), np.float32)
-        odd = np.empty((_ITEMS, widest), np.float32)
-        values = even
-        others = odd
+        values = np.empty((_ITEMS, widest), np.float32)
+        spare = np.empty((_ITEMS, widest), np.float32)
         first = 0
         while first < n_items:
             n = _ITEMS if first + _ITEMS <= n_items else 1
@@ -163,20 +141,13 @@ def mlp_kernel() -> Callable[..., None]:
             x_step = x_BI.strides[0]
             place = weights.ctypes.data
             for i in range(len(activations)):
-                values, others = others, values
-                place = layer(
-                    n,
-                    x,
-                    x_step,
-                    widths[i],
-                    place,
-                    widths[i + 1],
-                    values.ctypes.data,
-                    values.strides[0],
-                )
+                values, spare = spare, values
+                out = values.ctypes.data
+                out_step = values.strides[0]
+                place = layer(n, x, x_step, widths[i], place, widths[i + 1], out, out_step)
                 _activate(values, n, widths[i + 1], activations[i])
-                x = values.ctypes.data
-                x_step = values.strides[0]
+                x = out
+                x_step = out_step
             for i in range(n):
                 for j in range(n_out):
                     out_BO[first + i, j] = values[i, j]

@@ -1,8 +1,9 @@
-"""The compiled look-up for one CPU core: a bag's rows summed in vector registers, rows to come
-prefetched.
-"""
+"""The look-up of tables of one width: a bag's rows summed in registers, rows to come prefetched."""
 
 # B items, T tables, D embedding width, L ids, R rows of all tables
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# ruff: noqa: ANN001, ANN202 (numba types what it compiles)
 
 from __future__ import annotations
 
@@ -10,59 +11,48 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from models.kernels.vectors import LONG, WORD, Rows, addresses
+from models.kernels.vectors import LONG, WORD, RowBuilder, instruction, long
 
-# a row is asked for this many ids before it is read; of 4, 8, 16, 24, 32 the best or within 3 % of
-# it
+# So many ids before it is read, a row is asked for; of 4, 8, 16, 24, 32 the best or within 3 %.
 PREFETCH_IDS = 32
 LONG_BAG_IDS = 16
 _SIGNATURE = "void(float32[:,::1], int32[::1], int32[::1], float32[:,:,:])"
 
 
 def _sum_bag(width: int) -> Any:
-    """sum_bag(rows, ids, first, end, jump, last, target): addresses of the tables, of the ids and
-    of the result.
+    """sum_bag(table, ids, first, end, jump, last, target): the rows of ids first..end - 1, in order.
 
-    Sums the rows of ids first..end - 1 in that order. Of the ids to prefetch, those beyond the bag
-    lie `jump` further; none lies beyond `last`.
+    `table`, `ids` and `target` are addresses. Of the ids to prefetch, those beyond the bag lie
+    `jump` further; none lies beyond `last`.
     """
 
-    @intrinsic
-    def sum_bag(
-        _: Any, rows: Any, ids: Any, first: Any, end: Any, jump: Any, last: Any, target: Any
-    ) -> Any:
-        def generate(_: Any, builder: Any, __: Any, values: Any) -> None:
-            tables, ids, first, end, jump, last, target = values
-            rows = Rows(builder, width)
-            total = cgutils.alloca_once_value(builder, rows.zero)
-            ids = builder.inttoptr(ids, WORD.as_pointer())
+    @instruction()
+    def sum_bag(builder, table, ids, first, end, jump, last, target):
+        rows = RowBuilder(builder, width)
+        total = cgutils.alloca_once_value(builder, rows.zero)
+        ids = builder.inttoptr(ids, WORD.as_pointer())
 
-            def of_id(k: Any) -> Any:
-                return rows.nth(builder.sext(builder.load(builder.gep(ids, [k])), LONG))
+        def place_of(k):
+            return rows.nth(builder.sext(builder.load(builder.gep(ids, [k])), LONG))
 
-            with cgutils.for_range_slice(builder, first, end, ir.Constant(LONG, 1)) as (k, _):
-                ahead = builder.add(k, ir.Constant(LONG, PREFETCH_IDS))
-                beyond = builder.icmp_signed(">=", ahead, end)
-                ahead = builder.select(beyond, builder.add(ahead, jump), ahead)
-                ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
-                rows.prefetch(tables, of_id(ahead))
-                builder.store(builder.fadd(builder.load(total), rows.load(tables, of_id(k))), total)
-            rows.store(builder.load(total), target, ir.Constant(LONG, 0))
-
-        return addresses(rows, ids, first, end, jump, last, target), generate
+        with cgutils.for_range_slice(builder, first, end, long(1)) as (k, _):
+            ahead = builder.add(k, long(PREFETCH_IDS))
+            beyond = builder.icmp_signed(">=", ahead, end)
+            ahead = builder.select(beyond, builder.add(ahead, jump), ahead)
+            ahead = builder.select(builder.icmp_signed("<", ahead, last), ahead, last)
+            rows.prefetch(table, place_of(ahead))
+            rows.add_to(total, rows.load(table, place_of(k)))
+        rows.store(builder.load(total), target, long(0))
 
     return sum_bag
 
 
 @cache
 def pooling(width: int) -> Callable[..., None]:
-    """pool(weight_RD, ids_L, offsets, out_BTD) for rows of this width; compiled once a process, in
-    about a second.
+    """pool(weight_RD, ids_L, offsets, out_BTD) for rows of this width; compiled in about a second.
 
     Sums the rows of every bag in the order of its ids; a bag without ids gives zeros. `out_BTD` may
     be a part of a wider buffer; its last axis is dense. Long bags go table after table, so that
@@ -71,7 +61,7 @@ def pooling(width: int) -> Callable[..., None]:
     """
     sum_bag = _sum_bag(width)
 
-    def pool(weight_RD: Any, ids_L: Any, offsets: Any, out_BTD: Any) -> None:
+    def pool(weight_RD, ids_L, offsets, out_BTD):
         n_items, n_tables, _ = out_BTD.shape
         rows = weight_RD.ctypes.data
         ids = ids_L.ctypes.data

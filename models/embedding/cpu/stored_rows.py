@@ -2,17 +2,17 @@
 
 # D width of a row
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# ruff: noqa: ANN001, ANN201, ANN202 (values of compiled code have LLVM's types)
+
 from __future__ import annotations
 
 from typing import Any
 
 from llvmlite import ir
 
-from models.kernels.vectors import FLOAT, LINE_BYTES, LONG, WORD, Rows
+from models.kernels.vectors import BYTE, FLOAT, LINE_BYTES, WORD, RowBuilder, long
 
-HALF = ir.HalfType()
-SHORT = ir.IntType(16)
-BYTE = ir.IntType(8)
 SCALE_BYTES = 8  # int8: scale and bias of a row, float32, before its elements
 _ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -22,73 +22,50 @@ def row_bytes(width: int, storage: str) -> int:
     return width * _ELEMENT_BYTES[storage] + (SCALE_BYTES if storage == "int8" else 0)
 
 
-class StoredRows(Rows):
-    """Rows whose stored form may be narrower: float16, bfloat16, or int8 with a scale and a bias a
-    row.
-    """
+class StoredRowBuilder(RowBuilder):
+    """Rows stored as float32, float16, bfloat16, or int8 with a scale and a bias a row."""
 
     def __init__(self, builder: Any, width: int, storage: str) -> None:
         super().__init__(builder, width)
-        self.width = width
         self.storage = storage
         self.stored_bytes = row_bytes(width, storage)
+        self._words = ir.VectorType(WORD, width)
 
-    def nth_stored(self, i: Any) -> Any:
+    def nth_stored(self, i):
         """Offset of stored row i."""
-        return self.builder.mul(i, ir.Constant(LONG, self.stored_bytes))
+        return self.builder.mul(i, long(self.stored_bytes))
 
-    def prefetch(self, address: Any, offset: Any) -> None:
-        """Ask for all lines of a stored row; the last byte may lie on one more than the first
-        suggests.
-        """
-        whole = self.n_bytes
-        self.n_bytes = self.stored_bytes
-        super().prefetch(address, offset)
-        self.n_bytes = whole
+    def prefetch(self, address, offset) -> None:
+        """Ask for all lines of a stored row, also for one that only its last byte lies on."""
+        for line in range(0, self.stored_bytes, LINE_BYTES):
+            self.prefetch_line(address, self.builder.add(offset, long(line)))
         if self.stored_bytes % LINE_BYTES > 1 and self.stored_bytes > LINE_BYTES:
-            self.prefetch_line(
-                address, self.builder.add(offset, ir.Constant(LONG, self.stored_bytes - 1))
-            )
+            self.prefetch_line(address, self.builder.add(offset, long(self.stored_bytes - 1)))
 
-    def load_stored(self, address: Any, i: Any) -> Any:
+    def load_stored(self, address, i):
         """Row i as float32."""
         offset = self.nth_stored(i)
         if self.storage == "float32":
             return self.load(address, offset)
         if self.storage == "int8":
             return self._load_bytes(address, offset)
-        element = HALF if self.storage == "float16" else SHORT
-        stored = self._vector(address, offset, element, 2)
         if self.storage == "float16":
+            stored = self._elements(address, offset, ir.HalfType(), 2)
             return self.builder.fpext(stored, self.vector)
-        words = ir.VectorType(WORD, self.width)
-        shift = ir.Constant(words, [16] * self.width)
-        return self.builder.bitcast(
-            self.builder.shl(self.builder.zext(stored, words), shift), self.vector
+        stored = self.builder.zext(
+            self._elements(address, offset, ir.IntType(16), 2), self._words
         )
+        shift = ir.Constant(self._words, [16] * self.vector.count)
+        return self.builder.bitcast(self.builder.shl(stored, shift), self.vector)
 
-    def _load_bytes(self, address: Any, offset: Any) -> Any:
+    def _load_bytes(self, address, offset):
         scale, bias = (
-            self.spread(self._float(address, self.builder.add(offset, ir.Constant(LONG, at))))
+            self.spread(self.read(address, self.builder.add(offset, long(at)), FLOAT, 1))
             for at in (0, 4)
         )
-        start = self.builder.add(offset, ir.Constant(LONG, SCALE_BYTES))
-        stored = self.builder.zext(
-            self._vector(address, start, BYTE, 1), ir.VectorType(WORD, self.width)
-        )
+        start = self.builder.add(offset, long(SCALE_BYTES))
+        stored = self.builder.zext(self._elements(address, start, BYTE, 1), self._words)
         return self.multiply_add(self.builder.sitofp(stored, self.vector), scale, bias)
 
-    def _float(self, address: Any, offset: Any) -> Any:
-        value = self.builder.load(
-            self.builder.bitcast(self.place(address, offset), FLOAT.as_pointer())
-        )
-        value.align = 1
-        return value
-
-    def _vector(self, address: Any, offset: Any, element: Any, align: int) -> Any:
-        of = ir.VectorType(element, self.width)
-        value = self.builder.load(
-            self.builder.bitcast(self.place(address, offset), of.as_pointer())
-        )
-        value.align = align
-        return value
+    def _elements(self, address, offset, element, align):
+        return self.read(address, offset, ir.VectorType(element, self.vector.count), align)

@@ -1,5 +1,4 @@
-"""Names of all schedules, with the values that their knobs may take; the first value of a knob is
-its default.
+"""Names of all schedules, with the values that their knobs may take; the first is the default.
 
 Plain data, so that a plan can be read and checked without PyTorch, Triton or a GPU.
 """
@@ -12,65 +11,42 @@ Value = int | str
 Params = tuple[tuple[str, Value], ...]  # (name, value), sorted by name
 Knobs = Mapping[str, Sequence[Value]]
 
-STORAGE = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "int8",
-)  # of the rows; all but the first need an error budget
+# of the rows; all but the first need an error budget
+STORAGE = ("float32", "float16", "bfloat16", "int8")
 
 WARPS = (4, 1, 2, 8)
 BAGS = (16, 1, 2, 4, 8, 32, 64, 128, 256, 512)
 IDS = (4, 1, 2, 8, 16, 32, 64)
-LANES = (
-    0,
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-)  # columns of a tile; 0, or more than the width: the whole row
+# columns of a tile; 0, or more than the width: the whole row
+LANES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 PARTS = (8, 2, 4, 16, 32, 64, 128)
 _TILE: Knobs = {"tile_bags": BAGS, "tile_lanes": LANES, "warps": WARPS}
 
+
+def _bags_from(default: int) -> tuple[int, ...]:
+    return (default, *(n for n in BAGS if n != default))
+
+
 CUDA_SCHEDULES: dict[str, Knobs] = {  # models/embedding/gpu/kernels.py
-    "bags": {
-        **_TILE,
-        "tile_ids": IDS,
-    },  # bags of any length, the tile loops as often as its longest needs
-    "gather": {**_TILE, "tile_bags": (64, *(n for n in BAGS if n != 64))},  # bags of exactly one id
-    "fixed_length": {**_TILE, "tile_ids": IDS},  # bags of exactly so many ids
-    "split": {
-        **_TILE,
-        "tile_bags": (1, *(n for n in BAGS if n != 1)),
-        "tile_ids": IDS,
-        "parts": PARTS,
-    },  # long bags
+    # bags of any length, the tile loops as often as its longest needs
+    "bags": {**_TILE, "tile_ids": IDS},
+    # bags of exactly one id
+    "gather": {**_TILE, "tile_bags": _bags_from(64)},
+    # bags of exactly so many ids
+    "fixed_length": {**_TILE, "tile_ids": IDS},
+    # long bags
+    "split": {**_TILE, "tile_bags": _bags_from(1), "tile_ids": IDS, "parts": PARTS},
 }
 CUDA_SETTINGS: Knobs = {
-    "launch": (
-        "fused",
-        "by_schedule",
-        "grouped",
-    ),  # one launch for all of equal warps, one a schedule of them, or a group
+    # one launch for all of equal warps, one a schedule of them, or a group
+    "launch": ("fused", "by_schedule", "grouped"),
     "warps": (0, *sorted(WARPS)),  # of every program; 0: as each group says
-    "max_registers": (
-        0,
-        32,
-        40,
-        48,
-        64,
-        80,
-        96,
-        128,
-        168,
-    ),  # of a thread; 0: as many as the compiler takes
+    # of a thread; 0: as many as the compiler takes
+    "max_registers": (0, 32, 40, 48, 64, 80, 96, 128, 168),
 }
 
+# what is prefetched: rows of ids to come, so many before they are read; or the whole next table
+_AHEAD: Knobs = {"ahead": ("ids", "none", "table"), "distance": (32, 8, 16, 64, 128)}
 SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
     "cpu": {
         "per_table": {},  # torch's embedding_bag, one call a table
@@ -81,22 +57,13 @@ SCHEDULES: dict[str, dict[str, Knobs]] = {  # device: schedule: its knobs
         "histogram": {},  # counts of the ids times the table: for some dozens of rows
         "dedup": {},  # every distinct row read once
         "compiled": {  # our own kernel, bags of any length
-            "ahead": (
-                "ids",
-                "none",
-                "table",
-            ),  # what is prefetched: rows of ids to come, the whole next table
-            "distance": (32, 8, 16, 64, 128),  # ids: so many before they are read
+            **_AHEAD,
             "order": ("table", "item"),
             "unroll": (1, 2, 4, 8),  # sums side by side; 1 adds in the order of the ids
             "storage": STORAGE,
         },
         "one_width": {},  # the models' kernel for one matrix of all tables and item-major ids
-        "copy": {  # our own kernel; bags of exactly one id
-            "ahead": ("ids", "none", "table"),
-            "distance": (32, 8, 16, 64, 128),
-            "storage": STORAGE,
-        },
+        "copy": {**_AHEAD, "storage": STORAGE},  # our own kernel; bags of exactly one id
     },
     "cuda": CUDA_SCHEDULES,
 }
@@ -116,14 +83,19 @@ def complete(knobs: Knobs, params: Params) -> dict[str, Value]:
     return {name: values[0] for name, values in knobs.items()} | dict(params)
 
 
+def in_words(params: Params) -> str:
+    """name=value, with blanks between."""
+    return " ".join(f"{name}={value}" for name, value in params)
+
+
 def check_params(place: str, knobs: Knobs, params: Params) -> None:
-    """Raise ValueError, in one line, if a name or a value is not known."""
+    """Raise ValueError, in one line, if a name or a value is not in the catalogue."""
     for name, value in params:
         if name not in knobs:
-            known = f"knows {', '.join(knobs)}" if knobs else "has none"
-            raise ValueError(f"{place}: unknown parameter {name!r}; it {known}")
-        if value not in knobs[name] or isinstance(value, bool):
-            allowed = knobs[name]
+            names = f"knows {', '.join(knobs)}" if knobs else "has none"
+            raise ValueError(f"{place}: unknown parameter {name!r}; it {names}")
+        allowed = knobs[name]
+        if value not in allowed or isinstance(value, bool):
             expected = (
                 f"{allowed[0]} to {allowed[-1]}"
                 if isinstance(allowed, range)

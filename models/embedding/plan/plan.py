@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,9 +22,11 @@ from models.embedding.plan.catalogue import (
     Params,
     Value,
     check_params,
+    in_words,
 )
 from models.embedding.plan.spec import (
     TableSpec,
+    alike,
     difference,
     from_ranges,
     model_specs,
@@ -36,13 +39,17 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tables that one schedule looks up, ascending; `params` sorted by name, a missing one has its
-    default.
+    """Ascending tables that one schedule looks up.
+
+    `params` is sorted by name; one that is missing has its default.
     """
 
     schedule: str
     params: Params
     tables: tuple[int, ...]
+
+
+Groups = tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +60,13 @@ class Bucket:
     """
 
     max_batch: int | None
-    groups: tuple[Group, ...]
+    groups: Groups
     settings: Params = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Raises ValueError where it is built if it fits no tables or names what is not in the
-    catalogue.
-    """
+    """Raises ValueError where it is built if it fits no tables or is not of the catalogue."""
 
     device: str
     specs: tuple[TableSpec, ...]
@@ -75,12 +80,8 @@ class Plan:
             )
         limits = [bucket.max_batch for bucket in self.buckets]
         bounded = [limit for limit in limits if limit is not None]
-        if (
-            not limits
-            or limits[-1] is not None
-            or limits[:-1] != bounded
-            or sorted({*bounded}) != bounded
-        ):
+        ascends = sorted({*bounded}) == bounded == limits[:-1]
+        if not limits or limits[-1] is not None or not ascends:
             raise ValueError(
                 f"max_batch of the buckets is {limits}; expected ascending sizes, the last one null"
             )
@@ -104,12 +105,12 @@ class Plan:
                 raise ValueError(f"table {table} is in {n} groups; expected exactly one")
 
     def _check_group(self, group: Group) -> None:
-        known = SCHEDULES[self.device]
-        if group.schedule not in known:
+        schedules = SCHEDULES[self.device]
+        if group.schedule not in schedules:
             raise ValueError(
-                f"unknown schedule {group.schedule!r}; expected one of {', '.join(known)}"
+                f"unknown schedule {group.schedule!r}; expected one of {', '.join(schedules)}"
             )
-        check_params(group.schedule, known[group.schedule], group.params)
+        check_params(group.schedule, schedules[group.schedule], group.params)
         for table in group.tables:
             self._check_bags(group.schedule, table)
         if list(group.tables) != sorted({*group.tables}):
@@ -126,17 +127,14 @@ class Plan:
             raise ValueError(
                 f"table {table} is in a group, but the plan has {len(self.specs)} tables"
             )
-        bag_ids = self.specs[table].bag_ids
-        if schedule in ONE_ID and bag_ids != 1:
-            raise ValueError(
-                f"table {table}: {schedule} needs bags of exactly one id; the table is "
-                f"{self.specs[table]}"
-            )
-        if schedule in FIXED_IDS and bag_ids is None:
-            raise ValueError(
-                f"table {table}: {schedule} needs bags of so many ids; the table is "
-                f"{self.specs[table]}"
-            )
+        spec = self.specs[table]
+        if schedule in ONE_ID and spec.bag_ids != 1:
+            needs = "exactly one id"
+        elif schedule in FIXED_IDS and spec.bag_ids is None:
+            needs = "so many ids"
+        else:
+            return
+        raise ValueError(f"table {table}: {schedule} needs bags of {needs}; the table is {spec}")
 
     @property
     def specs_hash(self) -> str:
@@ -144,45 +142,27 @@ class Plan:
         return specs_hash(self.specs)
 
     def check_specs(self, specs: Sequence[TableSpec]) -> None:
-        """Raise ValueError, the difference in one line, if the tables are others than the plan's."""
-        found = difference(self.specs, specs)
-        if found is not None:
-            raise ValueError(found)
+        """Raise ValueError, the difference in one line, if these are not the plan's tables."""
+        words = difference(self.specs, specs)
+        if words is not None:
+            raise ValueError(words)
 
     def bucket(self, n_items: int) -> Bucket:
         """The bucket for a batch of so many items."""
-        return next(
-            own for own in self.buckets if own.max_batch is None or n_items <= own.max_batch
-        )
+        return next(b for b in self.buckets if b.max_batch is None or n_items <= b.max_batch)
 
     def to_json(self) -> str:
-        """Readable: runs of like tables in one line each."""
-        specs = [
-            {"tables": ranges(tables), "rows": spec.rows, "dim": spec.dim, "bag_ids": spec.bag_ids}
-            for spec, tables in _alike(self.specs).items()
-        ]
-        buckets = [
-            {
-                "max_batch": own.max_batch,
-                "settings": dict(own.settings),
-                "groups": [
-                    {
-                        "schedule": group.schedule,
-                        "params": dict(group.params),
-                        "tables": ranges(group.tables),
-                    }
-                    for group in own.groups
-                ],
-            }
-            for own in self.buckets
-        ]
+        """JSON for readers: runs of like tables in one line each."""
         whole = {
             "version": _VERSION,
             "device": self.device,
             "specs_hash": self.specs_hash,
             "provenance": self.provenance,
-            "tables": specs,
-            "buckets": buckets,
+            "tables": [
+                {"tables": ranges(tables), **dataclasses.asdict(spec)}
+                for spec, tables in alike(self.specs).items()
+            ],
+            "buckets": [_written(bucket) for bucket in self.buckets],
         }
         return json.dumps(whole, indent=1) + "\n"
 
@@ -190,6 +170,26 @@ class Plan:
         """Write it as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_json())
+
+
+def _written(bucket: Bucket) -> dict[str, Any]:
+    groups = [
+        {
+            "schedule": group.schedule,
+            "params": dict(group.params),
+            "tables": ranges(group.tables),
+        }
+        for group in bucket.groups
+    ]
+    return {"max_batch": bucket.max_batch, "settings": dict(bucket.settings), "groups": groups}
+
+
+def _bucket_of(written: dict[str, Any]) -> Bucket:
+    groups = tuple(
+        Group(group["schedule"], params(**group["params"]), from_ranges(group["tables"]))
+        for group in written["groups"]
+    )
+    return Bucket(written["max_batch"], groups, params(**written["settings"]))
 
 
 def from_json(text: str) -> Plan:
@@ -206,19 +206,7 @@ def from_json(text: str) -> Plan:
             for table in from_ranges(part["tables"])
         }
         specs = tuple(by_table[table] for table in range(len(by_table)))
-        buckets = tuple(
-            Bucket(
-                own["max_batch"],
-                tuple(
-                    Group(
-                        group["schedule"], params(**group["params"]), from_ranges(group["tables"])
-                    )
-                    for group in own["groups"]
-                ),
-                params(**own["settings"]),
-            )
-            for own in whole["buckets"]
-        )
+        buckets = tuple(_bucket_of(written) for written in whole["buckets"])
         plan = Plan(whole["device"], specs, buckets, whole["provenance"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"is no plan: {type(error).__name__} {error}") from error
@@ -234,8 +222,9 @@ def from_json(text: str) -> Plan:
 def load_plan(
     path: str, specs: Sequence[TableSpec], devices: Sequence[str], flag: str = "embedding_plan"
 ) -> Plan:
-    """The plan in a file, for these tables and one of the devices; raises ConfigError naming
-    `flag`.
+    """The plan in a file, for these tables and one of the devices.
+
+    Raises ConfigError naming `flag`.
     """
     try:
         plan = from_json(Path(path).read_text())
@@ -268,39 +257,42 @@ def params(**values: Value) -> Params:
     return tuple(sorted(values.items()))
 
 
+@dataclass(frozen=True)
+class GroupRow:
+    """A group in the table that explains a plan."""
+
+    batch: str
+    schedule: str
+    parameters: str
+    tables: int
+    widths: str
+    rows: str
+    one_hot: int
+    which: str
+
+
 def explain(plan: Plan) -> pd.DataFrame:
-    """One row a group: batch sizes, schedule, parameters, how many tables of which widths and rows."""
+    """One row a group: batch sizes, schedule, parameters, and what its tables are."""
     rows = []
     smallest = 1
     for bucket in plan.buckets:
-        largest = "" if bucket.max_batch is None else bucket.max_batch
+        sizes = f"{smallest}-{'' if bucket.max_batch is None else bucket.max_batch}"
         for group in bucket.groups:
-            own = [plan.specs[table] for table in group.tables]
-            dims = [spec.dim for spec in own]
-            table_rows = [spec.rows for spec in own]
+            specs = [plan.specs[table] for table in group.tables]
             rows.append(
-                {
-                    "batch": f"{smallest}-{largest}",
-                    "schedule": group.schedule,
-                    "parameters": " ".join(
-                        f"{name}={value}" for name, value in (*group.params, *bucket.settings)
-                    ),
-                    "tables": len(own),
-                    "widths": _span(dims),
-                    "rows": _span(table_rows),
-                    "one-hot": sum(spec.bag_ids == 1 for spec in own),
-                    "which": ranges(group.tables),
-                }
+                GroupRow(
+                    sizes,
+                    group.schedule,
+                    in_words((*group.params, *bucket.settings)),
+                    len(specs),
+                    _span([spec.dim for spec in specs]),
+                    _span([spec.rows for spec in specs]),
+                    sum(spec.bag_ids == 1 for spec in specs),
+                    ranges(group.tables),
+                )
             )
         smallest = (bucket.max_batch or 0) + 1
-    return pd.DataFrame(rows)
-
-
-def _alike(specs: Sequence[TableSpec]) -> dict[TableSpec, list[int]]:
-    found: dict[TableSpec, list[int]] = {}
-    for table, spec in enumerate(specs):
-        found.setdefault(spec, []).append(table)
-    return found
+    return pd.DataFrame(rows).rename(columns={"one_hot": "one-hot"})
 
 
 def _span(values: Sequence[int]) -> str:

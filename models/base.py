@@ -1,20 +1,24 @@
 """What every model is: tables and layers built from a ModelConfig, a Batch in, scores out."""
 
+# B items, T tables, N behaviours, D embedding width
+
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.rng import stream
 from infra.settings.config import ModelConfig
 from models.batch import Batch
 from models.embedding.plan.plan import plan_of
 from models.embedding.tables import EmbeddingTables, OnProgress, fill_uniform
-from models.layers import Array, load
+from models.layers import Array, Layer, load
 
 
-class RecModel(nn.Module):
+class RecModel(Layer):
     """Base of the eight models.
 
     `forward(batch)` gives float32 (B, n_out); MT-WnD gives (tasks, B, n_out).
@@ -23,6 +27,7 @@ class RecModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.published = config.arch_variant == "paper"
         operator = "per_table" if config.fused == "off" else config.embedding_operator
         bag_ids = config.num_indices_per_lookup if config.num_indices_per_lookup_fixed else None
         self.tables = EmbeddingTables(
@@ -32,6 +37,11 @@ class RecModel(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Score every item of the batch."""
         raise NotImplementedError
+
+    def behaviour_rows(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of tables [profile, behaviours, ad, context]: (B, D), (B, N, D), (B, D), (B, D)."""
+        rows_BTD = self.tables(batch)
+        return rows_BTD[:, 0], rows_BTD[:, 1:-2], rows_BTD[:, -2], rows_BTD[:, -1]
 
     @property
     def table_blobs(self) -> list[str]:
@@ -46,14 +56,11 @@ class RecModel(nn.Module):
     def initialise_layers(self, seed: int) -> None:
         """Draw all weights but the tables' rows."""
         rng = stream(seed, "weights")
-        for layer in self.modules():
-            draw = getattr(layer, "initialise", None)
-            if layer is not self and draw is not None:
-                draw(rng)
+        for draw in self._of_layers("initialise"):
+            draw(rng)
 
     def pack(self) -> None:
-        """Lay tables and layers out for one core of this CPU, large MLPs in the configuration's
-        `dtype`.
+        """Lay tables and layers out for one core of this CPU, in the configuration's `dtype`.
 
         The scores stay what they were, but for rounding. Afterwards the model cannot move to
         another device. With `fused` off nothing changes.
@@ -62,26 +69,21 @@ class RecModel(nn.Module):
         if self.config.fused == "off" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             return
         dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
-        for layer in [*self.modules()]:
-            pack = getattr(layer, "pack", None)
-            if layer is not self and pack is not None:
-                pack(dtype)
+        for pack in self._of_layers("pack"):
+            pack(dtype)
 
     def load_reference(self, arrays: dict[str, Array]) -> None:
-        """Take tables and weights under the released net's blob names ('param.<blob>'); raises
-        KeyError, ValueError.
+        """Take tables and weights under the released net's blob names ('param.<blob>').
+
+        Raises KeyError, ValueError.
         """
         for t, blob in enumerate(self.table_blobs):
             load(self.tables.table(t), arrays[f"param.{blob}_w"], blob)
-        for layer in self.modules():
-            take = getattr(layer, "load_reference", None)
-            if layer is not self and take is not None:
-                take(arrays)
+        for take in self._of_layers("load_reference"):
+            take(arrays)
 
-
-def draw_parameter(parameter: Tensor, rng: np.random.Generator, variance: float) -> None:
-    """Fill a parameter with N(0, variance)."""
-    noise = rng.standard_normal(tuple(parameter.shape), dtype=np.float32) * np.float32(
-        variance**0.5
-    )
-    parameter.copy_(torch.from_numpy(noise))
+    def _of_layers(self, method: str) -> Iterator[Callable[..., Any]]:
+        """This method of all modules inside that have it."""
+        for layer in [*self.modules()][1:]:
+            if hasattr(layer, method):
+                yield getattr(layer, method)

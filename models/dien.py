@@ -12,23 +12,27 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from models.standalone import main
+
+    sys.exit(main(sys.argv[1:], "dien"))
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from infra.settings.config import ModelConfig
-from models.base import RecModel, draw_parameter
+from models.base import RecModel
 from models.batch import Batch
 from models.kernels.dien import add_softmax, recurrence
-from models.layers import FC, Concat, Softmax, Stack, dice_mlp, mlp
+from models.layers import FC, Concat, Layer, Softmax, Stack, draw_normal, mlp, parameter
 
 _CACHED_ITEMS = 64  # packed, the steps go in parts whose states stay in the core's own cache
 
 
-class PlainRNN(nn.Module):
+class PlainRNN(Layer):
     """h_s = tanh(W_h h_{s-1} + b_h + W_x x_s + b_x), h_0 = 0."""
 
     operator = "RecurrentNetwork"
@@ -37,7 +41,6 @@ class PlainRNN(nn.Module):
         super().__init__()
         self.from_input = FC(f"{blob}.i2h", n_in, n_hidden)
         self.from_hidden = FC(f"{blob}.gates_t", n_hidden, n_hidden)
-
         self._recur: Callable[..., None] | None = None
 
     @property
@@ -46,7 +49,7 @@ class PlainRNN(nn.Module):
         return self._recur is not None
 
     def pack(self, dtype: torch.dtype) -> None:
-        """The steps go through the compiled kernel (float32)."""
+        """Take the steps through the compiled kernel (float32) from now on."""
         del dtype
         self._recur = recurrence(len(self.from_input.bias_O))
         self._weights = (
@@ -59,9 +62,8 @@ class PlainRNN(nn.Module):
         """All hidden states, (S, B, H), or the last one, (B, H)."""
         n_steps, n_items, _ = x_SBI.shape
         if self._recur is not None:
-            states_SBH = x_SBI.new_empty(
-                1 if only_last else n_steps, n_items, len(self._weights[1])
-            )
+            n_hidden = len(self._weights[1])
+            states_SBH = x_SBI.new_empty(1 if only_last else n_steps, n_items, n_hidden)
             self._recur(x_SBI.contiguous().numpy(), *self._weights, states_SBH.numpy())
             return states_SBH[-1] if only_last else states_SBH
         from_input_SBH = self.from_input(x_SBI)
@@ -75,7 +77,7 @@ class PlainRNN(nn.Module):
         return hidden_BH if only_last else torch.stack(states)
 
 
-class ReleasedEvolution(nn.Module):
+class ReleasedEvolution(Layer):
     """Two plain recurrent layers.
 
     Between them an FC and a softmax are computed and dropped, as in the released net: they change
@@ -95,9 +97,8 @@ class ReleasedEvolution(nn.Module):
         # As released: (B, S * D) read as (S, B, D), so for B > 1 the samples mix.
         x_SBD = behaviours_BSD.reshape(n_steps, n_items, width)
         if n_items > _CACHED_ITEMS and self.rnn_0.is_packed:
-            return torch.cat(
-                [self._steps(part_SBD) for part_SBD in torch.split(x_SBD, _CACHED_ITEMS, dim=1)]
-            )
+            parts = torch.split(x_SBD, _CACHED_ITEMS, dim=1)
+            return torch.cat([self._steps(part_SBD) for part_SBD in parts])
         return self._steps(x_SBD)
 
     def _steps(self, x_SBD: Tensor) -> Tensor:
@@ -108,46 +109,44 @@ class ReleasedEvolution(nn.Module):
             add_softmax()(states_RH.numpy(), dropped_RH.numpy())
         else:
             dropped_RH += self.softmax(states_RH)
-        last_BH: Tensor = self.rnn_1(states_SBH, only_last=True)
-        return last_BH
+        return self.rnn_1(states_SBH, only_last=True)
 
 
-class GatedCell(nn.Module):
-    """A GRU cell; with `attention` its update gate is scaled by the step's score (AUGRU, sec. 4.3
-    of the paper).
+class GatedCell(Layer):
+    """A GRU cell; with `attention` its update gate is scaled by the step's score (AUGRU).
+
+    Sec. 4.3 of the paper.
     """
 
     operator = "RecurrentNetwork"
 
     def __init__(self, n_in: int, n_hidden: int) -> None:
         super().__init__()
-        self.weight_x_3HI = nn.Parameter(
-            torch.empty(3 * n_hidden, n_in), requires_grad=False
-        )  # update, reset, new
-        self.weight_h_3HH = nn.Parameter(torch.empty(3 * n_hidden, n_hidden), requires_grad=False)
-        self.bias_3H = nn.Parameter(torch.empty(3 * n_hidden), requires_grad=False)
+        self.weight_x_3HI = parameter(3 * n_hidden, n_in)  # update, reset, new
+        self.weight_h_3HH = parameter(3 * n_hidden, n_hidden)
+        self.bias_3H = parameter(3 * n_hidden)
 
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights."""
         n_hidden = self.weight_h_3HH.shape[1]
         n_in = self.weight_x_3HI.shape[1]
-        draw_parameter(self.weight_x_3HI, rng, 2 / (n_in + n_hidden))
-        draw_parameter(self.weight_h_3HH, rng, 1 / n_hidden)
-        draw_parameter(self.bias_3H, rng, 1 / n_hidden)
+        draw_normal(self.weight_x_3HI, rng, 2 / (n_in + n_hidden))
+        draw_normal(self.weight_h_3HH, rng, 1 / n_hidden)
+        draw_normal(self.bias_3H, rng, 1 / n_hidden)
 
     def forward(self, x_SBI: Tensor, attention_SB1: Tensor | None = None) -> Tensor:
         """All hidden states, (S, B, H)."""
         n_hidden = self.weight_h_3HH.shape[1]
-        from_input_SB3H = torch.nn.functional.linear(x_SBI, self.weight_x_3HI, self.bias_3H)
+        n_gates = 2 * n_hidden
+        from_input_SB3H = F.linear(x_SBI, self.weight_x_3HI, self.bias_3H)
         hidden_BH = x_SBI.new_zeros(x_SBI.shape[1], n_hidden)
-        gates_HH = self.weight_h_3HH[: 2 * n_hidden].T
-        new_HH = self.weight_h_3HH[2 * n_hidden :].T
+        gates_H2H = self.weight_h_3HH[:n_gates].T
+        new_HH = self.weight_h_3HH[n_gates:].T
         states = []
         for step, x_B3H in enumerate(from_input_SB3H):
-            update_BH, reset_BH = torch.sigmoid(
-                x_B3H[:, : 2 * n_hidden] + hidden_BH @ gates_HH
-            ).chunk(2, dim=1)
-            new_BH = torch.tanh(x_B3H[:, 2 * n_hidden :] + reset_BH * (hidden_BH @ new_HH))
+            gates_B2H = torch.sigmoid(x_B3H[:, :n_gates] + hidden_BH @ gates_H2H)
+            update_BH, reset_BH = gates_B2H.chunk(2, dim=1)
+            new_BH = torch.tanh(x_B3H[:, n_gates:] + reset_BH * (hidden_BH @ new_HH))
             if attention_SB1 is not None:
                 update_BH = attention_SB1[step] * update_BH
             hidden_BH = hidden_BH + update_BH * (new_BH - hidden_BH)
@@ -155,9 +154,10 @@ class GatedCell(nn.Module):
         return torch.stack(states)
 
 
-class PublishedEvolution(nn.Module):
-    """The paper's: a GRU extracts interests, attention compares them with the ad, an AUGRU evolves
-    them.
+class PublishedEvolution(Layer):
+    """The paper's: a GRU extracts interests, attention compares them with the ad.
+
+    An AUGRU evolves them.
     """
 
     def __init__(self, width: int, n_hidden: int) -> None:
@@ -172,8 +172,7 @@ class PublishedEvolution(nn.Module):
         interests_SBH = self.extractor(behaviours_BSD.transpose(0, 1))
         scores_BS = torch.einsum("sbh,bh->bs", interests_SBH, self.compare(ad_BD))
         attention_SB1 = self.softmax(scores_BS).T.unsqueeze(2)
-        last_BH: Tensor = self.evolution(interests_SBH, attention_SB1)[-1]
-        return last_BH
+        return self.evolution(interests_SBH, attention_SB1)[-1]
 
 
 class DIEN(RecModel):
@@ -183,15 +182,12 @@ class DIEN(RecModel):
         super().__init__(config)
         width = config.arch_sparse_feature_size
         n_hidden = config.hidden_size
-        widths = (n_hidden + 3 * width, *config.top_widths)
+        kind = PublishedEvolution if self.published else ReleasedEvolution
         self.concat = Concat()
-        self.evolve: nn.Module
-        if config.arch_variant == "paper":
-            self.evolve = PublishedEvolution(width, n_hidden)
-            self.top = dice_mlp("top", widths, last=Softmax())
-        else:
-            self.evolve = ReleasedEvolution(width, n_hidden)
-            self.top = mlp("top", widths)
+        self.evolve: Layer = kind(width, n_hidden)
+        widths = (n_hidden + 3 * width, *config.top_widths)
+        last = Softmax() if self.published else None
+        self.top = mlp("top", widths, last, dice=self.published)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top)."""
@@ -199,17 +195,6 @@ class DIEN(RecModel):
             profile_BD, *behaviours, ad_BD, context_BD = self.tables.pooled(batch)
             behaviours_BSD = self.concat(*behaviours).view(batch.n_items, len(behaviours), -1)
         else:
-            rows_BTD = self.tables(batch)
-            profile_BD = rows_BTD[:, 0]
-            ad_BD = rows_BTD[:, -2]
-            context_BD = rows_BTD[:, -1]
-            behaviours_BSD = rows_BTD[:, 1:-2]
+            profile_BD, behaviours_BSD, ad_BD, context_BD = self.behaviour_rows(batch)
         interest_BH = self.evolve(behaviours_BSD, ad_BD)
-        scores: Tensor = self.top(self.concat(interest_BH, profile_BD, ad_BD, context_BD))
-        return scores
-
-
-if __name__ == "__main__":
-    from models.standalone import main
-
-    sys.exit(main(sys.argv[1:], "dien"))
+        return self.top(self.concat(interest_BH, profile_BD, ad_BD, context_BD))

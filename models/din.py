@@ -12,8 +12,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from models.standalone import main
 
-import itertools
+    sys.exit(main(sys.argv[1:], "din"))
+
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,21 +30,22 @@ from models.layers import (
     FC,
     Array,
     Concat,
-    Dice,
     GroupedFC,
+    Layer,
     OneFC,
     PackedFC,
     Relu,
     Softmax,
     Sum,
-    dice_mlp,
+    grouped,
     load,
     mlp,
     normal,
+    parameter,
 )
 
 
-class FirstAttentionFC(nn.Module):
+class FirstAttentionFC(Layer):
     """First layer of the N attention units: W_k [b_k, ad, b_k + ad] + c_k, for all k at once.
 
     The input is linear in b_k and ad, so the weight's three parts fold into two and nothing is
@@ -51,16 +54,12 @@ class FirstAttentionFC(nn.Module):
 
     operator = "FC"
 
-    def __init__(self, blobs: list[str], width: int, n_hidden: int) -> None:
+    def __init__(self, blobs: Sequence[str], width: int, n_hidden: int) -> None:
         super().__init__()
-        self.blobs = blobs
-        self.behaviour_NDH = nn.Parameter(
-            torch.empty(len(blobs), width, n_hidden), requires_grad=False
-        )
-        self.ad_ND_H = nn.Parameter(
-            torch.empty(len(blobs) * n_hidden, width), requires_grad=False
-        )  # (N * H, D)
-        self.bias_NH = nn.Parameter(torch.empty(len(blobs), n_hidden), requires_grad=False)
+        self.blobs = tuple(blobs)
+        self.behaviour_NDH = parameter(len(blobs), width, n_hidden)
+        self.ad_ND_H = parameter(len(blobs) * n_hidden, width)  # (N * H, D)
+        self.bias_NH = parameter(len(blobs), n_hidden)
 
     def set_unit(self, unit: int, weight_H3D: Tensor, bias_H: Tensor) -> None:
         """Fold the weights of one unit, as the released net holds them, into this layer."""
@@ -90,75 +89,67 @@ class FirstAttentionFC(nn.Module):
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, N, H)."""
         n_units, _, n_hidden = self.behaviour_NDH.shape
-        of_ad_BNH = torch.addmm(self.bias_NH.view(-1), ad_BD, self.ad_ND_H.T).view(
-            -1, n_units, n_hidden
-        )
+        of_ad_BN_H = torch.addmm(self.bias_NH.view(-1), ad_BD, self.ad_ND_H.T)
+        of_ad_BNH = of_ad_BN_H.view(-1, n_units, n_hidden)
         if n_hidden == 1:
-            return of_ad_BNH.add_(
-                (behaviours_BND * self.behaviour_NDH.squeeze(2)).sum(2, keepdim=True)
-            )
+            products_BND = behaviours_BND * self.behaviour_NDH.squeeze(2)
+            return of_ad_BNH.add_(products_BND.sum(2, keepdim=True))
         return of_ad_BNH.add_(torch.einsum("bnd,ndh->bnh", behaviours_BND, self.behaviour_NDH))
 
 
-class ReleasedAttention(nn.Module):
-    """The release's: every behaviour has a unit 3D - hidden - D of its own, ReLU throughout; the
-    outputs are added.
+def unit_blobs(n_behaviours: int) -> list[str]:
+    """Names of the attention units in the released net."""
+    return [f"atten._fc_{k}" for k in range(n_behaviours)]
+
+
+class ReleasedAttention(Layer):
+    """The release's: every behaviour has a unit 3D - hidden - D of its own, ReLU throughout.
+
+    The units' outputs are added.
     """
 
-    def __init__(self, n_behaviours: int, width: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, n_behaviours: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        units = [f"atten._fc_{k}" for k in range(n_behaviours)]
-        self.first = FirstAttentionFC([f"{u}.fc1" for u in units], width, hidden[0])
+        units = unit_blobs(n_behaviours)
+        self.first = FirstAttentionFC([f"{unit}.fc1" for unit in units], width, hidden[0])
         self.relu = Relu()
-        widths = (*hidden, width)
-        self.rest = nn.ModuleList(
-            [
-                GroupedFC([f"{u}.fc{i}" for u in units], n_in, n_out)
-                for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2)
-            ]
-        )
+        self.rest = nn.ModuleList(grouped(units, (*hidden, width), first=2))
         self.sum = Sum(dim=0)
         self._attend: Callable[..., None] | None = None
 
     def pack(self, dtype: torch.dtype) -> None:
-        """Units with one hidden number each, as released, go through the compiled kernel (float32)."""
+        """Take units of one hidden number, as released, through the compiled kernel (float32)."""
         del dtype
         n_units, width, n_hidden = self.first.behaviour_NDH.shape
         if n_hidden > 1 or len(self.rest) > 1:
             return
-        of_ad, (last,) = FC("", width, n_units), self.rest
+        last = self.rest[0]
         assert isinstance(last, GroupedFC)
+        of_ad = FC("", width, n_units)
         of_ad.weight_OI.copy_(self.first.ad_ND_H)
         of_ad.bias_O.copy_(self.first.bias_NH.view(-1))
         self._of_ad = PackedFC(of_ad)
         self._attend = attention(width)
-        self._own, self._weight, self._bias = (
-            weight_ND.reshape(n_units, width).numpy()
-            for weight_ND in (self.first.behaviour_NDH, last.weight_GIO, last.bias_G1O)
-        )
+        self._weights_ND = [
+            weight.reshape(n_units, width).numpy()
+            for weight in (self.first.behaviour_NDH, last.weight_GIO, last.bias_G1O)
+        ]
 
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, D)."""
         if self._attend is not None:
             interest_BD = ad_BD.new_empty(ad_BD.shape)
-            of_ad_BN = self._of_ad(ad_BD)
-            self._attend(
-                behaviours_BND.numpy(),
-                of_ad_BN.numpy(),
-                self._own,
-                self._weight,
-                self._bias,
-                interest_BD.numpy(),
-            )
+            of_ad_BN = self._of_ad(ad_BD).numpy()
+            self._attend(behaviours_BND.numpy(), of_ad_BN, *self._weights_ND, interest_BD.numpy())
             return interest_BD
         x_NBH = self.relu(self.first(behaviours_BND, ad_BD)).transpose(0, 1)
         for layer in self.rest:
             x_NBH = self.relu(layer(x_NBH))
-        return self.sum(x_NBH)  # type: ignore[no-any-return]
+        return self.sum(x_NBH)
 
 
-class Add(nn.Module):
-    """Of one tensor or more."""
+class Add(Layer):
+    """The sum of one tensor or more."""
 
     operator = "Sum"
 
@@ -170,59 +161,52 @@ class Add(nn.Module):
         return total
 
 
-class UnitByUnit(nn.Module):
-    """ReleasedAttention operator by operator, one unit after the other, with the same weights for
-    the same seed.
+class UnitByUnit(Layer):
+    """ReleasedAttention operator by operator, one unit after the other.
+
+    It has the same weights for the same seed.
     """
 
-    def __init__(self, n_behaviours: int, width: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, n_behaviours: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        units = [f"atten._fc_{k}" for k in range(n_behaviours)]
+        units = unit_blobs(n_behaviours)
         self.first = nn.ModuleList([FC(f"{unit}.fc1", 3 * width, hidden[0]) for unit in units])
-        widths = (*hidden, width)
-        self.rest = nn.ModuleList(
-            [
-                GroupedFC([f"{unit}.fc{i}" for unit in units], n_in, n_out)
-                for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=2)
-            ]
-        )
+        self.rest = nn.ModuleList(grouped(units, (*hidden, width), first=2))
         self.concat = Concat()
         self.add = Add()
-        self.one = OneFC()
+        self.single = OneFC()
         self.relu = Relu()
 
     def forward(self, behaviours_NBD: Sequence[Tensor], ad_BD: Tensor) -> Tensor:
         """(B, D), of N times (B, D)."""
-        outputs = []
-        for unit, (first, own_BD) in enumerate(zip(self.first, behaviours_NBD, strict=True)):
-            x_BH = self.relu(first(self.concat(own_BD, ad_BD, self.add(own_BD, ad_BD))))
+        outputs_NBD = []
+        for unit, (first, behaviour_BD) in enumerate(zip(self.first, behaviours_NBD, strict=True)):
+            sum_BD = self.add(behaviour_BD, ad_BD)
+            x_BH = self.relu(first(self.concat(behaviour_BD, ad_BD, sum_BD)))
             for layer in self.rest:
-                x_BH = self.relu(self.one(x_BH, layer, unit))
-            outputs.append(x_BH)
-        return self.add(*outputs)  # type: ignore[no-any-return]
+                x_BH = self.relu(self.single(x_BH, layer, unit))
+            outputs_NBD.append(x_BH)
+        return self.add(*outputs_NBD)
 
 
-class PublishedAttention(nn.Module):
-    """The paper's: one unit for all behaviours gives a weight to each; the weighted behaviours are
-    added (sec. 4.2).
+class PublishedAttention(Layer):
+    """The paper's: one unit for all behaviours gives a weight to each (sec. 4.2).
+
+    The weighted behaviours are added.
     """
 
-    def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        widths = (3 * width, *hidden)
-        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
-            layers += [FC(f"atten.fc{i}", n_in, n_out), Dice(n_out)]
-        self.unit = nn.Sequential(*layers, FC(f"atten.fc{len(widths)}", widths[-1], 1))
+        *layers, _ = mlp("atten", (3 * width, *hidden, 1), dice=True)
+        self.unit = nn.Sequential(*layers)
         self.sum = Sum(dim=1)
 
     def forward(self, behaviours_BND: Tensor, ad_BD: Tensor) -> Tensor:
         """(B, D)."""
         ads_BND = ad_BD.unsqueeze(1).expand_as(behaviours_BND)
-        weight_BN1 = self.unit(
-            torch.cat((behaviours_BND, behaviours_BND * ads_BND, ads_BND), dim=2)
-        )
-        return self.sum(weight_BN1 * behaviours_BND)  # type: ignore[no-any-return]
+        x_BNI = torch.cat((behaviours_BND, behaviours_BND * ads_BND, ads_BND), dim=2)
+        weight_BN1 = self.unit(x_BNI)
+        return self.sum(weight_BN1 * behaviours_BND)
 
 
 class DIN(RecModel):
@@ -234,31 +218,21 @@ class DIN(RecModel):
         n_behaviours = len(config.table_rows) - 3
         widths = (4 * width, *config.top_widths)
         self.concat = Concat()
-        self.attention: nn.Module
-        if config.arch_variant == "paper":
+        self.attention: Layer
+        if self.published:
             self.attention = PublishedAttention(width, config.bot_widths)
-            self.top = dice_mlp("top", widths, last=Softmax())
         else:
-            attention = UnitByUnit if config.fused == "off" else ReleasedAttention
-            self.attention = attention(n_behaviours, width, config.bot_widths)
-            self.top = mlp("top", widths)
+            kind = UnitByUnit if config.fused == "off" else ReleasedAttention
+            self.attention = kind(n_behaviours, width, config.bot_widths)
+        last = Softmax() if self.published else None
+        self.top = mlp("top", widths, last, dice=self.published)
 
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top)."""
+        behaviours: Tensor | list[Tensor]
         if isinstance(self.attention, UnitByUnit):
-            profile_BD, *behaviours_NBD, ad_BD, context_BD = self.tables.pooled(batch)
-            interest_BD = self.attention(behaviours_NBD, ad_BD)
+            profile_BD, *behaviours, ad_BD, context_BD = self.tables.pooled(batch)
         else:
-            rows_BTD = self.tables(batch)
-            profile_BD = rows_BTD[:, 0]
-            ad_BD = rows_BTD[:, -2]
-            context_BD = rows_BTD[:, -1]
-            interest_BD = self.attention(rows_BTD[:, 1:-2], ad_BD)
-        scores: Tensor = self.top(self.concat(profile_BD, interest_BD, ad_BD, context_BD))
-        return scores
-
-
-if __name__ == "__main__":
-    from models.standalone import main
-
-    sys.exit(main(sys.argv[1:], "din"))
+            profile_BD, behaviours, ad_BD, context_BD = self.behaviour_rows(batch)
+        interest_BD = self.attention(behaviours, ad_BD)
+        return self.top(self.concat(profile_BD, interest_BD, ad_BD, context_BD))

@@ -12,19 +12,23 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from models.standalone import main
+
+    sys.exit(main(sys.argv[1:], "dlrm"))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.layers import Concat, JoinedInput, Sigmoid, mlp
+from models.layers import Concat, JoinedInput, Layer, Sigmoid, mlp
 
 
-class DotInteraction(nn.Module):
-    """Products of all pairs of vectors i > j (with `itself`, i >= j), row after row of the lower
-    triangle.
+class DotInteraction(Layer):
+    """Products of all pairs of vectors i > j, row after row of the lower triangle.
+
+    With `itself`: i >= j.
     """
 
     operator = "BatchMatMul"
@@ -49,19 +53,16 @@ class DLRM(RecModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         n_tables = len(config.table_rows)
-        width = config.arch_sparse_feature_size
         self.bot = mlp("bot", config.bot_widths)
         self.joined = JoinedInput(self.tables)
         self.concat = Concat()
         self.interaction: DotInteraction | None = None
+        n_interactions = n_tables * config.arch_sparse_feature_size
         if config.arch_interaction_op == "dot":
-            n_vectors = n_tables + 1
-            n_pairs = n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
-            self.interaction = DotInteraction(n_vectors, config.arch_interaction_itself)
-            n_top = config.bot_widths[-1] + n_pairs
-        else:
-            n_top = config.bot_widths[-1] + n_tables * width
-        self.top = mlp("top", (n_top, *config.top_widths), last=Sigmoid())
+            self.interaction = DotInteraction(n_tables + 1, config.arch_interaction_itself)
+            n_interactions = len(self.interaction.pairs_P)
+        widths = (config.bot_widths[-1] + n_interactions, *config.top_widths)
+        self.top = mlp("top", widths, last=Sigmoid())
 
     def forward(self, batch: Batch) -> Tensor:
         """Click probability, (B, 1) with the released widths."""
@@ -69,11 +70,4 @@ class DLRM(RecModel):
         vectors_BI = self.joined(dense_BD, batch)
         if self.interaction is not None:
             vectors_BI = self.concat(dense_BD, self.interaction(vectors_BI))
-        scores: Tensor = self.top(vectors_BI)
-        return scores
-
-
-if __name__ == "__main__":
-    from models.standalone import main
-
-    sys.exit(main(sys.argv[1:], "dlrm"))
+        return self.top(vectors_BI)

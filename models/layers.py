@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,20 @@ from models.embedding.tables import EmbeddingTables
 from models.kernels.mlp import NONE, RELU, SIGMOID, mlp_kernel, panels
 
 Array = npt.NDArray[np.float32]
-_PACKED_FROM = (
-    800_000  # input width x output width x root of the batch from which oneDNN is the faster
-)
+# input width x output width x root of the batch from which oneDNN is the faster
+_PACKED_FROM = 800_000
 
 
-class FC(nn.Module):
-    """y = x W^T + b. `blob` is its name in the released net; W ~ N(0, 2/(in+out)), b ~ N(0, 1/out)
-    (variances).
+class Layer(nn.Module):
+    """A module whose call gives a tensor."""
+
+    __call__: Callable[..., Tensor]
+
+
+class FC(Layer):
+    """y = x W^T + b; W ~ N(0, 2 / (in + out)), b ~ N(0, 1 / out) (variances).
+
+    `blob` is its name in the released net.
     """
 
     operator = "FC"
@@ -37,14 +43,14 @@ class FC(nn.Module):
     def __init__(self, blob: str, n_in: int, n_out: int) -> None:
         super().__init__()
         self.blob = blob
-        self.weight_OI = nn.Parameter(torch.empty(n_out, n_in), requires_grad=False)
-        self.bias_O = nn.Parameter(torch.empty(n_out), requires_grad=False)
+        self.weight_OI = parameter(n_out, n_in)
+        self.bias_O = parameter(n_out)
 
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights."""
         n_out, n_in = self.weight_OI.shape
-        self.weight_OI.copy_(normal(rng, (n_out, n_in), 2 / (n_in + n_out)))
-        self.bias_O.copy_(normal(rng, (n_out,), 1 / n_out))
+        draw_normal(self.weight_OI, rng, 2 / (n_in + n_out))
+        draw_normal(self.bias_O, rng, 1 / n_out)
 
     def load_reference(self, arrays: dict[str, Array]) -> None:
         """Take the weights of the released net."""
@@ -56,9 +62,8 @@ class FC(nn.Module):
         return F.linear(x_BI, self.weight_OI, self.bias_O)
 
 
-class PackedFC(nn.Module):
-    """An FC for one core of this CPU: weights laid out for oneDNN, the activation behind it in the
-    same call.
+class PackedFC(Layer):
+    """An FC for one core of this CPU: weights laid out for oneDNN, its activation in the same call.
 
     float32 or bfloat16 (inputs are cast). oneDNN costs 16 us more a call than a plain product and
     computes up to twice as fast, so small float32 products stay plain; the border was measured
@@ -76,14 +81,15 @@ class PackedFC(nn.Module):
         super().__init__()
         self.weight_OI = layer.weight_OI.detach().to(dtype)
         self.bias_O = layer.bias_O.detach().to(dtype)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight_OI.contiguous(), None)  # noqa: SLF001
-        self._call = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+        onednn = torch.ops.mkldnn
+        self.packed = onednn._reorder_linear_weight(self.weight_OI.contiguous(), None)  # noqa: SLF001 (the only way in)
+        self._call = onednn._linear_pointwise.default  # noqa: SLF001 (the only way in)
         self.dtype = dtype
         self.activation = activation
-        n_out, n_in = self.weight_OI.shape
-        self._fewest_items = (
-            2.0 if dtype != torch.float32 else max(2.0, (_PACKED_FROM / (n_in * n_out)) ** 2)
-        )
+        self._fewest_items = 2.0
+        if dtype == torch.float32:
+            border = (_PACKED_FROM / self.weight_OI.numel()) ** 2
+            self._fewest_items = max(self._fewest_items, border)
         self._activate = {"none": None, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[activation]
 
     def forward(self, x_BI: Tensor) -> Tensor:
@@ -97,24 +103,22 @@ class PackedFC(nn.Module):
         return y_BO if self._activate is None else self._activate(y_BO)
 
 
-class GroupedFC(nn.Module):
-    """G fully connected layers with weights of their own as one batched product: (G, B, I) -> (G,
-    B, O).
-    """
+class GroupedFC(Layer):
+    """G fully connected layers, each with weights of its own, as one batched product."""
 
     operator = "FC"
 
     def __init__(self, blobs: Sequence[str], n_in: int, n_out: int) -> None:
         super().__init__()
         self.blobs = tuple(blobs)
-        self.weight_GIO = nn.Parameter(torch.empty(len(blobs), n_in, n_out), requires_grad=False)
-        self.bias_G1O = nn.Parameter(torch.empty(len(blobs), 1, n_out), requires_grad=False)
+        self.weight_GIO = parameter(len(blobs), n_in, n_out)
+        self.bias_G1O = parameter(len(blobs), 1, n_out)
 
     def initialise(self, rng: np.random.Generator) -> None:
         """Draw the weights."""
         _, n_in, n_out = self.weight_GIO.shape
-        self.weight_GIO.copy_(normal(rng, tuple(self.weight_GIO.shape), 2 / (n_in + n_out)))
-        self.bias_G1O.copy_(normal(rng, tuple(self.bias_G1O.shape), 1 / n_out))
+        draw_normal(self.weight_GIO, rng, 2 / (n_in + n_out))
+        draw_normal(self.bias_G1O, rng, 1 / n_out)
 
     def load_reference(self, arrays: dict[str, Array]) -> None:
         """Take the weights of the released net."""
@@ -123,7 +127,7 @@ class GroupedFC(nn.Module):
             load(self.bias_G1O[group, 0], arrays[f"param.{blob}_b"], blob)
 
     def single(self, group: int) -> FC:
-        """One of the layers, with weights of its own."""
+        """A copy of one of the layers."""
         _, n_in, n_out = self.weight_GIO.shape
         layer = FC(self.blobs[group], n_in, n_out)
         layer.weight_OI.copy_(self.weight_GIO[group].T)
@@ -135,7 +139,7 @@ class GroupedFC(nn.Module):
         return torch.baddbmm(self.bias_G1O, x_GBI, self.weight_GIO)
 
 
-class OneFC(nn.Module):
+class OneFC(Layer):
     """One of a GroupedFC's layers, by itself."""
 
     operator = "FC"
@@ -145,8 +149,8 @@ class OneFC(nn.Module):
         return torch.addmm(layer.bias_G1O[group], x_BI, layer.weight_GIO[group])
 
 
-class Relu(nn.Module):
-    """In place."""
+class Relu(Layer):
+    """max(x, 0), in place."""
 
     operator = "Relu"
 
@@ -155,8 +159,8 @@ class Relu(nn.Module):
         return x.relu_()
 
 
-class Sigmoid(nn.Module):
-    """In place."""
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x)), in place."""
 
     operator = "Sigmoid"
 
@@ -165,8 +169,8 @@ class Sigmoid(nn.Module):
         return x.sigmoid_()
 
 
-class Softmax(nn.Module):
-    """Over the last axis."""
+class Softmax(Layer):
+    """Softmax over the last axis."""
 
     operator = "Softmax"
 
@@ -175,8 +179,8 @@ class Softmax(nn.Module):
         return torch.softmax(x, dim=-1)
 
 
-class Concat(nn.Module):
-    """Along the width; inputs (B, ...) are flattened to (B, width) first."""
+class Concat(Layer):
+    """Concatenation along the width; inputs (B, ...) are flattened to (B, width) first."""
 
     operator = "Concat"
 
@@ -185,7 +189,7 @@ class Concat(nn.Module):
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
-class JoinedInput(nn.Module):
+class JoinedInput(Layer):
     """[first, every table's row] as the next layer reads it: (B, I), batch -> (B, I + T * D).
 
     With packed tables the look-up writes into its place and nothing is concatenated.
@@ -200,22 +204,26 @@ class JoinedInput(nn.Module):
         if tables.one_by_one is None:
             self.operator = "Concat"
 
+    def width(self, n_first: int) -> int:
+        """I + T * D, for a first part of so many numbers."""
+        n_tables, width = self.tables.shape_TD
+        return n_first + n_tables * width
+
     def forward(self, first_BI: Tensor, batch: Batch) -> Tensor:
         """(B, I + T * D)."""
         if self.tables.one_by_one is not None:
-            joined_BI: Tensor = self.concat(first_BI, *self.tables.pooled(batch))
-            return joined_BI
+            return self.concat(first_BI, *self.tables.pooled(batch))
         if not self.tables.is_packed:
             return torch.cat((first_BI, self.tables(batch).flatten(1)), dim=1)
-        (n_items, n_first), (n_tables, width) = first_BI.shape, self.tables.shape_TD
-        joined = first_BI.new_empty(n_items, n_first + n_tables * width)
-        joined[:, :n_first] = first_BI
-        self.tables(batch, joined[:, n_first:].view(n_items, n_tables, width))
-        return joined
+        n_items, n_first = first_BI.shape
+        joined_BI = first_BI.new_empty(n_items, self.width(n_first))
+        joined_BI[:, :n_first] = first_BI
+        self.tables(batch, joined_BI[:, n_first:].view(n_items, *self.tables.shape_TD))
+        return joined_BI
 
 
-class Sum(nn.Module):
-    """Over one axis."""
+class Sum(Layer):
+    """The sum over one axis."""
 
     operator = "Sum"
 
@@ -228,9 +236,10 @@ class Sum(nn.Module):
         return x.sum(self.dim)
 
 
-class Dice(nn.Module):
-    """p x + (1 - p) alpha x, p = sigmoid of the input normalised by running statistics; Zhou et al.
-    2018, sec. 4.3.
+class Dice(Layer):
+    """p x + (1 - p) alpha x; p: sigmoid of the input, normalised by running statistics.
+
+    Zhou et al. 2018, sec. 4.3.
     """
 
     operator = "Dice"
@@ -250,7 +259,7 @@ class Dice(nn.Module):
         return x * (p + (1 - p) * self.alpha)
 
 
-class Stack(nn.Module):
+class Stack(Layer):
     """FC layers and their activations, float32 in and out."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -265,42 +274,36 @@ class Stack(nn.Module):
         return self.layers[i]
 
     def pack(self, dtype: torch.dtype) -> None:
-        """From now on each FC and the activation behind it are one PackedFC; small stacks and
-        batches one call.
+        """Compute each FC and the activation behind it as one PackedFC from now on.
+
+        Small stacks take small batches in one call.
         """
         layers: list[nn.Module] = []
         for layer in self:
+            last = layers[-1] if layers else None
             if isinstance(layer, FC):
                 layers.append(PackedFC(layer, dtype=dtype))
-            elif (
-                type(layer) in _FUSED
-                and isinstance(layers[-1], PackedFC)
-                and layers[-1].activation == "none"
-            ):
-                layers[-1] = PackedFC(layers[-1], _FUSED[type(layer)], dtype)
+            elif type(layer) in _FUSED and isinstance(last, PackedFC) and last.activation == "none":
+                layers[-1] = PackedFC(last, _FUSED[type(layer)], dtype)
             else:
                 layers.append(layer)
         fused = [layer for layer in layers if isinstance(layer, PackedFC)]
-        small = (
-            len(fused) == len(layers)
-            and sum(layer.weight_OI.numel() for layer in fused) <= SmallStack.MOST_WEIGHTS
-        )
-        self.small = (
-            SmallStack([layer for layer in self if isinstance(layer, FC)], fused) if small else None
-        )
+        n_weights = sum(layer.weight_OI.numel() for layer in fused)
+        self.small = None
+        if len(fused) == len(layers) and n_weights <= SmallStack.MOST_WEIGHTS:
+            self.small = SmallStack([layer for layer in self if isinstance(layer, FC)], fused)
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I) -> (B, O)."""
         if self.small is not None and len(x) <= self.small.most_items:
-            scores: Tensor = self.small(x)
-            return scores
+            return self.small(x)
         for layer in self.layers:
             x = layer(x)
         return x.float()
 
 
-class SmallStack(nn.Module):
+class SmallStack(Layer):
     """A stack whose weights fit the core's own cache, as one compiled call; float32.
 
     Faster than MKL and oneDNN at every batch measured (experiments/LOG.md); bfloat16 gains on it
@@ -308,7 +311,8 @@ class SmallStack(nn.Module):
     """
 
     operator = "FC"
-    MOST_WEIGHTS, FEWEST_FOR_BFLOAT16 = 320_000, 100_000
+    MOST_WEIGHTS = 320_000
+    FEWEST_FOR_BFLOAT16 = 100_000
 
     def __init__(self, layers: Sequence[FC], packed: Sequence[PackedFC]) -> None:
         super().__init__()
@@ -332,30 +336,43 @@ class SmallStack(nn.Module):
 _FUSED: dict[type[nn.Module], str] = {Relu: "relu", Sigmoid: "sigmoid"}
 
 
-def mlp(blob: str, widths: Sequence[int], last: nn.Module | None = None) -> Stack:
-    """FC stack `blob`.fc1, .fc2, ... with ReLU after every layer; `last` replaces the last ReLU."""
+def mlp(
+    blob: str, widths: Sequence[int], last: nn.Module | None = None, *, dice: bool = False
+) -> Stack:
+    """FC stack `blob`.fc1, .fc2, ... with ReLU (or Dice) after every layer.
+
+    `last` replaces the last of them.
+    """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
-        layers += [FC(f"{blob}.fc{i}", n_in, n_out), Relu()]
+        layers += [FC(f"{blob}.fc{i}", n_in, n_out), Dice(n_out) if dice else Relu()]
     if last is not None:
         layers[-1] = last
     return Stack(*layers)
 
 
-def dice_mlp(blob: str, widths: Sequence[int], last: nn.Module) -> Stack:
-    """FC stack with Dice after every layer but the last, which has `last`."""
-    layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=1):
-        layers += [FC(f"{blob}.fc{i}", n_in, n_out), Dice(n_out)]
-    layers[-1] = last
-    return Stack(*layers)
+def grouped(blobs: Sequence[str], widths: Sequence[int], first: int = 1) -> list[GroupedFC]:
+    """A GroupedFC from each width to the next; the layers are called <blob>.fc<first>, ..."""
+    return [
+        GroupedFC([f"{blob}.fc{i}" for blob in blobs], n_in, n_out)
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths), start=first)
+    ]
 
 
-def normal(rng: np.random.Generator, shape: tuple[int, ...], variance: float) -> Tensor:
+def parameter(*shape: int) -> nn.Parameter:
+    """Room for weights."""
+    return nn.Parameter(torch.empty(shape), requires_grad=False)
+
+
+def normal(rng: np.random.Generator, shape: Sequence[int], variance: float) -> Tensor:
     """N(0, variance), float32."""
-    return torch.from_numpy(
-        rng.standard_normal(shape, dtype=np.float32) * np.float32(variance**0.5)
-    )
+    noise = rng.standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(noise * np.float32(variance**0.5))
+
+
+def draw_normal(target: Tensor, rng: np.random.Generator, variance: float) -> None:
+    """Fill a tensor with N(0, variance)."""
+    target.copy_(normal(rng, target.shape, variance))
 
 
 def load(target: Tensor, array: Array, blob: str) -> None:

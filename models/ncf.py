@@ -12,18 +12,22 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from models.standalone import main
 
-from torch import Tensor, nn
+    sys.exit(main(sys.argv[1:], "ncf"))
+
+from torch import Tensor
 
 from infra.settings.config import ModelConfig
 from models.base import RecModel
 from models.batch import Batch
-from models.layers import Concat, Relu, Sigmoid, mlp
+from models.layers import Concat, Layer, Relu, Sigmoid, mlp
 
 
-class Factors(nn.Module):
-    """The two factors of matrix factorisation, joined: the release ADDS them, the paper multiplies
-    them.
+class Factors(Layer):
+    """The two factors of matrix factorisation, joined.
+
+    The release ADDS them, the paper multiplies them.
     """
 
     def __init__(self, multiply: bool) -> None:
@@ -44,14 +48,16 @@ class NCF(RecModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        width, (*tower, n_out) = config.arch_sparse_feature_size, config.top_widths
-        published = config.arch_variant == "paper"
-        self.factors = Factors(multiply=published)
+        width = config.arch_sparse_feature_size
+        *tower, n_out = config.top_widths
+        self.factors = Factors(multiply=self.published)
         self.concat = Concat()
         self.tower = mlp("mlpfc", (2 * width, *tower))
-        n_final = width + tower[-1]
-        self.final = mlp(
-            "final", (n_final, 1 if published else n_out), last=Sigmoid() if published else Relu()
+        n_joined = width + tower[-1]
+        self.final = (
+            mlp("final", (n_joined, 1), last=Sigmoid())
+            if self.published
+            else mlp("final", (n_joined, n_out), last=Relu())
         )
 
     @property
@@ -62,20 +68,11 @@ class NCF(RecModel):
     def forward(self, batch: Batch) -> Tensor:
         """(B, last width of arch_mlp_top); `paper`: click probability, (B, 1)."""
         if self.tables.one_by_one is not None:
-            user_BD, item_BD, *mlp = self.tables.pooled(batch)
-            joined_BI = self.concat(*mlp)
+            user_BD, item_BD, *rest_BD = self.tables.pooled(batch)
+            joined_BI = self.concat(*rest_BD)
         else:
             rows_B4D = self.tables(batch)
             user_BD = rows_B4D[:, 0]
             item_BD = rows_B4D[:, 1]
             joined_BI = rows_B4D[:, 2:].flatten(1)
-        scores: Tensor = self.final(
-            self.concat(self.factors(user_BD, item_BD), self.tower(joined_BI))
-        )
-        return scores
-
-
-if __name__ == "__main__":
-    from models.standalone import main
-
-    sys.exit(main(sys.argv[1:], "ncf"))
+        return self.final(self.concat(self.factors(user_BD, item_BD), self.tower(joined_BI)))

@@ -12,6 +12,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from models.standalone import main
+
+    sys.exit(main(sys.argv[1:], "wnd"))
 
 from torch import Tensor
 
@@ -26,17 +29,10 @@ class WideAndDeep(RecModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        n_in = config.dense_width + len(config.table_rows) * config.arch_sparse_feature_size
         self.joined = JoinedInput(self.tables)
+        n_in = self.joined.width(config.dense_width)
         self.top = mlp("top", (n_in, *config.top_widths), last=Sigmoid())
 
     def forward(self, batch: Batch) -> Tensor:
         """Click probability, (B, 1) with the released widths."""
-        scores: Tensor = self.top(self.joined(batch.dense_BF, batch))
-        return scores
-
-
-if __name__ == "__main__":
-    from models.standalone import main
-
-    sys.exit(main(sys.argv[1:], "wnd"))
+        return self.top(self.joined(batch.dense_BF, batch))

@@ -1,13 +1,34 @@
-"""Jagged ids of many tables, in either order."""
+"""Jagged ids of many tables, in either order, and the sum of their rows by PyTorch."""
 
-# B items, T tables, L ids
+# B items, T tables, L ids, M bags, R rows, D width of a row
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+INDEX_TYPES = (torch.int32, torch.int64)
+
+
+def sum_bags(weight_RD: Tensor, ids_L: Tensor, offsets: Tensor) -> Tensor:
+    """(M, D): each bag's rows summed; bag m holds ids_L[offsets[m] : offsets[m + 1]]."""
+    return F.embedding_bag(ids_L, weight_RD, offsets, mode="sum", include_last_offset=True)
+
+
+def offsets_of(lengths_M: Tensor) -> Tensor:
+    """(M + 1,): where bags of these lengths begin; the last number is their end."""
+    ends_M = torch.cumsum(lengths_M, 0, dtype=lengths_M.dtype)
+    return torch.cat((lengths_M.new_zeros(1), ends_M))
+
+
+def picked(ids_L: Tensor, starts_M: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
+    """(ids, offsets) of bags that begin at `starts_M`, one behind the other."""
+    offsets = offsets_of(lengths_M)
+    shift_L = torch.repeat_interleave(starts_M - offsets[:-1], lengths_M.long())
+    return ids_L[shift_L + torch.arange(int(offsets[-1]), device=ids_L.device)], offsets
 
 
 class Bags:
@@ -35,10 +56,7 @@ class Bags:
                 f"offsets {tuple(self.offsets.shape)} for {self.n_tables} tables; expected tables "
                 "x items + 1 of them"
             )
-        if self.ids_L.dtype != self.offsets.dtype or self.ids_L.dtype not in (
-            torch.int32,
-            torch.int64,
-        ):
+        if self.ids_L.dtype != self.offsets.dtype or self.ids_L.dtype not in INDEX_TYPES:
             raise ValueError(
                 f"ids are {self.ids_L.dtype}, offsets {self.offsets.dtype}; expected both int32 "
                 "or both int64"
@@ -57,9 +75,17 @@ class Bags:
         """Bags from one item to the next."""
         return self.n_tables if self.item_major else 1
 
+    def lengths(self) -> Tensor:
+        """(T, B): ids of each table's and item's bag."""
+        lengths_M = torch.diff(self.offsets)
+        if self.item_major:
+            return lengths_M.view(self.n_items, self.n_tables).T
+        return lengths_M.view(self.n_tables, self.n_items)
+
     def of(self, tables: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(ids, offsets) of some tables, table after table, offsets from 0; neighbours in memory
-        are not copied.
+        """(ids, offsets) of some tables, table after table, offsets from 0 on.
+
+        Neighbours in memory are not copied.
         """
         n_items = self.n_items
         if not self.item_major and list(tables) == list(range(tables[0], tables[0] + len(tables))):
@@ -70,9 +96,5 @@ class Bags:
         device = self.offsets.device
         items = torch.arange(n_items, device=device) * self.item_step
         bag = (torch.tensor(tables, device=device)[:, None] * self.table_step + items).reshape(-1)
-        starts = self.offsets[bag]
-        lengths = self.offsets[bag + 1] - self.offsets[bag]
-        offsets = torch.cat((lengths.new_zeros(1), torch.cumsum(lengths, 0, dtype=lengths.dtype)))
-        shift = torch.repeat_interleave(starts - offsets[:-1], lengths.long())
-        place = shift + torch.arange(int(offsets[-1]), device=device)
-        return self.ids_L[place], offsets
+        starts_M = self.offsets[bag]
+        return picked(self.ids_L, starts_M, self.offsets[bag + 1] - starts_M)

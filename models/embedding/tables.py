@@ -1,13 +1,12 @@
-"""All tables of a model in one buffer: built once, before engines are forked, and shared by them
-copy on write.
-"""
+"""All tables of a model in one buffer, built before engines are forked, who share it."""
+
+# B items, T tables, D embedding width, L ids, K ids of every bag, R rows of all tables
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,15 +14,12 @@ from torch import Tensor, nn
 
 from infra.rng import stream
 from models.batch import Batch, first_rows
+from models.embedding.backend import Planned
 from models.embedding.cpu.one_width import pooling
 from models.embedding.huge_pages import allocate
-from models.embedding.jagged import Bags
-from models.embedding.operators import bag, fused, split_by_table
+from models.embedding.jagged import Bags, offsets_of, sum_bags
 from models.embedding.plan.plan import Plan
 from models.embedding.plan.spec import Layout
-
-if TYPE_CHECKING:
-    from models.embedding.planned import Planned
 
 _CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in cache while it is scaled
 OnProgress = Callable[[float], None]
@@ -39,14 +35,11 @@ def fill_uniform(
     fork that follows.
     """
     flat = weight_RD.view(-1).numpy()
-    width = weight_RD.shape[1]
-    starts = first_rows(table_rows)
+    edges = (first_rows(table_rows) * weight_RD.shape[1]).tolist()
     jobs = [
-        (table, first, min(first + _CHUNK_ELEMENTS, int(starts[table + 1]) * width))
+        (table, first, min(first + _CHUNK_ELEMENTS, edges[table + 1]))
         for table in range(len(table_rows))
-        for first in range(
-            int(starts[table]) * width, int(starts[table + 1]) * width, _CHUNK_ELEMENTS
-        )
+        for first in range(edges[table], edges[table + 1], _CHUNK_ELEMENTS)
     ]
 
     def fill(table: int, first: int, end: int) -> int:
@@ -68,14 +61,34 @@ def fill_uniform(
         threads.shutdown(cancel_futures=True)  # after Ctrl-C the rest is not built
 
 
+def split_by_table(
+    ids_L: Tensor, offsets: Tensor, n_tables: int, bag_ids: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """(ids, offsets) of each table, of item-major bags.
+
+    With bags of `bag_ids` ids each the ids are (B, K) views and nothing is copied.
+    """
+    if bag_ids is not None:
+        ids_BTK = ids_L.view(-1, n_tables, bag_ids)
+        n_ids = len(ids_BTK) * bag_ids
+        ends = torch.arange(0, n_ids + 1, bag_ids, dtype=offsets.dtype, device=offsets.device)
+        return [(ids_BTK[:, table], ends) for table in range(n_tables)]
+    lengths_BT = torch.diff(offsets).view(-1, n_tables)
+    tables = torch.arange(n_tables, device=ids_L.device).repeat(lengths_BT.shape[0])
+    table_of_id = tables.repeat_interleave(lengths_BT.reshape(-1))
+    return [
+        (ids_L[table_of_id == table], offsets_of(lengths_BT[:, table])) for table in range(n_tables)
+    ]
+
+
 class OneTable(nn.Module):
     """The look-up of one table, by itself."""
 
     operator = "SparseLengthsSum"
 
     def forward(self, weight_RD: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        """(B, D)."""
-        return bag(weight_RD, ids, offsets)
+        """(B, D); `ids` may be (B, K), bags of K ids each; then `offsets` say so too."""
+        return sum_bags(weight_RD, ids.reshape(-1), offsets)
 
 
 class EmbeddingTables(nn.Module):
@@ -99,14 +112,12 @@ class EmbeddingTables(nn.Module):
         super().__init__()
         self.table_rows = tuple(table_rows)
         self.first_rows = first_rows(table_rows)
-        if self.first_rows[-1] >= 2**31:
+        n_rows = int(self.first_rows[-1])
+        if n_rows >= 2**31:
             raise ValueError(
-                f"arch_embedding_size: {self.first_rows[-1]} rows in all; ids are int32, at most "
-                "2^31 - 1"
+                f"arch_embedding_size: {n_rows} rows in all; ids are int32, at most 2^31 - 1"
             )
-        self.register_buffer(
-            "weight_RD", allocate(int(self.first_rows[-1]), width), persistent=False
-        )
+        self.register_buffer("weight_RD", allocate(n_rows, width), persistent=False)
         self.shape_TD = (len(self.table_rows), width)
         self._operator = operator
         self._bag_ids = bag_ids
@@ -121,17 +132,16 @@ class EmbeddingTables(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the look-up is the compiled one, which can write into a part of a wider buffer."""
+        """Whether the look-up is the compiled one, which can write into a part of a buffer."""
         return self._pool is not None or self._planned is not None
 
     def use_plan(self) -> bool:
-        """Look up by the plan from now on, if there is one for the device where the rows are;
-        whether that is so.
+        """Look up by the plan from now on, if there is one for the device where the rows are.
+
+        Whether that is so.
         """
         if self._plan is None or self._plan.device != self.weight_RD.device.type:
             return False
-        from models.embedding.planned import Planned  # noqa: PLC0415 (backends are imported when a plan is used)
-
         layout = Layout.joined(self._plan.specs)
         self._planned = Planned(layout, self.weight_RD.view(-1), self._plan, checked=False)
         return True
@@ -148,7 +158,8 @@ class EmbeddingTables(nn.Module):
         if self.one_by_one is not None:
             return torch.stack(self.pooled(batch), dim=1)
         if not self.is_packed:
-            return fused(self.weight_RD, batch.ids_L, batch.offsets, len(self.table_rows))
+            pooled_MD = sum_bags(self.weight_RD, batch.ids_L, batch.offsets)
+            return pooled_MD.view(-1, *self.shape_TD)
         if out_BTD is None:
             out_BTD = self.weight_RD.new_empty(batch.n_items, *self.shape_TD)
         if self._planned is not None:
@@ -163,7 +174,10 @@ class EmbeddingTables(nn.Module):
         """Every table's pooled rows by themselves, T times (B, D); for `operator` per_table."""
         assert self.one_by_one is not None
         parts = split_by_table(batch.ids_L, batch.offsets, len(self.table_rows), self._bag_ids)
-        return [one(self.weight_RD, *own) for one, own in zip(self.one_by_one, parts, strict=True)]
+        return [
+            look_up(self.weight_RD, ids, offsets)
+            for look_up, (ids, offsets) in zip(self.one_by_one, parts, strict=True)
+        ]
 
     def table(self, t: int) -> Tensor:
         """The rows of table t (a view)."""

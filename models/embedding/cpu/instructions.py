@@ -83,7 +83,7 @@ def add_rows_of(width: int, storage: str, unroll: int, bits: int) -> Any:
 
 @cache
 def copy_rows_of(width: int, storage: str, bits: int, prefetching: bool) -> Any:
-    """copy_rows(table, ids, first, end, target, step, distance): a row an id, `step` bytes apart."""
+    """copy_rows(table, ids, first, end, target, step, distance): a row an id, `step` bytes on."""
 
     @instruction()
     def copy_rows(builder, table, ids, first, end, target, step, distance):

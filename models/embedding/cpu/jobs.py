@@ -1,62 +1,49 @@
-"""Tables handed to the compiled kernels: what each thread does, laid out in memory as the kernels
-read it.
-"""
+"""Tables handed to the compiled kernels: what each thread does, laid out as the kernels read it."""
 
-# B items, T tables
+# B items, T tables, P tables of all parts
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.embedding.cpu import kernels
+from models.embedding.cpu.storage import Stored
 from models.embedding.cpu.stored_rows import row_bytes
 from models.embedding.jagged import Bags
 from models.embedding.plan.spec import Layout
+from models.offsets import Int64Array
 
-Int64Array = npt.NDArray[np.int64]
 _KEPT_SIZES = 64  # numbers of items whose parts are kept
 _BAG_BYTES = 64.0  # a bag costs as much as so many bytes of rows
+KernelCall = ctypes.c_longlong * kernels.N_CALL
 
 
 def bits_of(bags: Bags) -> int:
-    """32 or 64."""
+    """Of an id and of an offset: 32 or 64."""
     return 8 * bags.ids_L.element_size()
-
-
-Call = ctypes.c_longlong * kernels.N_CALL
 
 
 def call_of(bags: Bags, out_BC: Tensor, *, checked: bool) -> ctypes.Array[ctypes.c_longlong]:
     """What the kernels read of one call."""
-    steps = (1, bags.n_tables) if bags.item_major else (bags.n_items, 1)
-    return Call(
+    return KernelCall(
         bags.ids_L.data_ptr(),
         bags.offsets.data_ptr(),
-        *steps,
+        bags.table_step,
+        bags.item_step,
         out_BC.data_ptr(),
         4 * out_BC.stride(0),
         checked,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Rows in memory: `zero_T` is the address of the row that id 0 has, or would have."""
-
-    storage: str
-    zero_T: Int64Array
-    memory: Tensor  # keeps it alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +60,13 @@ class Job:
 
     def kernel(self, bits: int) -> int:
         """Its address; compiled when it is first asked for."""
+        what = (self.width, self.stored.storage, bits, self.ahead)
         if self.unroll == 0:
-            found = kernels.copying(self.width, self.stored.storage, bits, self.ahead)
-        else:
-            by_item = self.order == "item"
-            ahead = self.ahead
-            found = kernels.summing(
-                self.width, self.stored.storage, bits, ahead, self.unroll, by_item=by_item
-            )
-        return int(found.address)
+            return int(kernels.copying(*what).address)
+        return int(kernels.summing(*what, self.unroll, by_item=self.order == "item").address)
 
 
-class Parts:
+class PartList:
     """Parts in memory, and where."""
 
     __slots__ = ("address", "rows")
@@ -103,7 +85,7 @@ class Jobs:
         self._n_threads = n_threads
         self._records = [self._record(job) for job in jobs]
         self._driver = kernels.driver()
-        self._parts: dict[tuple[int, torch.dtype, bool], Parts] = {}
+        self._parts: dict[tuple[int, torch.dtype, bool], PartList] = {}
         for job in jobs:
             job.kernel(32)  # before anything is timed or forked
 
@@ -124,26 +106,27 @@ class Jobs:
             if len(self._parts) >= _KEPT_SIZES:
                 self._parts.clear()
             self._parts[key] = parts
+        address = ctypes.addressof(call)
         if self._n_threads == 1:
-            return self._driver(ctypes.addressof(call), parts.address, len(parts.rows)) < 0
+            return self._driver(address, parts.address, len(parts.rows)) < 0
         tables = [record[:, 0] for record in self._records]
         widths = [job.width for job in self._jobs]
-        shares = [Parts(own) for own in split(parts.rows, tables, widths, bags, self._n_threads)]
+        pieces = split(parts.rows, tables, widths, bags, self._n_threads)
+        mine, *others = (PartList(rows) for rows in pieces)
         threads = _threads(self._n_threads - 1, os.getpid())
-        others = [
-            threads.submit(self._driver, ctypes.addressof(call), own.address, len(own.rows))
-            for own in shares[1:]
+        running = [
+            threads.submit(self._driver, address, part.address, len(part.rows)) for part in others
         ]
-        first = self._driver(ctypes.addressof(call), shares[0].address, len(shares[0].rows))
-        return max(first, *(other.result() for other in others)) < 0
+        wrong = self._driver(address, mine.address, len(mine.rows))
+        return max(wrong, *(run.result() for run in running)) < 0
 
-    def _whole(self, bags: Bags) -> Parts:
+    def _whole(self, bags: Bags) -> PartList:
         """A part a job, all its tables and all items."""
         rows = [
             self._part(job, record, bags)
             for job, record in zip(self._jobs, self._records, strict=True)
         ]
-        return Parts(np.array(rows, dtype=np.int64).reshape(-1, kernels.N_PART))
+        return PartList(np.array(rows, dtype=np.int64).reshape(-1, kernels.N_PART))
 
     def _part(self, job: Job, record: Int64Array, bags: Bags) -> tuple[int, ...]:
         n_tables = len(record)
@@ -192,39 +175,38 @@ def split(
         return _split_items(parts, bags, n_threads)
     offsets = bags.offsets.numpy()
     n_items = bags.n_items
-    table_P = np.concatenate(tables)
-    bytes_P = np.repeat(np.array(widths) * 4.0, [len(own) for own in tables])
-    first_P = table_P * n_items
+    first_P = np.concatenate(tables) * n_items
+    bytes_P = np.repeat(np.array(widths) * 4.0, [len(numbers) for numbers in tables])
     cost_P = n_items * _BAG_BYTES + (offsets[first_P + n_items] - offsets[first_P]) * bytes_P
     ends_P = np.cumsum(cost_P)
     cuts = [(0, 0)]
     for thread in range(1, n_threads):
         wanted = ends_P[-1] * thread / n_threads
         place = min(int(np.searchsorted(ends_P, wanted)), len(ends_P) - 1)
-        own = offsets[first_P[place] : first_P[place] + n_items + 1] - float(
-            offsets[first_P[place]]
-        )
-        within = own * bytes_P[place] + np.arange(n_items + 1) * _BAG_BYTES
+        first = first_P[place]
+        n_ids_B1 = offsets[first : first + n_items + 1] - float(offsets[first])
+        within = n_ids_B1 * bytes_P[place] + np.arange(n_items + 1) * _BAG_BYTES
         cuts.append((place, int(np.searchsorted(within, wanted - (ends_P[place] - cost_P[place])))))
-    cuts.append((len(table_P), 0))
-    return [_between(parts, tables, cuts[i], cuts[i + 1], n_items) for i in range(n_threads)]
+    cuts.append((len(first_P), 0))
+    return [
+        _stacked(_between(parts, tables, start, end, n_items))
+        for start, end in itertools.pairwise(cuts)
+    ]
 
 
 def _split_items(parts: Int64Array, bags: Bags, n_threads: int) -> list[Int64Array]:
-    ends_B = (
-        bags.offsets.numpy()[:: bags.n_tables].astype(np.float64)
-        + np.arange(bags.n_items + 1) * bags.n_tables
-    )
+    ends_B = bags.offsets.numpy()[:: bags.n_tables].astype(np.float64)
+    ends_B += np.arange(bags.n_items + 1) * bags.n_tables
     cuts = np.searchsorted(ends_B, np.linspace(ends_B[0], ends_B[-1], n_threads + 1))
-    cuts[0], cuts[-1] = 0, bags.n_items
-    shares = []
-    for first, end in itertools.pairwise(np.maximum.accumulate(cuts).tolist()):
-        own = [
+    cuts[0] = 0
+    cuts[-1] = bags.n_items
+    return [
+        _stacked(
             _cut(part, part[kernels.FROM_TABLE], part[kernels.END_TABLE], first, end)
             for part in parts
-        ]
-        shares.append(_stacked(own))
-    return shares
+        )
+        for first, end in itertools.pairwise(np.maximum.accumulate(cuts).tolist())
+    ]
 
 
 def _between(
@@ -233,57 +215,50 @@ def _between(
     start: tuple[int, int],
     end: tuple[int, int],
     n_items: int,
-) -> Int64Array:
-    """From (table, item) to (table, item), tables counted through all parts: at most three pieces
-    of a part.
+) -> Iterator[Int64Array]:
+    """From (table, item) to (table, item), tables counted through all parts.
+
+    At most three pieces of a part, some of them empty.
     """
-    pieces = []
     first = 0
-    for part, own in zip(parts, tables, strict=True):
-        (a, a_item), (b, b_item) = ((place - first, item) for place, item in (start, end))
-        first += len(own)
-        (a, a_item), (b, b_item) = max((a, a_item), (0, 0)), min((b, b_item), (len(own), 0))
-        if (a, a_item) >= (b, b_item):
-            continue
+    for part, numbers in zip(parts, tables, strict=True):
+        a, a_item = max((start[0] - first, start[1]), (0, 0))
+        b, b_item = min((end[0] - first, end[1]), (len(numbers), 0))
+        first += len(numbers)
         if a == b:
-            pieces.append(_cut(part, a, a + 1, a_item, b_item))
-            continue
-        if a_item:
-            pieces.append(_cut(part, a, a + 1, a_item, n_items))
-        pieces.append(_cut(part, a + bool(a_item), b, 0, n_items))
-        if b_item:
-            pieces.append(_cut(part, b, b + 1, 0, b_item))
-    return _stacked(pieces)
+            yield _cut(part, a, a + 1, a_item, b_item)
+        elif a < b:
+            whole = a + bool(a_item)
+            yield _cut(part, a, whole, a_item, n_items)
+            yield _cut(part, whole, b, 0, n_items)
+            yield _cut(part, b, b + 1, 0, b_item)
 
 
 def _cut(
     part: Int64Array, first_table: int, end_table: int, first_item: int, end_item: int
 ) -> Int64Array:
     """Some tables and items of a part; runs of ids shrink with the items."""
-    own = part.copy()
+    cut = part.copy()
     n_items = end_item - first_item
     n_tables = end_table - first_table
     whole_tables = part[kernels.END_TABLE] - part[kernels.FROM_TABLE]
     whole_items = part[kernels.END_ITEM] - part[kernels.FROM_ITEM]
-    own[kernels.FROM_TABLE : kernels.END_ITEM + 1] = first_table, end_table, first_item, end_item
-    if (
-        part[kernels.RUN_BAGS] == whole_items * whole_tables
-        and whole_tables > 1
-        and whole_items > 0
-    ):
-        own[kernels.RUN_BAGS] = n_items * n_tables  # item after item: all ids one run
-    elif part[kernels.RUN_BAGS] > 1:
-        own[kernels.RUN_BAGS] = n_items
-    own[kernels.N_RUNS] = n_tables * n_items // max(own[kernels.RUN_BAGS], 1)
-    return own
+    cut[kernels.FROM_TABLE : kernels.END_ITEM + 1] = first_table, end_table, first_item, end_item
+    run_bags = part[kernels.RUN_BAGS]
+    if run_bags == whole_items * whole_tables and whole_tables > 1 and whole_items > 0:
+        cut[kernels.RUN_BAGS] = n_items * n_tables  # item after item: all ids one run
+    elif run_bags > 1:
+        cut[kernels.RUN_BAGS] = n_items
+    cut[kernels.N_RUNS] = n_tables * n_items // max(cut[kernels.RUN_BAGS], 1)
+    return cut
 
 
-def _stacked(pieces: Sequence[Int64Array]) -> Int64Array:
+def _stacked(pieces: Iterator[Int64Array]) -> Int64Array:
     """The pieces that are not empty."""
-    some = [
-        own
-        for own in pieces
-        if own[kernels.END_TABLE] > own[kernels.FROM_TABLE]
-        and own[kernels.END_ITEM] > own[kernels.FROM_ITEM]
+    filled = [
+        piece
+        for piece in pieces
+        if piece[kernels.END_TABLE] > piece[kernels.FROM_TABLE]
+        and piece[kernels.END_ITEM] > piece[kernels.FROM_ITEM]
     ]
-    return np.array(some, dtype=np.int64).reshape(-1, kernels.N_PART)
+    return np.array(filled, dtype=np.int64).reshape(-1, kernels.N_PART)

@@ -23,7 +23,7 @@ _SIGNATURE = "void(float32[:,::1], int32[::1], int32[::1], float32[:,:,:])"
 
 
 def _sum_bag(width: int) -> Any:
-    """sum_bag(table, ids, first, end, jump, last, target): the rows of ids first..end - 1, in order.
+    """sum_bag(table, ids, first, end, jump, last, target): rows of ids first..end - 1, in order.
 
     `table`, `ids` and `target` are addresses. Of the ids to prefetch, those beyond the bag lie
     `jump` further; none lies beyond `last`.

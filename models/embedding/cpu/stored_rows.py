@@ -52,9 +52,7 @@ class StoredRowBuilder(RowBuilder):
         if self.storage == "float16":
             stored = self._elements(address, offset, ir.HalfType(), 2)
             return self.builder.fpext(stored, self.vector)
-        stored = self.builder.zext(
-            self._elements(address, offset, ir.IntType(16), 2), self._words
-        )
+        stored = self.builder.zext(self._elements(address, offset, ir.IntType(16), 2), self._words)
         shift = ir.Constant(self._words, [16] * self.vector.count)
         return self.builder.bitcast(self.builder.shl(stored, shift), self.vector)
 

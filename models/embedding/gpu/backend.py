@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import itertools
@@ -18,28 +19,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.embedding.backend import Choice, Cluster, FloatArray, Refused, Run
+from models.embedding.backend import (
+    Backend,
+    Call,
+    Choice,
+    Cluster,
+    FloatArray,
+    Refused,
+    Run,
+    rule_plan,
+)
 from models.embedding.gpu.candidates import Load, gpu_candidates
 from models.embedding.gpu.look_up import TritonBags
 from models.embedding.gpu.schedules import branch_of
 from models.embedding.gpu.timing import device_seconds
 from models.embedding.jagged import Bags
 from models.embedding.plan.catalogue import WARPS, Params
-from models.embedding.plan.plan import Bucket, Group, Plan, params
-from models.embedding.plan.spec import Layout, TableSpec
+from models.embedding.plan.plan import Bucket, Groups, Plan, params
+from models.embedding.plan.spec import Layout, TableSpec, alike
 
 _BATCHES = (8, 64, None)  # buckets of a plan that is not tuned
-_LARGE_BATCH, _USUAL_IDS, _MANY_IDS = 512, 10.0, 30
+_LARGE_BATCH = 512
+_USUAL_IDS = 10.0
+_MANY_IDS = 30
 _FULL_ELEMENTS = 1 << 24  # reads that keep an H200 busy for some 15 microseconds
-MOST_CANDIDATES, _COMPILERS = 6, 16
-_FEW_REGISTERS = (
-    40  # 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
-)
+MOST_CANDIDATES = 6
+_COMPILERS = 16
+# 1536 threads on an SM of 65536 registers; kernels of all branches take 56 to 64
+_FEW_REGISTERS = 40
 # one launch for all, by warps or registers; one a schedule; one a group, each of warps of its own
 KNOBS = (
-    *(
-        params(launch="fused", warps=warps) for warps in WARPS if warps > 1
-    ),  # of one, an SM's 32 programs half fill it
+    # of one warp, an SM's 32 programs half fill it
+    *(params(launch="fused", warps=warps) for warps in WARPS if warps > 1),
     params(launch="fused", warps=WARPS[0], max_registers=_FEW_REGISTERS),
     params(launch="by_schedule", warps=WARPS[0]),
     params(launch="grouped"),
@@ -57,35 +68,37 @@ class Meter:
 
 
 def triton_error() -> type[Exception]:
-    """What Triton raises for kernels that it cannot compile or launch, of too much shared memory
-    for one.
+    """What Triton raises for kernels that it cannot compile or launch.
+
+    For one, of too much shared memory.
     """
     from triton.errors import TritonError  # noqa: PLC0415 (optional)
 
-    found: type[Exception] = TritonError
-    return found
+    error: type[Exception] = TritonError
+    return error
 
 
 class CudaRun:
     """One bucket on a device."""
 
-    def __init__(self, bags: TritonBags, meter: Meter) -> None:
-        self.bags = bags
+    def __init__(self, look_up: TritonBags, meter: Meter) -> None:
+        self.look_up = look_up
         self._meter = meter
 
     def __call__(self, bags: Bags, out_BC: Tensor) -> None:
-        """Write the columns of the bucket's tables; raises ValueError for wrong ids or offsets if
-        checked.
+        """Write the columns of the bucket's tables.
+
+        Raises ValueError for wrong ids or offsets if checked.
         """
         try:
-            self.bags(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
+            self.look_up(bags.ids_L, bags.offsets, out_BC, item_major=bags.item_major)
         except triton_error() as error:
             raise Refused(" ".join(str(error).split())) from error
-        self._meter.repeats = self.bags.repeats(bags.n_items)
+        self._meter.repeats = self.look_up.repeats(bags.n_items)
 
 
-class CudaBackend:
-    """See models.embedding.backend.Backend. `checked` look-ups wait for the device.
+class CudaBackend(Backend):
+    """One CUDA device; `checked` look-ups wait for it.
 
     `knobs` are its settings; it offers at most so many candidates for a kind of tables.
     """
@@ -111,29 +124,23 @@ class CudaBackend:
         del joined
         buckets = []
         for max_batch in _BATCHES:
-            found: dict[Choice, list[int]] = {}
-            for spec, tables in _alike(specs).items():
-                mean, most = (
-                    (_USUAL_IDS, _MANY_IDS)
-                    if spec.bag_ids is None
-                    else (float(spec.bag_ids), spec.bag_ids)
-                )
-                load = Load(max_batch or _LARGE_BATCH, mean, most, len(tables))
-                found.setdefault(Choice(*gpu_candidates(spec, load, warps=(4,))[0]), []).extend(
-                    tables
-                )
-            groups = tuple(
-                Group(own.schedule, own.params, tuple(sorted(found[own]))) for own in found
-            )
+            tables_of: dict[Choice, list[int]] = {}
+            for spec, tables in alike(specs).items():
+                mean_ids = _USUAL_IDS if spec.bag_ids is None else float(spec.bag_ids)
+                most_ids = _MANY_IDS if spec.bag_ids is None else spec.bag_ids
+                load = Load(max_batch or _LARGE_BATCH, mean_ids, most_ids, len(tables))
+                guess = gpu_candidates(spec, load, warps=(4,))[0]
+                tables_of.setdefault(guess, []).extend(tables)
+            groups = tuple(choice.group(sorted(tables)) for choice, tables in tables_of.items())
             buckets.append(Bucket(max_batch, groups))
-        return Plan(self.name, tuple(specs), tuple(buckets), {"source": "rule, not tuned"})
+        return rule_plan(self.name, specs, *buckets)
 
     def build(self, layout: Layout, weight_E: Tensor, bucket: Bucket, *, checked: bool) -> Run:
         """See Backend."""
-        return CudaRun(
-            TritonBags(layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements),
-            self._meter,
+        look_up = TritonBags(
+            layout, bucket, weight_E, check=checked, fill_elements=self._fill_elements
         )
+        return CudaRun(look_up, self._meter)
 
     def prepare(
         self,
@@ -145,9 +152,9 @@ class CudaBackend:
     ) -> None:
         """See Backend: a thread a core, as Triton's compiler mostly runs outside of Python."""
         end_s = time.monotonic() + seconds
-        own = dict[object, Callable[[], object]]()
+        kernels = dict[object, Callable[[], object]]()
         for bucket in buckets:
-            own |= TritonBags(layout, bucket, weight_E).compiling(
+            kernels |= TritonBags(layout, bucket, weight_E).compiling(
                 bags.ids_L, bags.offsets, item_major=bags.item_major
             )
 
@@ -155,33 +162,29 @@ class CudaBackend:
             if time.monotonic() >= end_s:
                 return False
             try:
-                own[key]()
+                kernels[key]()
             except triton_error():
                 return True  # the call that needs it will say so
             return True
 
-        fresh = [key for key in own if key not in self._compiled]
+        fresh = [key for key in kernels if key not in self._compiled]
         with ThreadPoolExecutor(min(os.cpu_count() or 1, _COMPILERS)) as threads:
-            self._compiled |= {
-                key for key, done in zip(fresh, threads.map(in_time, fresh), strict=True) if done
-            }
+            done = [*threads.map(in_time, fresh)]
+        self._compiled |= {*itertools.compress(fresh, done)}
 
     def uniform(
         self, specs: Sequence[TableSpec], settings: Params, *, joined: bool
-    ) -> Sequence[tuple[Group, ...]]:
+    ) -> Sequence[Groups]:
         """`bags` of several tiles, for all tables alike."""
         del joined
-        warps = int(dict(settings).get("warps", 0))
         widest = max(specs, key=lambda spec: spec.dim)
-        every = tuple(range(len(specs)))
-        own = [
-            params(tile_bags=bags, tile_ids=ids, warps=n)
-            for bags, ids, n in itertools.product(
-                UNIFORM_TILES, UNIFORM_TILES, (warps,) if warps else (1, 4)
-            )
+        tiles = itertools.product(UNIFORM_TILES, UNIFORM_TILES, _warps(settings, (1, 4)))
+        knobs = [params(tile_bags=bags, tile_ids=ids, warps=warps) for bags, ids, warps in tiles]
+        return [
+            (Choice("bags", chosen).group(range(len(specs))),)
+            for chosen in knobs
+            if branch_of(widest, "bags", chosen).elements <= _LARGEST_UNIFORM
         ]
-        fits = [one for one in own if branch_of(widest, "bags", one).elements <= _LARGEST_UNIFORM]
-        return [(Group("bags", one, every),) for one in fits]
 
     def settings(self, specs: Sequence[TableSpec]) -> Sequence[Params]:
         """How many threads share an SM is a knob of the whole: see KNOBS."""
@@ -191,23 +194,15 @@ class CudaBackend:
     def candidates(self, cluster: Cluster, settings: Params, max_error: float) -> Sequence[Choice]:
         """See Backend; rows are stored as they are."""
         del max_error
-        warps = int(dict(settings).get("warps", 0))
-        n_sms = (
-            torch.cuda.get_device_properties().multi_processor_count
-            if torch.cuda.is_available()
-            else 132
-        )
-        load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables), n_sms)
-        return [
-            Choice(*own)
-            for own in gpu_candidates(cluster.spec, load, (warps,) if warps else WARPS, self._most)
-        ]
+        load = Load(cluster.n_items, cluster.mean_ids, cluster.most_ids, len(cluster.tables))
+        if torch.cuda.is_available():
+            n_sms = torch.cuda.get_device_properties().multi_processor_count
+            load = dataclasses.replace(load, n_sms=n_sms)
+        return gpu_candidates(cluster.spec, load, _warps(settings, WARPS), self._most)
 
     @contextmanager
     def contended(self, settings: Params) -> Iterator[None]:
-        """What is built within it repeats its look-ups until they load the device as the whole
-        model does.
-        """
+        """What is built within it repeats its look-ups until they load the device as all do."""
         del settings
         self._fill_elements = _FULL_ELEMENTS
         try:
@@ -215,8 +210,8 @@ class CudaBackend:
         finally:
             self._fill_elements = 0
 
-    def seconds(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
-        """Of one look-up, by events, rows not in L2; two rounds before the first count for nothing."""
+    def seconds(self, calls: Sequence[Call], n_rounds: int) -> FloatArray:
+        """Time of one look-up by events, rows not in L2; two rounds before count for nothing."""
         repeats = []
         for call in calls:
             self._meter.repeats = 1
@@ -225,18 +220,12 @@ class CudaBackend:
         self.clock(calls, 2)
         return np.asarray(self.clock(calls, n_rounds) / np.array(repeats)[:, None])
 
-    def clock(self, calls: Sequence[Callable[[int], object]], n_rounds: int) -> FloatArray:
+    def clock(self, calls: Sequence[Call], n_rounds: int) -> FloatArray:
         """(calls, rounds), whatever a call does."""
         return device_seconds(calls, n_rounds)
 
 
-def _alike(specs: Sequence[TableSpec]) -> dict[TableSpec, list[int]]:
-    found: dict[TableSpec, list[int]] = {}
-    for table, spec in enumerate(specs):
-        found.setdefault(spec, []).append(table)
-    return found
-
-
-def make_backend() -> CudaBackend:
-    """For models.embedding.backend."""
-    return CudaBackend()
+def _warps(settings: Params, free: Sequence[int]) -> Sequence[int]:
+    """The warps of the settings, or those to choose from where they leave them free."""
+    warps = int(dict(settings).get("warps", 0))
+    return (warps,) if warps else free

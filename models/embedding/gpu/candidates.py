@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from models.embedding.backend import Choice
 from models.embedding.gpu.schedules import (
     MOST_ELEMENTS,
-    THREADS,
     Branch,
     applies,
     branch_of,
     power_of_two,
 )
-from models.embedding.plan.catalogue import Params
 from models.embedding.plan.plan import params
 from models.embedding.plan.spec import TableSpec
 
@@ -28,7 +27,10 @@ _BAGS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _IDS = (1, 2, 4, 8, 16, 32, 64)
 _PARTS = (2, 4, 8, 16, 32)
 _MOST_A_THREAD = 16  # elements: above, a thread runs out of registers
-_LANES_PER_SM, _WARPS_PER_SM, _PROGRAMS_PER_SM = 128, 64, 32  # sm_90
+# sm_90
+_LANES_PER_SM = 128
+_WARPS_PER_SM = 64
+_PROGRAMS_PER_SM = 32
 # guesses: a program's first loads; a gather; its addresses
 _START_CLOCKS = 1500.0
 _STEP_CLOCKS = 600.0
@@ -48,45 +50,49 @@ class Load:
 
 def gpu_candidates(
     spec: TableSpec, load: Load, warps: Sequence[int] = (1, 2, 4, 8), most: int = 12
-) -> list[tuple[str, Params]]:
-    """At most so many (schedule, params), cheapest by the guess first; never none.
+) -> list[Choice]:
+    """At most so many, cheapest by the guess first; never none.
 
     Left out: tiles of fewer elements than threads, tiles of which more than two thirds would be
     idle, tiles that take more registers than threads have. If that leaves nothing (a batch of one
     item), those with the fewest idle lanes.
     """
-    every = [
-        (branch_of(spec, schedule, own), schedule, own)
-        for schedule, own in _every(spec, load, warps)
-    ]
-    fits = [found for found in every if _fits(found[0]) and wasted(found[0], load) <= MOST_WASTE]
-    if not fits:
-        least = min(idle(branch, load) for branch, _, _ in every)
-        fits = [found for found in every if idle(found[0], load) <= 1.5 * least]
-    fits.sort(key=lambda found: clocks(found[0], load))
-    return [(schedule, own) for _, schedule, own in fits[:most]]
+    branch_by_choice = {
+        choice: branch_of(spec, choice.schedule, choice.params)
+        for choice in _ways(spec, load, warps)
+    }
+    fitting = {
+        choice: branch
+        for choice, branch in branch_by_choice.items()
+        if _fits(branch) and wasted(branch, load) <= MOST_WASTE
+    }
+    if not fitting:
+        idles = {choice: idle(branch, load) for choice, branch in branch_by_choice.items()}
+        least = min(idles.values())
+        fitting = {c: branch_by_choice[c] for c, lanes in idles.items() if lanes <= 1.5 * least}
+    return sorted(fitting, key=lambda choice: clocks(fitting[choice], load))[:most]
 
 
-def _every(spec: TableSpec, load: Load, warps: Sequence[int]) -> Iterator[tuple[str, Params]]:
+def _ways(spec: TableSpec, load: Load, warps: Sequence[int]) -> Iterator[Choice]:
     row = power_of_two(spec.dim)
     lanes = [0, *(n for n in (32, 64, 128) if n < row and row >= 128)]
     for n_warps, n_lanes, bags in itertools.product(warps, lanes, _BAGS):
         tile = {"tile_bags": bags, "tile_lanes": n_lanes, "warps": n_warps}
         if applies(spec, "gather"):
-            yield "gather", params(**tile)
+            yield Choice("gather", params(**tile))
             continue
         for ids in _IDS:
             if bags * ids * (n_lanes or row) > MOST_ELEMENTS:
                 continue
             schedule = "fixed_length" if applies(spec, "fixed_length") else "bags"
-            yield schedule, params(**tile, tile_ids=ids)
+            yield Choice(schedule, params(**tile, tile_ids=ids))
             for parts in _PARTS:
                 if load.most_ids >= 2 * parts * ids and bags == 1:
-                    yield "split", params(**tile, tile_ids=ids, parts=parts)
+                    yield Choice("split", params(**tile, tile_ids=ids, parts=parts))
 
 
 def _fits(branch: Branch) -> bool:
-    return THREADS * branch.warps <= branch.elements <= THREADS * branch.warps * _MOST_A_THREAD
+    return branch.threads <= branch.elements <= branch.threads * _MOST_A_THREAD
 
 
 def steps(branch: Branch, load: Load) -> float:
@@ -107,16 +113,17 @@ def wasted(branch: Branch, load: Load) -> float:
 
 def idle(branch: Branch, load: Load) -> float:
     """As `wasted`, but threads that hold no element count too."""
-    return wasted(branch, load) * max(THREADS * branch.warps / branch.elements, 1.0)
+    return wasted(branch, load) * max(branch.threads / branch.elements, 1.0)
 
 
 def clocks(branch: Branch, load: Load) -> float:
-    """What looking these tables up may take: the work of all lanes, and the waves of programs that
-    wait for memory.
+    """What looking these tables up may take.
+
+    The work of all lanes, and the waves of programs that wait for memory.
     """
     n_steps = steps(branch, load)
     n_programs = load.n_tables * branch.tiles(load.n_items)
-    threads = THREADS * branch.warps
+    threads = branch.threads
     a_thread = max(branch.elements / threads, 1.0)
     work = n_programs * n_steps * threads * (a_thread + _STEP_WORK) / (_LANES_PER_SM * load.n_sms)
     resident = load.n_sms * min(_WARPS_PER_SM // branch.warps, _PROGRAMS_PER_SM)

@@ -1,6 +1,6 @@
 """The GPU's schedules as Triton functions.
 
-A generated kernel (triton_codegen.py) calls one of them a program.
+A generated kernel (codegen.py) calls one of them a program.
 
 A tile is BB bags x BL ids of each at a time x BD columns. Ids and rows stay in one layout through
 the loop (no exchange between threads until its end), and row starts are written as multiples of
@@ -9,7 +9,7 @@ imported only by what launches kernels.
 """
 
 # BB bags of a tile, BL ids of a bag read at once, BD columns of a tile, D width of a row, K parts
-# of a bag
+# of a bag, L ids of every bag
 
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
 # ruff: noqa: ANN001, ANN201, ANN202, ARG001 (Triton types arguments itself; schedules are called alike)
@@ -18,6 +18,22 @@ import triton
 import triton.language as tl
 
 LINE = tl.constexpr(16)  # = spec.LINE_ELEMENTS: tables begin at whole lines
+
+
+@triton.jit
+def _tile(tile, D: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr):
+    """Which bags and which columns a tile has."""
+    n_blocks = tl.cdiv(D, BD)
+    return tile // n_blocks * BB + tl.arange(0, BB), tile % n_blocks * BD + tl.arange(0, BD)
+
+
+@triton.jit
+def _inside(bag_BB, n_bags, lane_BD, D: tl.constexpr, BD: tl.constexpr):
+    """Which elements of a tile there are; (BB, 1) where all columns are."""
+    mask = (bag_BB < n_bags)[:, None]
+    if D % BD != 0:
+        mask = mask & (lane_BD < D)[None, :]
+    return mask
 
 
 @triton.jit
@@ -34,24 +50,22 @@ def _sum_rows(
     BL: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Float32 (BB, BD): of each bag the rows of ids begin .. begin + length - 1, in an order that
-    the tile fixes.
+    """Float32 (BB, BD): of each bag the rows of ids begin .. begin + length - 1.
+
+    They are added in an order that the tile fixes.
     """
     total = tl.zeros((BB, BL, BD), tl.float32)
     for done in range(0, longest, BL):
-        place = done + tl.arange(0, BL)
-        is_id = place[None, :] < length_BB[:, None]
-        row = tl.load(values + (begin_BB[:, None] + place[None, :]), mask=is_id, other=0).to(
-            tl.int64
-        )
+        place_BL = done + tl.arange(0, BL)
+        is_id = place_BL[None, :] < length_BB[:, None]
+        at = values + (begin_BB[:, None] + place_BL[None, :])
+        row = tl.load(at, mask=is_id, other=0).to(tl.int64)
         element = line * LINE + row * D
         mask = is_id[:, :, None]
         if D % BD != 0:
             mask = mask & (lane_BD < D)[None, None, :]
-        rows = tl.load(
-            weight + (element[:, :, None] + lane_BD[None, None, :]), mask=mask, other=0.0
-        )
-        total += rows.to(tl.float32)
+        at = weight + (element[:, :, None] + lane_BD[None, None, :])
+        total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     return tl.sum(total, axis=1)
 
 
@@ -71,28 +85,31 @@ def _store(
     COUNT: tl.constexpr,
 ):
     """Write the tile to its columns; `column` and `width` are multiples of AO."""
-    mask = (bag_BB < n_bags)[:, None]
-    if D % BD != 0:
-        mask = mask & (lane_BD < D)[None, :]
+    mask = _inside(bag_BB, n_bags, lane_BD, D, BD)
     first = bag_BB.to(tl.int64)[:, None] * (width // AO * AO) + column // AO * AO
     tl.store(out + (first + lane_BD[None, :]), pooled, mask=mask)
     if COUNT:
-        whole = (
-            mask & (lane_BD < D)[None, :]
-        )  # not broadcast: Triton 3.6's interpreter would add to its first element
+        # not broadcast: Triton 3.6's interpreter would add to its first element
+        whole = mask & (lane_BD < D)[None, :]
         tl.atomic_add(counts + (first + lane_BD[None, :]), 1, mask=whole)
 
 
 @triton.jit
 def _begin(offsets, first_bag, step, bag_BB, n_bags, L: tl.constexpr, ITEM_MAJOR: tl.constexpr):
-    """Where bags of exactly L ids begin; where a table's bags follow each other, one offset tells
-    all.
-    """
+    """Where bags of exactly L ids begin; where bags follow each other, one offset tells all."""
     if ITEM_MAJOR:
-        return tl.load(offsets + (first_bag + bag_BB * step), mask=bag_BB < n_bags, other=0).to(
-            tl.int64
-        )
+        is_bag = bag_BB < n_bags
+        return tl.load(offsets + (first_bag + bag_BB * step), mask=is_bag, other=0).to(tl.int64)
     return tl.load(offsets + first_bag).to(tl.int64) + bag_BB.to(tl.int64) * L
+
+
+@triton.jit
+def _span(offsets, first_bag, step, bag_BB, n_bags):
+    """Where bags of any length begin, and their lengths."""
+    is_bag = bag_BB < n_bags
+    begin = tl.load(offsets + (first_bag + bag_BB * step), mask=is_bag, other=0).to(tl.int64)
+    end = tl.load(offsets + (first_bag + bag_BB * step + 1), mask=is_bag, other=0).to(tl.int64)
+    return begin, (end - begin).to(tl.int32)
 
 
 @triton.jit
@@ -119,15 +136,11 @@ def gather(
     ITEM_MAJOR: tl.constexpr,
 ):
     """Bags of exactly one id: rows are copied."""
-    n_blocks = tl.cdiv(D, BD)
-    bag = tile // n_blocks * BB + tl.arange(0, BB)
-    lane = tile % n_blocks * BD + tl.arange(0, BD)
+    bag, lane = _tile(tile, D, BB, BD)
     begin = _begin(offsets, first_bag, step, bag, n_bags, 1, ITEM_MAJOR)
     row = tl.load(values + begin, mask=bag < n_bags, other=0).to(tl.int64)
     element = line * LINE + row * D
-    mask = (bag < n_bags)[:, None]
-    if D % BD != 0:
-        mask = mask & (lane < D)[None, :]
+    mask = _inside(bag, n_bags, lane, D, BD)
     rows = tl.load(weight + (element[:, None] + lane[None, :]), mask=mask, other=0.0).to(tl.float32)
     _store(rows, out, counts, bag, n_bags, lane, column, width, D, BD, AO, COUNT)
 
@@ -158,9 +171,7 @@ def fixed_length(
     ITEM_MAJOR: tl.constexpr,
 ):
     """Bags of exactly L ids: the loop's length is known to the compiler."""
-    n_blocks = tl.cdiv(D, BD)
-    bag = tile // n_blocks * BB + tl.arange(0, BB)
-    lane = tile % n_blocks * BD + tl.arange(0, BD)
+    bag, lane = _tile(tile, D, BB, BD)
     begin = _begin(offsets, first_bag, step, bag, n_bags, L, ITEM_MAJOR)
     length = tl.where(bag < n_bags, L, 0)
     pooled = _sum_rows(values, weight, line, begin, length, lane, L, D, BB, BL, BD)
@@ -191,15 +202,10 @@ def bags(
     COUNT: tl.constexpr,
 ):
     """Bags of any length; the tile loops as often as its longest needs."""
-    n_blocks = tl.cdiv(D, BD)
-    bag = tile // n_blocks * BB + tl.arange(0, BB)
-    lane = tile % n_blocks * BD + tl.arange(0, BD)
-    begin = tl.load(offsets + (first_bag + bag * step), mask=bag < n_bags, other=0).to(tl.int64)
-    end = tl.load(offsets + (first_bag + bag * step + 1), mask=bag < n_bags, other=0).to(tl.int64)
-    length = (end - begin).to(tl.int32)
-    pooled = _sum_rows(
-        values, weight, line, begin, length, lane, tl.max(length, axis=0), D, BB, BL, BD
-    )
+    bag, lane = _tile(tile, D, BB, BD)
+    begin, length = _span(offsets, first_bag, step, bag, n_bags)
+    longest = tl.max(length, axis=0)
+    pooled = _sum_rows(values, weight, line, begin, length, lane, longest, D, BB, BL, BD)
     _store(pooled, out, counts, bag, n_bags, lane, column, width, D, BD, AO, COUNT)
 
 
@@ -225,28 +231,24 @@ def split(
     BL: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """Long bags in K equal parts, each a program's; sums of parts go to `scratch` (bag, part,
-    column), see `combine`.
+    """Long bags in K equal parts, each a program's.
 
-    The number of programs depends on the number of bags alone, and nothing is added atomically: no
-    synchronisation with the host, and the same bits every time.
+    Sums of parts go to `scratch` (bag, part, column), see `combine`. The number of programs depends
+    on the number of bags alone, and nothing is added atomically: no synchronisation with the host,
+    and the same bits every time.
     """
     n_blocks = tl.cdiv(D, BD)
     part = tile // n_blocks % K
     bag = tile // (n_blocks * K) * BB + tl.arange(0, BB)
     lane = tile % n_blocks * BD + tl.arange(0, BD)
-    begin = tl.load(offsets + (first_bag + bag * step), mask=bag < n_bags, other=0).to(tl.int64)
-    end = tl.load(offsets + (first_bag + bag * step + 1), mask=bag < n_bags, other=0).to(tl.int64)
-    whole = (end - begin).to(tl.int32)
+    begin, whole = _span(offsets, first_bag, step, bag, n_bags)
     share = tl.cdiv(whole, K)
     skipped = part * share
     length = tl.minimum(whole - skipped, share)  # not above 0 for parts beyond the end
-    pooled = _sum_rows(
-        values, weight, line, begin + skipped, length, lane, tl.max(length, axis=0), D, BB, BL, BD
-    )
-    mask = (bag < n_bags)[:, None]
-    if D % BD != 0:
-        mask = mask & (lane < D)[None, :]
+    longest = tl.max(length, axis=0)
+    begin = begin + skipped
+    pooled = _sum_rows(values, weight, line, begin, length, lane, longest, D, BB, BL, BD)
+    mask = _inside(bag, n_bags, lane, D, BD)
     first = base // 4 * 4 * n_bags + (bag.to(tl.int64) * K + part) * D
     tl.store(scratch + (first[:, None] + lane[None, :]), pooled, mask=mask)
 
@@ -275,16 +277,11 @@ def combine(
     COUNT: tl.constexpr,
 ):
     """Sum the K parts of every bag, in order."""
-    n_blocks = tl.cdiv(D, BD)
-    bag = tile // n_blocks * BB + tl.arange(0, BB)
-    lane = tile % n_blocks * BD + tl.arange(0, BD)
-    mask = (bag < n_bags)[:, None]
-    if D % BD != 0:
-        mask = mask & (lane < D)[None, :]
+    bag, lane = _tile(tile, D, BB, BD)
+    mask = _inside(bag, n_bags, lane, D, BD)
     first = base // 4 * 4 * n_bags + bag.to(tl.int64) * (K * D)
     total = tl.zeros((BB, BD), tl.float32)
     for part in range(K):
-        total += tl.load(
-            scratch + (first[:, None] + (part * D + lane)[None, :]), mask=mask, other=0.0
-        )
+        at = scratch + (first[:, None] + (part * D + lane)[None, :])
+        total += tl.load(at, mask=mask, other=0.0)
     _store(total, out, counts, bag, n_bags, lane, column, width, D, BD, AO, COUNT)

@@ -1,5 +1,4 @@
-"""The GPU's schedules as plain data: their knobs, the distinct functions that a plan needs, how
-many tiles each has.
+"""The GPU's schedules as plain data: knobs, the distinct functions that a plan needs, their tiles.
 
 Neither PyTorch nor Triton; a plan for a GPU can be made and checked anywhere.
 """
@@ -15,6 +14,8 @@ from dataclasses import dataclass, replace
 from models.embedding.plan.catalogue import (
     CUDA_SCHEDULES,
     CUDA_SETTINGS,
+    FIXED_IDS,
+    ONE_ID,
     Params,
     Value,
     check_params,
@@ -55,9 +56,15 @@ class Branch:
         """Row elements that a tile holds at once."""
         return self.tile_bags * self.tile_ids * self.tile_lanes
 
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return THREADS * self.warps
+
     def cost(self, mean_bag_ids: float) -> float:
-        """Elements that one tile reads, about; a row's first element counts for a sector, a tile
-        for a few rows.
+        """Elements that one tile reads, about.
+
+        A row's first element counts for a sector, a tile for a few rows.
         """
         lanes = max(min(self.tile_lanes, self.dim), 8)
         return lanes * (self.tile_bags * (mean_bag_ids / self.parts + 1) + 4)
@@ -66,39 +73,41 @@ class Branch:
 def branches(
     specs: Sequence[TableSpec], groups: Sequence[Group], warps: int = 0
 ) -> dict[int, Branch]:
-    """The branch of every table in a group, all of so many `warps` if not 0; raises ValueError for
-    unfit groups.
+    """The branch of every table in a group, all of so many `warps` if not 0.
+
+    Raises ValueError for unfit groups.
     """
-    columns = column_offsets(specs)
-    found = dict[int, Branch]()
+    *columns, width = column_offsets(specs).tolist()
+    branch_of_table = dict[int, Branch]()
     for group in groups:
         of_group = {table: _branch(specs, group, table, warps) for table in group.tables}
-        aligned = dict.fromkeys(of_group.values(), math.gcd(_WIDEST_STORE, int(columns[-1])))
+        aligned = dict.fromkeys(of_group.values(), math.gcd(_WIDEST_STORE, width))
         for table, branch in of_group.items():
-            aligned[branch] = math.gcd(aligned[branch], int(columns[table]))
+            aligned[branch] = math.gcd(aligned[branch], columns[table])
         for table, branch in of_group.items():
-            if table in found:
+            if table in branch_of_table:
                 raise ValueError(f"table {table} is in two groups; expected at most one")
-            found[table] = replace(branch, column_align=aligned[branch])
-    return found
+            branch_of_table[table] = replace(branch, column_align=aligned[branch])
+    return branch_of_table
 
 
 def _branch(specs: Sequence[TableSpec], group: Group, table: int, warps: int) -> Branch:
-    if group.schedule not in CUDA_SCHEDULES:
+    schedule = group.schedule
+    if schedule not in CUDA_SCHEDULES:
         raise ValueError(
-            f"unknown schedule {group.schedule!r}; expected one of {', '.join(CUDA_SCHEDULES)}"
+            f"unknown schedule {schedule!r}; expected one of {', '.join(CUDA_SCHEDULES)}"
         )
     if not 0 <= table < len(specs):
         raise ValueError(f"table {table} is in a group, but there are {len(specs)} tables")
     spec = specs[table]
-    check_params(group.schedule, CUDA_SCHEDULES[group.schedule], group.params)
-    if not applies(spec, group.schedule):
-        needs = "exactly one id" if group.schedule == "gather" else "a fixed number of ids"
-        raise ValueError(f"table {table} ({spec}): {group.schedule} needs bags of {needs}")
-    branch = branch_of(spec, group.schedule, group.params, warps)
+    check_params(schedule, CUDA_SCHEDULES[schedule], group.params)
+    if not applies(spec, schedule):
+        needs = "exactly one id" if schedule in ONE_ID else "a fixed number of ids"
+        raise ValueError(f"table {table} ({spec}): {schedule} needs bags of {needs}")
+    branch = branch_of(spec, schedule, group.params, warps)
     if branch.elements > MOST_ELEMENTS:
         raise ValueError(
-            f"table {table} ({spec}): {group.schedule} has tiles of {branch.elements} elements; "
+            f"table {table} ({spec}): {schedule} has tiles of {branch.elements} elements; "
             f"at most {MOST_ELEMENTS}"
         )
     return branch
@@ -106,30 +115,26 @@ def _branch(specs: Sequence[TableSpec], group: Group, table: int, warps: int) ->
 
 def branch_of(spec: TableSpec, schedule: str, params: Params, warps: int = 0) -> Branch:
     """The function that looks this table up, of columns aligned by chance."""
-    values = {
-        name: int(value) for name, value in complete(CUDA_SCHEDULES[schedule], params).items()
-    }
+    knobs = {name: int(value) for name, value in complete(CUDA_SCHEDULES[schedule], params).items()}
     row = power_of_two(spec.dim)
-    lanes = min(values["tile_lanes"] or row, row)
-    ids = spec.bag_ids if schedule == "fixed_length" else None
     return Branch(
         schedule,
         spec.dim,
-        ids or 0,
-        values["tile_bags"],
-        values.get("tile_ids", 1),
-        lanes,
-        values.get("parts", 1),
-        warps or values["warps"],
+        (schedule in FIXED_IDS and spec.bag_ids) or 0,
+        knobs["tile_bags"],
+        knobs.get("tile_ids", 1),
+        min(knobs["tile_lanes"] or row, row),
+        knobs.get("parts", 1),
+        warps or knobs["warps"],
         1,
     )
 
 
 def applies(spec: TableSpec, schedule: str) -> bool:
     """Whether a schedule can look this table up."""
-    return (schedule != "gather" or spec.bag_ids == 1) and (
-        schedule != "fixed_length" or spec.bag_ids is not None
-    )
+    if schedule in ONE_ID:
+        return spec.bag_ids == 1
+    return schedule not in FIXED_IDS or spec.bag_ids is not None
 
 
 def combining(branch: Branch) -> Branch:

@@ -1,6 +1,6 @@
 """Tables that are alike are tuned together."""
 
-# B items, T tables
+# B items, N items of all batches, T tables
 
 from __future__ import annotations
 
@@ -17,24 +17,21 @@ _SAMPLED_IDS = 20_000
 
 
 def clusters(layout: Layout, batches: Sequence[Bags], most: int = 48) -> list[Cluster]:
-    """Tables with the same width and number of ids, rows and ids a bag within a factor of two, as
-    often empty.
+    """Tables of the same width and number of ids, that are about as large, as full and as empty.
 
-    At most `most`: then factors of four, of sixteen and so on.
+    Rows and ids a bag are within a factor of two. At most `most`: then factors of four, of sixteen
+    and so on.
     """
     coarse = 1
     while True:
-        found = _clusters(layout, batches, coarse)
-        if len(found) <= most or coarse > 64:
-            return found
+        kinds = _clusters(layout, batches, coarse)
+        if len(kinds) <= most or coarse > 64:
+            return kinds
         coarse *= 2
 
 
 def _clusters(layout: Layout, batches: Sequence[Bags], coarse: int) -> list[Cluster]:
-    n_tables = len(layout.specs)
-    n_items = batches[0].n_items
-    lengths = [_lengths(bags) for bags in batches]
-    lengths_TN = np.concatenate(lengths, axis=1)
+    lengths_TN = np.concatenate([bags.lengths().cpu().numpy() for bags in batches], axis=1)
     mean_T = lengths_TN.mean(1)
     empty_T = (lengths_TN == 0).mean(1)
     by_key: dict[tuple[object, ...], list[int]] = {}
@@ -48,7 +45,6 @@ def _clusters(layout: Layout, batches: Sequence[Bags], coarse: int) -> list[Clus
             round(empty_T[table] * 2 / coarse),
         )
         by_key.setdefault(key, []).append(table)
-    assert sum(map(len, by_key.values())) == n_tables
     return [
         Cluster(
             tuple(tables),
@@ -57,18 +53,11 @@ def _clusters(layout: Layout, batches: Sequence[Bags], coarse: int) -> list[Clus
             int(lengths_TN[tables].max()),
             float(empty_T[tables].mean()),
             _distinct_frac(batches[0], tables[0]),
-            n_items,
+            batches[0].n_items,
             batches[0].item_major,
         )
         for tables in by_key.values()
     ]
-
-
-def _lengths(bags: Bags) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    lengths = np.diff(bags.offsets.cpu().numpy()).astype(np.int64)
-    if bags.item_major:
-        return np.ascontiguousarray(lengths.reshape(bags.n_items, -1).T)
-    return lengths.reshape(-1, bags.n_items)
 
 
 def _distinct_frac(bags: Bags, table: int) -> float:

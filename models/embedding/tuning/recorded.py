@@ -1,11 +1,10 @@
 """Tables and batches of ids in a folder: the text files of RecFlex's release, or Parquet."""
 
-# B items, T tables, L ids
+# B items of a batch, N items of all batches, T tables, L ids
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.embedding.plan.spec import TableSpec
+from models.offsets import Int64Array, starts_of
 
 Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
 FORMATS = ("text", "parquet")
 
 
@@ -28,6 +27,12 @@ class Jagged:
     ids_L: Int32Array
     offsets: Int64Array  # (T * B + 1,)
 
+    @classmethod
+    def of(cls, ids_L: Int32Array, lengths_TB: Int64Array) -> Jagged:
+        """A batch of ids that lie table after table."""
+        ids_L = np.ascontiguousarray(ids_L, dtype=np.int32)
+        return cls(lengths_TB.shape[1], ids_L, starts_of(lengths_TB.reshape(-1)))
+
     def ids_of(self, table: int) -> Int32Array:
         """Ids of one table, item after item."""
         first, end = self.offsets[[table * self.n_items, (table + 1) * self.n_items]]
@@ -37,21 +42,19 @@ class Jagged:
         """Ids of each item's bag in one table; (B,)."""
         return np.diff(self.offsets[table * self.n_items : (table + 1) * self.n_items + 1])
 
-    def first(self, n_items: int) -> Jagged:
-        """The first items."""
-        n_tables = (len(self.offsets) - 1) // self.n_items
-        parts = [
-            self.ids_L[self.offsets[t * self.n_items] : self.offsets[t * self.n_items + n_items]]
-            for t in range(n_tables)
-        ]
-        lengths = np.diff(self.offsets).reshape(n_tables, self.n_items)[:, :n_items]
-        return joined(np.concatenate(parts), lengths)
 
-
-def joined(ids_L: Int32Array, lengths_TB: Int64Array) -> Jagged:
-    """A batch of ids that lie table after table."""
-    offsets = np.concatenate(([0], np.cumsum(lengths_TB.reshape(-1)))).astype(np.int64)
-    return Jagged(lengths_TB.shape[1], np.ascontiguousarray(ids_L, dtype=np.int32), offsets)
+def cut(
+    ids_T: Sequence[Int32Array], lengths_TN: Int64Array, sizes: Sequence[int]
+) -> tuple[Jagged, ...]:
+    """Batches of these sizes, out of each table's ids of all items; what is left is dropped."""
+    edges = starts_of(sizes)
+    edges_T = [starts_of(lengths_N)[edges] for lengths_N in lengths_TN]
+    batches = []
+    for i in range(len(sizes)):
+        parts = [ids[at[i] : at[i + 1]] for ids, at in zip(ids_T, edges_T, strict=True)]
+        lengths_TB = lengths_TN[:, edges[i] : edges[i + 1]]
+        batches.append(Jagged.of(np.concatenate(parts), lengths_TB))
+    return tuple(batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,43 +65,36 @@ class Recorded:
     batches: tuple[Jagged, ...]
 
     def save_text(self, folder: Path) -> None:
-        """table_config.txt, data/batch_sizes.txt and data/f<t>.txt: a line a sample, ids with
-        commas between.
+        """table_config.txt, data/batch_sizes.txt and data/f<t>.txt: a line a sample, ids by commas.
+
+        And bags_config.txt, which is not in the release: how many ids every bag of a table has,
+        where that is fixed.
         """
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        _lines(folder / "table_config.txt", [f"{spec.rows},{spec.dim}" for spec in self.specs])
-        _lines(folder / "bags_config.txt", [str(spec.bag_ids or "") for spec in self.specs])
-        _lines(folder / "data" / "batch_sizes.txt", [str(batch.n_items) for batch in self.batches])
+        data = folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        _write(folder / "table_config.txt", (f"{spec.rows},{spec.dim}" for spec in self.specs))
+        _write(folder / "bags_config.txt", (spec.bag_ids or "" for spec in self.specs))
+        _write(data / "batch_sizes.txt", (batch.n_items for batch in self.batches))
         for table in range(len(self.specs)):
-            rows = []
+            samples = []
             for batch in self.batches:
                 bags = np.split(batch.ids_of(table), np.cumsum(batch.lengths_of(table))[:-1])
-                rows += [",".join(map(str, bag.tolist())) for bag in bags]
-            _lines(folder / "data" / f"f{table}.txt", rows)
+                samples += [",".join(map(str, bag.tolist())) for bag in bags]
+            _write(data / f"f{table}.txt", samples)
 
     def save_parquet(self, folder: Path) -> None:
         """tables.parquet (rows, dim, bag_ids) and batches.parquet (batch, table, lengths, ids)."""
         folder.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(
-            {
-                "rows": [spec.rows for spec in self.specs],
-                "dim": [spec.dim for spec in self.specs],
-                "bag_ids": pd.array([spec.bag_ids for spec in self.specs], dtype="Int64"),
-            }
-        ).to_parquet(folder / "tables.parquet", index=False)
+        tables = pd.DataFrame(self.specs, columns=["rows", "dim", "bag_ids"])
+        tables = tables.astype({"bag_ids": "Int64"})
+        tables.to_parquet(folder / "tables.parquet", index=False)
         rows = [
-            {
-                "batch": i,
-                "table": t,
-                "lengths": batch.lengths_of(t).astype(np.int32),
-                "ids": batch.ids_of(t),
-            }
+            (i, t, batch.lengths_of(t).astype(np.int32), batch.ids_of(t))
             for i, batch in enumerate(self.batches)
             for t in range(len(self.specs))
         ]
-        pd.DataFrame(rows, columns=["batch", "table", "lengths", "ids"]).to_parquet(
-            folder / "batches.parquet", index=False
-        )
+        batches = pd.DataFrame(rows, columns=["batch", "table", "lengths", "ids"])
+        batches.to_parquet(folder / "batches.parquet", index=False)
 
 
 def read(folder: Path) -> Recorded:
@@ -121,29 +117,20 @@ def _read_parquet(folder: Path) -> Recorded:
         for row in tables.itertuples()
     )
     batches = []
-    for _, own in pd.read_parquet(folder / "batches.parquet").groupby("batch", sort=True):
-        if own["table"].tolist() != [*range(len(specs))]:
+    for _, part in pd.read_parquet(folder / "batches.parquet").groupby("batch", sort=True):
+        if part["table"].tolist() != [*range(len(specs))]:
             raise ValueError(
-                f"{folder}: a batch has {len(own)} tables, not the {len(specs)} of tables.parquet "
+                f"{folder}: a batch has {len(part)} tables, not the {len(specs)} of tables.parquet "
                 "in order"
             )
-        batches.append(
-            joined(
-                np.concatenate(own["ids"].tolist()),
-                np.stack(own["lengths"].tolist()).astype(np.int64),
-            )
-        )
+        lengths_TB = np.stack(part["lengths"].tolist()).astype(np.int64)
+        batches.append(Jagged.of(np.concatenate(part["ids"].tolist()), lengths_TB))
     return Recorded(specs, tuple(batches))
 
 
 def _read_text(folder: Path) -> Recorded:
-    bags = (
-        folder / "bags_config.txt"
-    )  # not in the release: how many ids every bag of a table has, where that is fixed
-    tables = [
-        _numbers(folder / "table_config.txt", line)
-        for line in _read_lines(folder / "table_config.txt")
-    ]
+    tables = _read_numbers(folder / "table_config.txt")
+    bags = folder / "bags_config.txt"
     declared = _read_lines(bags) if bags.is_file() else [""] * len(tables)
     if len(declared) != len(tables) or any(len(table) != 2 for table in tables):
         raise ValueError(
@@ -154,43 +141,32 @@ def _read_text(folder: Path) -> Recorded:
         for (rows, dim), ids in zip(tables, declared, strict=True)
     )
     sizes = [int(line) for line in _read_lines(folder / "data" / "batch_sizes.txt")]
-    ids: list[list[Int32Array]] = []
-    lengths: list[Int64Array] = []
+    ids_T = []
+    lengths_TN = []
     for table in range(len(specs)):
         file = folder / "data" / f"f{table}.txt"
-        samples = [_numbers(file, line) for line in _read_lines(file)]
+        samples = _read_numbers(file)
         if len(samples) != sum(sizes):
             raise ValueError(f"{file}: {len(samples)} samples; batch_sizes.txt has {sum(sizes)}")
-        own = np.array([len(sample) for sample in samples], dtype=np.int64)
-        flat = np.array([number for sample in samples for number in sample], dtype=np.int32)
-        edges = np.concatenate(([0], np.cumsum(own)))[np.concatenate(([0], np.cumsum(sizes)))]
-        ids.append([flat[a:b] for a, b in itertools.pairwise(edges)])
-        lengths.append(own)
-    starts = np.concatenate(([0], np.cumsum(sizes)))
-    batches = [
-        joined(
-            np.concatenate([own[i] for own in ids]), np.stack(lengths)[:, starts[i] : starts[i + 1]]
-        )
-        for i in range(len(sizes))
-    ]
-    return Recorded(specs, tuple(batches))
+        ids_T.append(np.array([number for bag in samples for number in bag], dtype=np.int32))
+        lengths_TN.append([len(bag) for bag in samples])
+    return Recorded(specs, cut(ids_T, np.array(lengths_TN, dtype=np.int64), sizes))
 
 
 def _check(folder: Path, specs: Sequence[TableSpec], batch: Jagged) -> None:
     for table, spec in enumerate(specs):
         ids = batch.ids_of(table)
-        lengths = batch.lengths_of(table)
         if len(ids) and not (ids.min() >= 0 and ids.max() < spec.rows):
             raise ValueError(
                 f"{folder}: table {table} has {spec.rows} rows, but ids {ids.min()} to {ids.max()}"
             )
-        if spec.bag_ids is not None and (lengths != spec.bag_ids).any():
+        if spec.bag_ids is not None and (batch.lengths_of(table) != spec.bag_ids).any():
             raise ValueError(
                 f"{folder}: table {table} declares {spec.bag_ids} ids a bag, but has bags of others"
             )
 
 
-def _lines(file: Path, lines: Sequence[str]) -> None:
+def _write(file: Path, lines: Iterable[object]) -> None:
     file.write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -201,9 +177,13 @@ def _read_lines(file: Path) -> list[str]:
         raise ValueError(f"{file}: {error.strerror}") from error
 
 
+def _read_numbers(file: Path) -> list[list[int]]:
+    return [_numbers(file, line) for line in _read_lines(file)]
+
+
 def _numbers(file: Path, line: str) -> list[int]:
     try:
-        return [int(part) for part in line.split(",")] if line.strip() else []
+        return [int(word) for word in line.split(",")] if line.strip() else []
     except ValueError as error:
         raise ValueError(
             f"{file}: {line[:40]!r}; expected whole numbers with commas between"

@@ -1,5 +1,4 @@
-"""The eight models of DeepRecSys: six architectures, one file each, and the configurations of the
-release.
+"""The eight models of DeepRecSys: six architectures, a file each, and the release's configurations.
 
 An architecture is imported when it is built, so that `models.costs` can be had without PyTorch.
 """
@@ -31,8 +30,8 @@ MODELS = {  # architecture: its file and class
 def architecture(model_type: str) -> type[RecModel]:
     """The class of an architecture."""
     module, name = MODELS[model_type]
-    found: type[RecModel] = getattr(import_module(f"models.{module}"), name)
-    return found
+    model: type[RecModel] = getattr(import_module(f"models.{module}"), name)
+    return model
 
 
 def build(
@@ -43,13 +42,13 @@ def build(
     tables_of: RecModel | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> RecModel:
-    """The model with weights drawn from `seed`, ready to score; `on_progress` gets the fraction of
-    the tables built.
+    """The model with weights drawn from `seed`, ready to score.
 
-    `device`: laid out for that device (a CPU: packed, see RecModel.pack); None: plain PyTorch that
-    can go anywhere. `tables_of`: a model on the CPU of the same tables, whose rows are shared
-    instead of drawn again. `weights`: trained ones under the net's blob names instead of drawn
-    ones; raises KeyError, ValueError if they are another net's.
+    `on_progress` gets the fraction of the tables built. `device`: laid out for that device (a CPU:
+    packed, see RecModel.pack); None: plain PyTorch that can go anywhere. `tables_of`: a model on
+    the CPU of the same tables, whose rows are shared instead of drawn again. `weights`: trained
+    ones under the net's blob names instead of drawn ones; raises KeyError, ValueError if they are
+    another net's.
     """
     import torch  # noqa: PLC0415 (see above)
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.offsets import Int64Array, starts_of
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -31,10 +33,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device; from pinned memory without waiting for the copy."""
         dense_BF = None if self.dense_BF is None else self.dense_BF.to(device, non_blocking=True)
-        ids_L, offsets = (
-            tensor.to(device, non_blocking=True) for tensor in (self.ids_L, self.offsets)
-        )
-        return Batch(self.n_items, dense_BF, ids_L, offsets)
+        ids_L = self.ids_L.to(device, non_blocking=True)
+        return Batch(self.n_items, dense_BF, ids_L, self.offsets.to(device, non_blocking=True))
 
     @property
     def nbytes(self) -> int:
@@ -62,43 +62,41 @@ class Staging:
         self._dense: Tensor | None = None
         if like.dense_BF is not None:
             width = like.dense_BF.shape[1]
-            self._dense = torch.empty(
-                n // width + 1, width, dtype=like.dense_BF.dtype, pin_memory=pinned
-            )
+            shape = (n // width + 1, width)
+            self._dense = torch.empty(shape, dtype=like.dense_BF.dtype, pin_memory=pinned)
 
     def fill(self, parts: Sequence[Batch]) -> Batch:
         """The parts' items one after the other, in the buffers; valid until the next call."""
-        n_ids, n_bags, n_items = 0, 0, 0
         if sum(len(part.ids_L) for part in parts) > len(self._ids):
             raise ValueError("the batches do not fit the staging buffers")
+        n_ids = n_bags = n_items = 0
         for part in parts:
-            ids = len(part.ids_L)
-            bags = len(part.offsets) - 1
-            self._ids[n_ids : n_ids + ids] = part.ids_L
-            self._offsets[n_bags : n_bags + bags + 1] = part.offsets + n_ids
+            end_id = n_ids + len(part.ids_L)
+            end_bag = n_bags + len(part.offsets) - 1
+            end_item = n_items + part.n_items
+            self._ids[n_ids:end_id] = part.ids_L
+            self._offsets[n_bags : end_bag + 1] = part.offsets + n_ids
             if self._dense is not None and part.dense_BF is not None:
-                self._dense[n_items : n_items + part.n_items] = part.dense_BF
-            n_ids = n_ids + ids
-            n_bags = n_bags + bags
-            n_items = n_items + part.n_items
+                self._dense[n_items:end_item] = part.dense_BF
+            n_ids = end_id
+            n_bags = end_bag
+            n_items = end_item
         dense_BF = None if self._dense is None else self._dense[:n_items]
         return Batch(n_items, dense_BF, self._ids[:n_ids], self._offsets[: n_bags + 1])
 
 
-def first_rows(table_rows: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Where each table's rows start in the buffer of all tables; (T + 1,), the last = rows in all."""
-    return np.concatenate(([0], np.cumsum(table_rows))).astype(np.int64)
+def first_rows(table_rows: Sequence[int]) -> Int64Array:
+    """(T + 1,): where each table's rows start in the buffer of all tables; the last = all rows."""
+    return starts_of(table_rows)
 
 
 def from_tables(
     dense_BF: npt.NDArray[np.float32] | None,
-    ids_TL: Sequence[npt.NDArray[np.int64]],
-    lengths_TB: npt.NDArray[np.int64],
+    ids_TL: Sequence[Int64Array],
+    lengths_TB: Int64Array,
     table_rows: Sequence[int],
 ) -> Batch:
-    """Batch from table-major ids (one array a table, sample after sample, counted from the table's
-    first row).
-    """
+    """Batch from table-major ids: an array a table, sample after sample, from 0 on."""
     starts = first_rows(table_rows)
     n_tables, n_items = lengths_TB.shape
     bags = [
@@ -108,12 +106,11 @@ def from_tables(
     ids_L = np.concatenate(
         [bags[t][b] + starts[t] for b in range(n_items) for t in range(n_tables)]
     )
-    offsets = np.concatenate(([0], np.cumsum(lengths_TB.T.reshape(-1))))
+    offsets = starts_of(lengths_TB.T.reshape(-1))
+    dense = None if dense_BF is None else np.ascontiguousarray(dense_BF, dtype=np.float32)
     return Batch(
         n_items,
-        None
-        if dense_BF is None
-        else torch.from_numpy(np.ascontiguousarray(dense_BF, dtype=np.float32)),
+        None if dense is None else torch.from_numpy(dense),
         torch.from_numpy(ids_L.astype(np.int32)),
         torch.from_numpy(offsets.astype(np.int32)),
     )

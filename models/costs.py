@@ -18,14 +18,16 @@ from dataclasses import dataclass, replace
 from infra.settings.config import ModelConfig
 
 FLOAT_BYTES = ID_BYTES = 4
-MLP, ATTENTION, RECURRENT, INTERACTION = PARTS = ("mlp", "attention", "recurrent", "interaction")
+PARTS = ("mlp", "attention", "recurrent", "interaction")
+MLP, ATTENTION, RECURRENT, INTERACTION = PARTS
 _DICE = 9  # element-wise operators of models.layers.Dice
 
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """`groups` products of weights of their own, or of one weight used `rows` times an item: (B
-    rows, n_in) x n_out.
+    """`groups` products, each with a weight of its own that is used `rows` times an item.
+
+    (B rows, n_in) x n_out.
     """
 
     n_in: int
@@ -44,9 +46,8 @@ class Gemm:
     @property
     def weight_bytes(self) -> int:
         """Read once a forward pass; bias included."""
-        return (
-            FLOAT_BYTES * self.groups * self.n_out * (self.n_in + self.bias) if self.weighted else 0
-        )
+        n_weights = self.groups * self.n_out * (self.n_in + self.bias)
+        return FLOAT_BYTES * n_weights if self.weighted else 0
 
     def activation_bytes(self, n_items: int) -> int:
         """Read and written."""
@@ -59,9 +60,8 @@ class Net:
 
     gemms: tuple[Gemm, ...]
     output_width: int
-    other_launches: int = (
-        0  # operators that belong to no product; the look-up and the last concatenation not counted
-    )
+    # operators that belong to no product; the look-up and the last concatenation not counted
+    other_launches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,13 @@ class Costs:
 
     @property
     def n_launches(self) -> int:
-        """Operators of one eager forward pass that are no views: each is a kernel, the fused
-        look-up one.
+        """Operators of one eager forward pass that are no views: each is a kernel.
 
         For two items or more; DIEN's first layer copies its input only then.
         """
-        return (
-            sum(gemm.launches for gemm in self.gemms) + self.other_launches + 2
-        )  # look-up, last concatenation
+        look_up_and_last_concatenation = 2
+        launches = sum(gemm.launches for gemm in self.gemms)
+        return launches + self.other_launches + look_up_and_last_concatenation
 
     @property
     def bytes_moved(self) -> int:
@@ -141,10 +140,9 @@ def costs(config: ModelConfig, n_items: int) -> Costs:
     net = _NETS[config.model_type](config)
     n_tables = len(config.table_rows)
     bag_ids = config.num_indices_per_lookup
-    # Bags of 1 to K ids, evenly drawn, have (K + 1) / 2 on average.
-    lookups = (
-        n_tables * bag_ids if config.num_indices_per_lookup_fixed else n_tables * (bag_ids + 1) // 2
-    )
+    lookups = n_tables * bag_ids
+    if not config.num_indices_per_lookup_fixed:
+        lookups = n_tables * (bag_ids + 1) // 2  # of 1 to K ids, evenly drawn: the mean
     return Costs(
         n_items,
         net.gemms,
@@ -164,120 +162,114 @@ def _mlp(widths: Sequence[int], rows: int = 1, groups: int = 1, part: str = MLP)
     ]
 
 
-def _dice_mlp(widths: Sequence[int]) -> list[Gemm]:
-    *hidden, last = _mlp(widths)
-    return [*(replace(gemm, launches=1 + _DICE) for gemm in hidden), last]
+def _dice_mlp(
+    widths: Sequence[int], last_launches: int = 2, rows: int = 1, part: str = MLP
+) -> list[Gemm]:
+    *hidden, last = _mlp(widths, rows, part=part)
+    dice = [replace(gemm, launches=1 + _DICE) for gemm in hidden]
+    return [*dice, replace(last, launches=last_launches)]
+
+
+def _top(config: ModelConfig, n_in: int) -> list[Gemm]:
+    widths = (n_in, *config.top_widths)
+    return _dice_mlp(widths) if config.arch_variant == "paper" else _mlp(widths)
 
 
 def _dlrm(config: ModelConfig) -> Net:
-    n_tables = len(config.table_rows)
+    n_vectors = len(config.table_rows) + 1
     width = config.arch_sparse_feature_size
-    bottom = config.bot_widths
+    bottom = _mlp(config.bot_widths)
     interaction = []
-    n_top = bottom[-1] + n_tables * width
+    n_interactions = (n_vectors - 1) * width
     if config.arch_interaction_op == "dot":
-        n_vectors = n_tables + 1
-        n_top = (
-            bottom[-1]
-            + n_vectors * (n_vectors + (1 if config.arch_interaction_itself else -1)) // 2
-        )
+        itself = 1 if config.arch_interaction_itself else -1
+        n_interactions = n_vectors * (n_vectors + itself) // 2
         # launches: the vectors' concatenation, the product, the choice of its pairs
         interaction = [
             Gemm(width, n_vectors, rows=n_vectors, launches=3, weighted=False, part=INTERACTION)
         ]
-    return Net(
-        (*_mlp(bottom), *interaction, *_mlp((n_top, *config.top_widths))), config.top_widths[-1]
-    )
+    top = _mlp((config.bot_widths[-1] + n_interactions, *config.top_widths))
+    return Net((*bottom, *interaction, *top), config.top_widths[-1])
 
 
-def _joined(config: ModelConfig) -> int:
-    return config.dense_width + len(config.table_rows) * config.arch_sparse_feature_size
+def _joined_mlp(config: ModelConfig) -> list[Gemm]:
+    n_joined = config.dense_width + len(config.table_rows) * config.arch_sparse_feature_size
+    return _mlp((n_joined, *config.top_widths))
 
 
 def _wnd(config: ModelConfig) -> Net:
-    return Net(tuple(_mlp((_joined(config), *config.top_widths))), config.top_widths[-1])
+    return Net(tuple(_joined_mlp(config)), config.top_widths[-1])
 
 
 def _mtwnd(config: ModelConfig) -> Net:
     tasks = _mlp(config.task_widths, groups=config.num_multi_tasks)
-    shared = _mlp((_joined(config), *config.top_widths))
-    return Net((*shared, *tasks), config.num_multi_tasks * config.task_widths[-1])
+    n_out = config.num_multi_tasks * config.task_widths[-1]
+    return Net((*_joined_mlp(config), *tasks), n_out)
 
 
 def _ncf(config: ModelConfig) -> Net:
-    width, (*tower, n_out) = config.arch_sparse_feature_size, config.top_widths
-    n_out = 1 if config.arch_variant == "paper" else n_out
-    return Net(
-        (*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out))), n_out, 1
-    )  # 1: the two factors joined
+    width = config.arch_sparse_feature_size
+    *tower, n_out = config.top_widths
+    if config.arch_variant == "paper":
+        n_out = 1
+    gemms = (*_mlp((2 * width, *tower)), *_mlp((width + tower[-1], n_out)))
+    return Net(gemms, n_out, other_launches=1)  # the two factors joined
 
 
 def _din(config: ModelConfig) -> Net:
     width = config.arch_sparse_feature_size
     hidden = config.bot_widths
     n_behaviours = len(config.table_rows) - 3
-    widths = (4 * width, *config.top_widths)
+    top = _top(config, 4 * width)
+    n_out = config.top_widths[-1]
     if config.arch_variant == "paper":
-        *units, last = _mlp((3 * width, *hidden, 1), rows=n_behaviours, part=ATTENTION)
-        units = [*(replace(unit, launches=1 + _DICE) for unit in units), replace(last, launches=1)]
+        units = _dice_mlp((3 * width, *hidden, 1), 1, rows=n_behaviours, part=ATTENTION)
         # others: behaviours by ad, their concatenation, behaviours by weight, the sum
-        return Net((*units, *_dice_mlp(widths)), config.top_widths[-1], 4)
+        return Net((*units, *top), n_out, other_launches=4)
     of_ad = Gemm(width, n_behaviours * hidden[0], launches=1, part=ATTENTION)
-    # With one hidden unit the behaviours' product is computed as an element-wise one and a sum: one
-    # operator more.
-    own_launches = 4 if hidden[0] == 1 else 3
-    own = Gemm(
-        width, hidden[0], groups=n_behaviours, launches=own_launches, bias=False, part=ATTENTION
+    # With one hidden unit the product is an element-wise one and a sum: one operator more.
+    of_behaviours = Gemm(
+        width,
+        hidden[0],
+        groups=n_behaviours,
+        launches=4 if hidden[0] == 1 else 3,
+        bias=False,
+        part=ATTENTION,
     )
     rest = _mlp((*hidden, width), groups=n_behaviours, part=ATTENTION)
-    return Net(
-        (of_ad, own, *rest, *_mlp(widths)), config.top_widths[-1], 1
-    )  # 1: the sum over behaviours
+    # others: the sum over behaviours
+    return Net((of_ad, of_behaviours, *rest, *top), n_out, other_launches=1)
 
 
 def _dien(config: ModelConfig) -> Net:
     width = config.arch_sparse_feature_size
     hidden = config.hidden_size
     n_steps = len(config.table_rows) - 3
-    widths = (hidden + 3 * width, *config.top_widths)
+    top = _top(config, hidden + 3 * width)
+    n_out = config.top_widths[-1]
+
+    def recurrent(n_in: int, n_out: int, launches: int, rows: int = n_steps) -> Gemm:
+        return Gemm(n_in, n_out, rows=rows, launches=launches, part=RECURRENT)
+
     if config.arch_variant == "paper":
-        cells = [
-            part
-            for n_in, step_launches in (
-                (width, 10),
-                (hidden, 11),
-            )  # 11: the step's attention scales the gate
-            for part in (
-                Gemm(n_in, 3 * hidden, rows=n_steps, launches=1, part=RECURRENT),
-                Gemm(
-                    hidden,
-                    3 * hidden,
-                    rows=n_steps,
-                    launches=step_launches * n_steps,
-                    bias=False,
-                    part=RECURRENT,
-                ),
-            )
-        ]
+        gates = 3 * hidden
+        cells = []
+        for n_in, step_launches in ((width, 10), (hidden, 11)):  # 11: attention scales the gate
+            step = recurrent(hidden, gates, step_launches * n_steps)
+            cells += [recurrent(n_in, gates, 1), replace(step, bias=False)]
         compare = Gemm(width, hidden, launches=1, part=ATTENTION)
         scores = Gemm(hidden, 1, rows=n_steps, launches=2, weighted=False, part=ATTENTION)
         # others: the first layer's bias apart from its product; of both cells the first state and
         # the stacked ones
-        return Net((*cells, compare, scores, *_dice_mlp(widths)), config.top_widths[-1], 5)
-    layers = [
-        part
-        for n_in in (width, hidden)
-        for part in (
-            Gemm(n_in, hidden, rows=n_steps, launches=1, part=RECURRENT),
-            # The first step has no product: its state is 0. It adds the bias, takes tanh.
-            Gemm(hidden, hidden, rows=n_steps - 1, launches=3 * (n_steps - 1) + 2, part=RECURRENT),
-        )
-    ]
-    dropped = Gemm(
-        hidden, hidden, rows=n_steps, launches=3, part=RECURRENT
-    )  # computed and not used, as released
+        return Net((*cells, compare, scores, *top), n_out, other_launches=5)
+    layers = []
+    for n_in in (width, hidden):
+        # The first step has no product: its state is 0. It adds the bias, takes tanh.
+        steps = recurrent(hidden, hidden, 3 * (n_steps - 1) + 2, n_steps - 1)
+        layers += [recurrent(n_in, hidden, 1), steps]
+    dropped = recurrent(hidden, hidden, 3)  # computed and not used, as released
     # others: the behaviours laid out anew, the first layer's states stacked
-    return Net((*layers, dropped, *_mlp(widths)), config.top_widths[-1], 2)
+    return Net((*layers, dropped, *top), n_out, other_launches=2)
 
 
 _NETS = {"dlrm": _dlrm, "wnd": _wnd, "mtwnd": _mtwnd, "ncf": _ncf, "din": _din, "dien": _dien}

@@ -25,7 +25,7 @@ from models.layers import GroupedFC, JoinedInput, Layer, Relu, Sigmoid, Stack, g
 
 
 class TaskTowers(Layer):
-    """One MLP a task, all of the same widths: batched products, or packed one task after the other."""
+    """One MLP a task, all of the same widths: batched products, or packed stacks in turn."""
 
     def __init__(self, n_tasks: int, widths: Sequence[int]) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
-"""A model on its own, without queue and engines: `python models/<model>.py ...`, or DeepRecSys.py
-without --queue.
+"""A model on its own, without queue and engines: `python models/<model>.py ...`.
+
+So does DeepRecSys.py without --queue.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ class StandaloneTimes:
     compute_ms: float
 
     def numbers(self) -> list[float]:
-        """Total and per iteration of loading, computation and execution: the six numbers of the
-        release.
-        """
+        """The release's six: total and per iteration, of loading, computation and execution."""
         sums = (self.load_ms, self.compute_ms, self.load_ms + self.compute_ms)
         return [number for total in sums for number in (total, total / self.n_iterations)]
 
@@ -54,8 +53,9 @@ class StandaloneTimes:
 def time_model(
     model: RecModel, inputs: InputPool, batch_items: int, n_epochs: int, device: torch.device
 ) -> StandaloneTimes:
-    """Time `n_epochs` passes over the pool's inputs at one batch size; a few iterations before are
-    not counted.
+    """Time `n_epochs` passes over the pool's inputs at one batch size.
+
+    A few iterations before are not counted.
     """
     load_ns = compute_ns = 0
     n_iterations = n_epochs * inputs.n_inputs
@@ -97,29 +97,25 @@ def run(config: RunConfig) -> None:
             model = build(config.model, config.inputs.numpy_rand_seed, on_progress, device)
         with progress.step("drawing inputs") as on_progress:
             inputs = InputPool.of(config, on_progress)
+    n_items = config.inputs.mini_batch_size
+    n_epochs = config.inputs.nepochs
     if config.output.enable_profiling:
-        time_model(
-            model, inputs, config.inputs.mini_batch_size, 1, device
-        )  # the first calls are not typical
-        with operator_times(model) as own_ms:
-            times = time_model(
-                model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device
-            )
-        _print_operators(own_ms, times)
+        time_model(model, inputs, n_items, 1, device)  # the first calls are not typical
+        with operator_times(model) as self_ms:
+            times = time_model(model, inputs, n_items, n_epochs, device)
+        _print_operators(self_ms, times)
     else:
-        times = time_model(
-            model, inputs, config.inputs.mini_batch_size, config.inputs.nepochs, device
-        )
+        times = time_model(model, inputs, n_items, n_epochs, device)
     print("\n".join(times.lines()))
 
 
-def _print_operators(own_ms: dict[str, float], times: StandaloneTimes) -> None:
-    """Shares of the forward's time, warm-up included in the operators' sums and in what they are
-    divided by.
+def _print_operators(self_ms: dict[str, float], times: StandaloneTimes) -> None:
+    """Print shares of the forward's time.
+
+    Warm-up is in the operators' sums and in what they are divided by.
     """
-    per_iteration = {
-        name: ms / (times.n_iterations + WARMUP_ITERATIONS) for name, ms in own_ms.items()
-    }
+    n_calls = times.n_iterations + WARMUP_ITERATIONS
+    per_iteration = {name: ms / n_calls for name, ms in self_ms.items()}
     total = max(times.compute_ms / times.n_iterations, sum(per_iteration.values()))
     per_iteration["Other"] = total - sum(per_iteration.values())
     print(f"{'operator':<20} {'ms/iter':>10} {'share':>8}")

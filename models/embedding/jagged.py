@@ -24,6 +24,12 @@ def offsets_of(lengths_M: Tensor) -> Tensor:
     return torch.cat((lengths_M.new_zeros(1), ends_M))
 
 
+def lengths_of(offsets: Tensor, n_tables: int, *, item_major: bool) -> Tensor:
+    """(T, B): ids of each table's and item's bag."""
+    lengths_M = torch.diff(offsets)
+    return lengths_M.view(-1, n_tables).T if item_major else lengths_M.view(n_tables, -1)
+
+
 def picked(ids_L: Tensor, starts_M: Tensor, lengths_M: Tensor) -> tuple[Tensor, Tensor]:
     """(ids, offsets) of bags that begin at `starts_M`, one behind the other."""
     offsets = offsets_of(lengths_M)
@@ -77,10 +83,7 @@ class Bags:
 
     def lengths(self) -> Tensor:
         """(T, B): ids of each table's and item's bag."""
-        lengths_M = torch.diff(self.offsets)
-        if self.item_major:
-            return lengths_M.view(self.n_items, self.n_tables).T
-        return lengths_M.view(self.n_tables, self.n_items)
+        return lengths_of(self.offsets, self.n_tables, item_major=self.item_major)
 
     def of(self, tables: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(ids, offsets) of some tables, table after table, offsets from 0 on.

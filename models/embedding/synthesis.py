@@ -135,8 +135,8 @@ def draw_ids(n_rows: int, n: int, alpha: float | None, rng: np.random.Generator)
     if alpha is not None:
         return draw_rows(n_rows, alpha, n, rng).astype(np.int32)
     edges = np.cumsum(rng.power(3, n_rows))
-    ids = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
-    return ids.astype(np.int32).clip(max=n_rows - 1)
+    ids: Int64Array = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
+    return np.minimum(ids, n_rows - 1).astype(np.int32)
 
 
 def draw_sizes(n: int, rng: np.random.Generator) -> Int64Array:

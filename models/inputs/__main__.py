@@ -1,4 +1,7 @@
-"""Profiles of id traces, and traces from profiles: python -m models.inputs profile|generate --help."""
+"""Profiles of id traces, and traces from profiles.
+
+python -m models.inputs profile|generate --help
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,38 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from infra.rng import stream
 from models.inputs.stack_distance import generate, locality_of, read_locality, write_locality
+from models.offsets import Int64Array
 
-Int64Array = npt.NDArray[np.int64]
 MOST_ID = 2**62
 
 
 def read_ids(path: Path) -> Int64Array:
-    """Ids of a trace: a .npy file of whole numbers, or text with blanks, commas or line ends
-    between, no header.
+    """Ids of a trace: a .npy file of whole numbers, or text without header.
 
-    Raises ValueError naming the file and the line.
+    Text has blanks, commas or line ends between. Raises ValueError naming the file and the line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a trace of ids")
-    if path.suffix == ".npy":
-        try:
-            ids = np.load(path, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{path}: not readable: {error}") from error
-        if (
-            not np.issubdtype(ids.dtype, np.integer)
-            or ids.size == 0
-            or ids.min() < 0
-            or ids.max() > MOST_ID
-        ):
-            raise ValueError(
-                f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers from 0 to "
-                f"{MOST_ID}"
-            )
-        flat: Int64Array = ids.reshape(-1).astype(np.int64)
-        return flat
+    return _read_array(path) if path.suffix == ".npy" else _read_text(path)
+
+
+def _read_array(path: Path) -> Int64Array:
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path}: not readable: {error}") from error
+    whole = np.issubdtype(ids.dtype, np.integer) and ids.size > 0
+    if not whole or ids.min() < 0 or ids.max() > MOST_ID:
+        raise ValueError(
+            f"{path}: holds {ids.size} of {ids.dtype}; expected whole numbers from 0 to {MOST_ID}"
+        )
+    return np.asarray(ids.reshape(-1), np.int64)
+
+
+def _read_text(path: Path) -> Int64Array:
     text = path.read_text(errors="replace").replace(",", " ")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -76,37 +77,24 @@ def write_ids(path: Path, ids: Int64Array, bag_ids: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="models.inputs", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="models.inputs", description=(__doc__ or "").split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    profile = commands.add_parser("profile", help="LRU stack distances of a trace of ids")
-    profile.add_argument(
-        "--profile_trace_file", type=Path, required=True, help="ids of one table in order of use"
-    )
-    profile.add_argument(
-        "--max_stack_distance", type=int, help="accesses deeper than that count as first ones"
-    )
-    profile.add_argument(
-        "--sd_file_cumm", type=Path, required=True, help="gets the profile with cumulative shares"
-    )
-    profile.add_argument(
-        "--sd_file", type=Path, help="gets the profile with each distance's own share"
-    )
-    make = commands.add_parser("generate", help="ids with a profile's stack distances")
-    make.add_argument(
-        "--sd_file_cumm", type=Path, required=True, help="profile, as `profile` writes it"
-    )
-    make.add_argument(
-        "--trace_file",
-        type=Path,
-        required=True,
-        help="gets the ids, a bag a line (.npy: all at once)",
-    )
-    make.add_argument("--table_size", type=int, required=True, help="rows of the table")
-    make.add_argument("--num_batches", type=int, default=1)
-    make.add_argument("--mini_batch_size", type=int, default=1, help="bags of a batch")
-    make.add_argument("--pooling_factor", type=int, default=1, help="ids of a bag")
-    make.add_argument("--data_trace_enable_padding", action="store_true")
-    make.add_argument("--numpy_rand_seed", type=int, default=123)
+    add = commands.add_parser("profile", help="LRU stack distances of a trace of ids").add_argument
+    add("--profile_trace_file", type=Path, required=True, help="ids of one table in order of use")
+    add("--max_stack_distance", type=int, help="accesses deeper than that count as first ones")
+    add("--sd_file_cumm", type=Path, required=True, help="gets the profile with cumulative shares")
+    add("--sd_file", type=Path, help="gets the profile with each distance's own share")
+    add = commands.add_parser("generate", help="ids with a profile's stack distances").add_argument
+    add("--sd_file_cumm", type=Path, required=True, help="profile, as `profile` writes it")
+    add("--trace_file", type=Path, required=True, help="gets the ids, a bag a line (.npy: all)")
+    add("--table_size", type=int, required=True, help="rows of the table")
+    add("--num_batches", type=int, default=1)
+    add("--mini_batch_size", type=int, default=1, help="bags of a batch")
+    add("--pooling_factor", type=int, default=1, help="ids of a bag")
+    add("--data_trace_enable_padding", action="store_true")
+    add("--numpy_rand_seed", type=int, default=123)
     return parser
 
 
@@ -120,12 +108,8 @@ def _profile(args: argparse.Namespace) -> None:
         write_locality(args.sd_file, locality, cumulative=False)
     print(f"{len(ids)} accesses, {len(locality.first_ids)} ids, {len(locality.distance)} distances")
     rows = np.unique(np.geomspace(1, max(len(locality.first_ids), 1), 8).astype(int))
-    print(
-        "LRU cache of rows: "
-        + ", ".join(
-            f"{n}: {rate:.1%}" for n, rate in zip(rows, locality.hit_rate(rows), strict=True)
-        )
-    )
+    rates = zip(rows, locality.hit_rate(rows), strict=True)
+    print("LRU cache of rows: " + ", ".join(f"{n}: {rate:.1%}" for n, rate in rates))
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -1,5 +1,4 @@
-"""Data sets as streams of samples in the order of time: MovieLens-style interactions, Criteo's
-click logs.
+"""Data sets as streams of samples in the order of time: MovieLens-style, and Criteo's click logs.
 
 Categories become 64-bit hashes; who uses them takes them modulo a table's rows.
 """
@@ -20,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from models.offsets import Int64Array
+
 UInt64Array = npt.NDArray[np.uint64]
-Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
-CRITEO_DENSE, CRITEO_SPARSE = 13, 26
+CRITEO_DENSE = 13
+CRITEO_SPARSE = 26
 # File of a MovieLens-style set: separator, whether a header names the columns.
 _LAYOUTS = {
     ".inter": ("\t", True),
@@ -37,8 +38,9 @@ _COLUMNS = ("user", "item", "rating", "time")
 
 @dataclass(frozen=True)
 class Interactions:
-    """Who took what when: `user`, `item` int64[N] as numbers from 0, `time` and `rating`
-    float64[N]; ascending time.
+    """Who took what when, by ascending time.
+
+    `user`, `item` int64[N] as numbers from 0, `time` and `rating` float64[N].
     """
 
     user: Int64Array
@@ -50,14 +52,14 @@ class Interactions:
         return len(self.user)
 
     def item_before(self, k: int) -> Int64Array:
-        """The item that the same user took k interactions earlier (k >= 1); whoever has fewer:
-        counted round and round in what came before; the first one of a user: its own item.
-        int64[N].
+        """int64[N]: the item that the same user took k interactions earlier (k >= 1).
+
+        Whoever has fewer: counted round and round in what came before; the first one of a user: its
+        own item.
         """
         order, begin, n_before = self._by_user
-        source = np.where(
-            n_before > 0, begin + n_before - 1 - (k - 1) % np.maximum(n_before, 1), begin
-        )
+        back = n_before - 1 - (k - 1) % np.maximum(n_before, 1)
+        source = begin + np.where(n_before > 0, back, 0)
         before = np.empty_like(self.item)
         before[order] = self.item[order][source]
         return before
@@ -73,8 +75,10 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Criteo:
-    """`dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes
-    (N, 26); `label_N` float32, 1 = clicked.
+    """Click logs.
+
+    `dense_NF` float32 (N, 13), log(1 + x) with missing and negative ones 0; `sparse_NC` hashes (N,
+    26); `label_N` float32, 1 = clicked.
     """
 
     dense_NF: FloatArray
@@ -86,19 +90,39 @@ class Criteo:
 
 
 def read_interactions(path: str) -> Interactions:
-    """From a file or from the first known file in a folder: *.inter, u.data, ratings.dat,
-    ratings.csv.
+    """Interactions of a file or of the first one of its kind in a folder.
 
-    Raises ValueError naming the file, what is wrong and what is expected.
+    *.inter, u.data, ratings.dat, ratings.csv. Raises ValueError naming the file, what is wrong and
+    what is expected.
     """
     file = _ratings_file(Path(path))
+    table, has_header = _ratings_table(file)
+    rating, time = (
+        pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
+        for name in ("rating", "time")
+    )
+    is_empty = table[["user", "item"]].isna().any(axis=1)
+    bad = np.flatnonzero(~(np.isfinite(rating) & np.isfinite(time)) | is_empty)
+    if len(bad):
+        words = ", ".join(str(word) for word in table.iloc[bad[0]])
+        header = "" if has_header else " and no header"
+        raise ValueError(
+            f"{file}, line {bad[0] + 1 + has_header}: {words}; expected user, item, rating, "
+            f"time{header}"
+        )
+    order = np.argsort(time, kind="stable")
+    user, item = (pd.factorize(table[name])[0][order].astype(np.int64) for name in ("user", "item"))
+    return Interactions(user, item, rating[order], time[order])
+
+
+def _ratings_table(file: Path) -> tuple[pd.DataFrame, bool]:
+    """The file's four columns as text, by name, and whether it has a header."""
     layout = next(kind for kind in _LAYOUTS if file.name.endswith(kind))
     separator, has_header = _LAYOUTS[layout]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", pd.errors.ParserWarning
-            )  # rows with more fields than the header
+            # rows with more fields than the header
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 file,
                 sep=separator,
@@ -116,24 +140,7 @@ def read_interactions(path: str) -> Interactions:
         raise ValueError(f"{file}: {table.shape[1]} columns; expected user, item, rating, time")
     table = _by_name(table, file) if has_header else table.iloc[:, : len(_COLUMNS)]
     table.columns = pd.Index(_COLUMNS)
-    numbers = {
-        name: pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64)
-        for name in ("rating", "time")
-    }
-    bad = ~(np.isfinite(numbers["rating"]) & np.isfinite(numbers["time"])) | table[
-        ["user", "item"]
-    ].isna().any(axis=1)
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        words = ", ".join(str(word) for word in table.iloc[row])
-        header = "" if has_header else " and no header"
-        raise ValueError(
-            f"{file}, line {row + 1 + has_header}: {words}; expected user, item, rating, "
-            f"time{header}"
-        )
-    order = np.argsort(numbers["time"], kind="stable")
-    user, item = (pd.factorize(table[name])[0][order].astype(np.int64) for name in ("user", "item"))
-    return Interactions(user, item, numbers["rating"][order], numbers["time"][order])
+    return table, has_header
 
 
 def _ratings_file(path: Path) -> Path:
@@ -153,22 +160,17 @@ def _ratings_file(path: Path) -> Path:
 
 def _by_name(table: pd.DataFrame, file: Path) -> pd.DataFrame:
     """The four columns by what their headers begin with (user_id:token, userId, movieId, ...)."""
-    starts = {
-        "user": ("user",),
-        "item": ("item", "movie"),
-        "rating": ("rating",),
-        "time": ("time",),
-    }
-    found = []
+    columns = []
     for name in _COLUMNS:
-        match = [column for column in table.columns if str(column).lower().startswith(starts[name])]
+        starts = ("item", "movie") if name == "item" else (name,)
+        match = [column for column in table.columns if str(column).lower().startswith(starts)]
         if not match:
             raise ValueError(
                 f"{file}: its header has no column for the {name}: "
                 f"{', '.join(map(str, table.columns))}"
             )
-        found.append(match[0])
-    return table[found].copy()
+        columns.append(match[0])
+    return table[columns].copy()
 
 
 def movielens_folder() -> Path | None:
@@ -197,10 +199,10 @@ def read_criteo(path: str, n: int) -> Criteo:
         )
     with Path(path).open(encoding="latin-1") as lines:
         for number, line in enumerate(itertools.islice(lines, n), start=1):
-            if line.count("\t") != n_columns - 1:
-                found = line.count("\t") + 1
+            n_found = line.count("\t") + 1
+            if n_found != n_columns:
                 raise ValueError(
-                    f"{path}, line {number}: {found} columns; expected {n_columns} with tabs "
+                    f"{path}, line {number}: {n_found} columns; expected {n_columns} with tabs "
                     "between"
                 )
     try:
@@ -215,16 +217,14 @@ def read_criteo(path: str, n: int) -> Criteo:
         )
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable: {' '.join(str(error).split())}") from error
-    numbers = (
-        table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0").apply(pd.to_numeric, errors="coerce")
-    )
-    bad = np.flatnonzero(
-        ~np.isfinite(numbers.to_numpy(np.float64)).all(axis=1) | ~numbers[0].isin((0, 1)).to_numpy()
-    )
+    words = table.iloc[:, : 1 + CRITEO_DENSE].replace("", "0")
+    numbers = words.apply(pd.to_numeric, errors="coerce")
+    finite = np.isfinite(numbers.to_numpy(np.float64)).all(axis=1)
+    bad = np.flatnonzero(~finite | ~numbers[0].isin((0, 1)).to_numpy())
     if len(bad):
-        words = ", ".join(table.iloc[bad[0], :4])
+        first = ", ".join(table.iloc[bad[0], :4])
         raise ValueError(
-            f"{path}, line {bad[0] + 1}: {words}, ...; expected a label 0 or 1, 13 integers and "
+            f"{path}, line {bad[0] + 1}: {first}, ...; expected a label 0 or 1, 13 integers and "
             "no header"
         )
     dense_NF = np.log1p(np.maximum(numbers.iloc[:, 1:].to_numpy(np.float32), 0))

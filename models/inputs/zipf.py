@@ -7,7 +7,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-Int64Array = npt.NDArray[np.int64]
+from models.offsets import Int64Array
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -32,20 +33,17 @@ def draw_ranks(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> I
         area = last + rng.random(missing + missing // 8 + 16) * (first - last)
         x = _inverse_area(area, alpha)
         rank = np.clip(np.floor(x + 0.5), 1, n_rows)
-        kept = rank[
-            (rank - x <= at_once) | (area >= _area(rank + 0.5, alpha) - rank**-alpha)
-        ].astype(np.int64)
-        parts.append(kept[:missing])
+        is_kept = (rank - x <= at_once) | (area >= _area(rank + 0.5, alpha) - rank**-alpha)
+        parts.append(rank[is_kept][:missing].astype(np.int64))
         missing -= len(parts[-1])
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def draw_rows(n_rows: int, alpha: float, n: int, rng: np.random.Generator) -> Int64Array:
-    """n rows 0..n_rows - 1 by Zipf's law; which row has which rank is drawn too, so that the
-    popular ones are spread.
+    """n rows 0..n_rows - 1 by Zipf's law; which row has which rank is drawn too.
 
-    Ranks become rows by an affine map of the residues modulo n_rows (one factor without a common
-    divisor, one shift).
+    So the popular ones are spread. Ranks become rows by an affine map of the residues modulo n_rows
+    (one factor without a common divisor, one shift).
     """
     factor = int(rng.integers(n_rows // 3, n_rows + 1)) | 1
     while math.gcd(factor, n_rows) > 1:

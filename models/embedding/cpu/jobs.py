@@ -108,7 +108,7 @@ class Jobs:
             self._parts[key] = parts
         address = ctypes.addressof(call)
         if self._n_threads == 1:
-            return self._driver(address, parts.address, len(parts.rows)) < 0
+            return bool(self._driver(address, parts.address, len(parts.rows)) < 0)
         tables = [record[:, 0] for record in self._records]
         widths = [job.width for job in self._jobs]
         pieces = split(parts.rows, tables, widths, bags, self._n_threads)
@@ -118,7 +118,7 @@ class Jobs:
             threads.submit(self._driver, address, part.address, len(part.rows)) for part in others
         ]
         wrong = self._driver(address, mine.address, len(mine.rows))
-        return max(wrong, *(run.result() for run in running)) < 0
+        return bool(max(wrong, *(run.result() for run in running)) < 0)
 
     def _whole(self, bags: Bags) -> PartList:
         """A part a job, all its tables and all items."""

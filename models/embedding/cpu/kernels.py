@@ -12,7 +12,6 @@ Python.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -296,7 +295,7 @@ def copying(width: int, storage: str, bits: int, ahead: str) -> Any:
 
 
 @cache
-def driver() -> Callable[[int, int, int], int]:
+def driver() -> Any:
     """driver(call, parts, n): runs n parts; -1, or the part whose kernel saw a wrong id."""
 
     def run(call, parts, n):
@@ -306,8 +305,7 @@ def driver() -> Callable[[int, int, int], int]:
                 return i
         return -1
 
-    compiled: Callable[[int, int, int], int] = njit("int64(int64, int64, int64)", nogil=True)(run)
-    return compiled
+    return njit("int64(int64, int64, int64)", nogil=True)(run)
 
 
 def _first_wrong_item(bits: int) -> Any:
@@ -334,7 +332,7 @@ def _first_wrong_item(bits: int) -> Any:
 
 
 @cache
-def first_wrong_bag(bits: int) -> Callable[[int, int, int, int, int], int]:
+def first_wrong_bag(bits: int) -> Any:
     """wrong(call, bag_ids, n_tables, n_items, n_ids) -> a bag whose offsets cannot be, or -1.
 
     `bag_ids`: address of an int64 a table, how many ids each of its bags has, -1 for any number.
@@ -357,7 +355,4 @@ def first_wrong_bag(bits: int) -> Callable[[int, int, int, int, int], int]:
                 return bag + item * step
         return -1
 
-    compiled: Callable[[int, int, int, int, int], int] = njit(
-        "int64(int64, int64, int64, int64, int64)", nogil=True
-    )(run)
-    return compiled
+    return njit("int64(int64, int64, int64, int64, int64)", nogil=True)(run)

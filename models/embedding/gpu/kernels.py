@@ -1,6 +1,7 @@
 """The GPU's schedules as Triton functions.
 
-A generated kernel (codegen.py) calls one of them a program.
+A generated kernel (codegen.py) calls one of them a program, with what its arguments are called:
+values of the kernel in small letters, numbers of a branch in capitals.
 
 A tile is BB bags x BL ids of each at a time x BD columns. Ids and rows stay in one layout through
 the loop (no exchange between threads until its end), and row starts are written as multiples of
@@ -12,7 +13,7 @@ imported only by what launches kernels.
 # of a bag, L ids of every bag
 
 # mypy: allow-untyped-decorators, allow-untyped-defs, allow-incomplete-defs
-# ruff: noqa: ANN001, ANN201, ANN202, ARG001 (Triton types arguments itself; schedules are called alike)
+# ruff: noqa: ANN001, ANN201, ANN202 (Triton types arguments itself)
 
 import triton
 import triton.language as tl
@@ -118,13 +119,11 @@ def gather(
     offsets,
     weight,
     out,
-    scratch,
     counts,
     first_bag,
     step,
     line,
     column,
-    base,
     n_bags,
     width,
     tile,
@@ -151,13 +150,11 @@ def fixed_length(
     offsets,
     weight,
     out,
-    scratch,
     counts,
     first_bag,
     step,
     line,
     column,
-    base,
     n_bags,
     width,
     tile,
@@ -184,13 +181,11 @@ def bags(
     offsets,
     weight,
     out,
-    scratch,
     counts,
     first_bag,
     step,
     line,
     column,
-    base,
     n_bags,
     width,
     tile,
@@ -214,16 +209,12 @@ def split(
     values,
     offsets,
     weight,
-    out,
     scratch,
-    counts,
     first_bag,
     step,
     line,
-    column,
     base,
     n_bags,
-    width,
     tile,
     D: tl.constexpr,
     K: tl.constexpr,
@@ -255,15 +246,9 @@ def split(
 
 @triton.jit
 def combine(
-    values,
-    offsets,
-    weight,
     out,
     scratch,
     counts,
-    first_bag,
-    step,
-    line,
     column,
     base,
     n_bags,

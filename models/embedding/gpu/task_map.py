@@ -41,6 +41,5 @@ def task_map(
         )
     first = np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
     which = np.repeat(order, n_tiles)
-    return np.stack((branches[which], numbers[which], np.arange(n_tasks) - first), axis=1).astype(
-        np.int32
-    )
+    tasks_N3 = np.stack((branches[which], numbers[which], np.arange(n_tasks) - first), axis=1)
+    return tasks_N3.astype(np.int32)

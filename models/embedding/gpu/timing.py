@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-FloatArray = npt.NDArray[np.float64]
-Call = Callable[[int], object]  # call(i) works on input i
+from models.embedding.backend import Call, FloatArray
+
 _LEAD_CLOCKS = 1_000_000  # about half a millisecond, in which the host queues what is timed
 _FLUSH_BYTES = 256 << 20  # beyond any L2
 
@@ -18,12 +17,11 @@ _FLUSH_BYTES = 256 << 20  # beyond any L2
 def device_seconds(
     calls: Sequence[Call], n_rounds: int, *, cold: bool = True, first: int = 0
 ) -> FloatArray:
-    """(calls, rounds): the device's time for call(i), all calls in turn within a round, i = first,
-    first + 1, ...
+    """(calls, rounds): the device's time for call(i), i = first, first + 1, ...
 
-    `cold`: L2 holds none of it; else what the same call has just left there. The device is kept
-    busy until the host has queued the call, so launches are not in the time unless they take longer
-    than half a millisecond.
+    All calls in turn within a round. `cold`: L2 holds none of it; else what the same call has just
+    left there. The device is kept busy until the host has queued the call, so launches are not in
+    the time unless they take longer than half a millisecond.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     events = []
@@ -34,11 +32,11 @@ def device_seconds(
             else:
                 call(round_id)
             torch.cuda._sleep(_LEAD_CLOCKS)  # type: ignore[no-untyped-call]  # noqa: SLF001 (there is no other)
-            pair = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-            pair[0].record()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
             call(round_id)
-            pair[1].record()
-            events.append(pair)
+            end.record()
+            events.append((start, end))
         torch.cuda.synchronize()
     ms = [start.elapsed_time(end) for start, end in events]
     return np.array(ms, dtype=np.float64).reshape(n_rounds, len(calls)).T / 1e3
@@ -51,15 +49,16 @@ def wall_seconds(
     first: int = 0,
     wait: Callable[[], object] = lambda: None,
 ) -> FloatArray:
-    """(calls, rounds): from the call to its result, on the host's clock; `wait` returns when a
-    device is done.
+    """(calls, rounds): from the call to its result, on the host's clock.
+
+    `wait` returns when a device is done.
     """
-    found = np.empty((len(calls), n_rounds))
+    times = np.empty((len(calls), n_rounds))
     for round_id in range(n_rounds):
         for i, call in enumerate(calls):
             wait()
             start = time.perf_counter()
             call(first + round_id)
             wait()
-            found[i, round_id] = time.perf_counter() - start
-    return found
+            times[i, round_id] = time.perf_counter() - start
+    return times

@@ -29,7 +29,7 @@ from infra.settings.fields import flag
 from models.embedding.cpu.backend import CpuBackend
 from models.embedding.plan.plan import Bucket, params
 from models.embedding.synthesis import BENCHMARKS
-from models.embedding.tuning.search import Search
+from models.embedding.tuning.search import PlanSearch
 
 ALONE = params(threads=1)
 
@@ -64,9 +64,9 @@ def ablate(case: AblationCase) -> dict[str, list[Any]]:
             return dict(zip(plans, cpu.seconds(calls, case.rounds), strict=True))
 
     with progress().step(case.model) as on_fraction:
-        search = Search(tuned_on, cpu, case.budget_s, on_fraction=on_fraction)
+        search = PlanSearch(tuned_on, cpu, case.budget_s, on_fraction=on_fraction)
         share_s = case.budget_s / len(case.sizes)
-        idle = Search(tuned_on, contenders.alone(CpuBackend()), share_s)
+        idle = PlanSearch(tuned_on, contenders.alone(CpuBackend()), share_s)
         return contenders.ablate(case.model, search, idle, problem, timed)
 
 

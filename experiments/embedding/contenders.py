@@ -31,7 +31,7 @@ from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec
 from models.embedding.tuning.clusters import clusters
 from models.embedding.tuning.problem import Problem
-from models.embedding.tuning.search import Search, paired, replaced, typical
+from models.embedding.tuning.search import PlanSearch, paired, replaced, typical
 
 Call = Callable[[int], object]  # number of a batch -> whatever
 Seconds = npt.NDArray[np.float64]  # by round
@@ -167,8 +167,8 @@ class PlanRatio:
 
 def ablate(
     model: str,
-    search: Search,
-    idle: Search,
+    search: PlanSearch,
+    idle: PlanSearch,
     measured: Problem,
     timed: Callable[[int, dict[str, Bucket]], dict[str, Seconds]],
     prefix: str = "",

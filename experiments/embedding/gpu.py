@@ -59,7 +59,7 @@ from models.embedding.plan.catalogue import Params
 from models.embedding.plan.plan import Bucket, Plan, params
 from models.embedding.plan.spec import Layout, TableSpec
 from models.embedding.tuning.problem import Problem
-from models.embedding.tuning.search import Search
+from models.embedding.tuning.search import PlanSearch
 
 PEAK_BYTES_PER_S = 4.8e12  # H200, stated by its maker
 OFTEN = "every look-up at it"
@@ -239,7 +239,7 @@ def tuned_plan(case: GpuCase, problem: Problem, backend: Backend) -> Plan:
     """The plan of one of our methods, whose share of the time is that of its settings."""
     share_s = case.tune_s * len(backend.settings(problem.layout.specs)) / len(case.knobs)
     with progress().step(f"{case.model}: tuning") as on_fraction:
-        return Search(problem, backend, share_s, on_fraction=on_fraction).run()
+        return PlanSearch(problem, backend, share_s, on_fraction=on_fraction).run()
 
 
 def compare(case: GpuCase) -> dict[str, list[Any]]:

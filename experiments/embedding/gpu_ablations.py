@@ -31,7 +31,7 @@ from experiments.embedding.gpu_setup import MODELS
 from experiments.embedding.length_map import LengthOrderedBags
 from infra.settings.fields import flag
 from models.embedding.plan.plan import Bucket, params
-from models.embedding.tuning.search import Search
+from models.embedding.tuning.search import PlanSearch
 
 MUTATED = 8
 KNOBS = (params(launch="fused", warps=4),)  # all methods get the same
@@ -101,9 +101,9 @@ def ablate(case: GpuAblationCase) -> dict[str, list[Any]]:
 
     with progress().step(f"{case.model}: ablations") as on_fraction:
         share_s = case.tune_s / 2
-        search = Search(problem, backend, share_s, on_fraction=on_fraction)
+        search = PlanSearch(problem, backend, share_s, on_fraction=on_fraction)
         idle_share_s = share_s / len(case.batches)
-        idle = Search(problem, contenders.alone(bench.backend(KNOBS)), idle_share_s)
+        idle = PlanSearch(problem, contenders.alone(bench.backend(KNOBS)), idle_share_s)
         return contenders.ablate(case.model, search, idle, problem, timed, "gpu_")
 
 

@@ -13,9 +13,9 @@ import torch
 
 from experiments.embedding.gpu_peers import Input, Method
 from models.embedding import synthesis
-from models.embedding.backend import Backend
+from models.embedding.backend import Backend, FloatArray
 from models.embedding.gpu.backend import CudaBackend
-from models.embedding.gpu.timing import FloatArray, device_seconds, wall_seconds
+from models.embedding.gpu.timing import device_seconds, wall_seconds
 from models.embedding.plan.catalogue import Params
 from models.embedding.tuning.problem import Problem, of_recorded
 from models.embedding.tuning.recorded import Recorded

@@ -29,7 +29,7 @@ from models.embedding.plan.plan import Plan
 from models.embedding.synthesis import BENCHMARKS, draw
 from models.embedding.tuner import configs
 from models.embedding.tuning.problem import Problem, of_model, of_recorded
-from models.embedding.tuning.search import Search
+from models.embedding.tuning.search import PlanSearch
 
 MODELS = ("A", "B", "C", "D", "E", *configs())
 TUNED = (1, 8, 64, 512)
@@ -152,7 +152,7 @@ def compare(case: PlanCase) -> dict[str, list[Any]]:
     tuned_on = problem_of(case.model, TUNED, SEED_TUNE, case.tables_frac)
     joined = tuned_on.batches[TUNED[0]][0].item_major
     with progress().step(f"{case.model}: tuning") as tell:
-        plan = Search(tuned_on, cpu, case.budget_s, joined=joined, on_fraction=tell).run()
+        plan = PlanSearch(tuned_on, cpu, case.budget_s, joined=joined, on_fraction=tell).run()
     plan.save(out_folder() / "plans" / f"{case.model}.json")
     del tuned_on
     gc.collect()

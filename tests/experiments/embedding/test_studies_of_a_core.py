@@ -11,7 +11,7 @@ from experiments.embedding import contenders, plot
 from experiments.embedding.product import WITH, WITHOUT, rate_under_sla, summary
 from experiments.embedding.run import calls_of, fbgemm_or_none, measure, problem_of
 from models.embedding.backend import backend
-from models.embedding.cpu.candidates import seconds
+from models.embedding.cpu.timing import seconds
 from models.embedding.plan.plan import params
 from models.embedding.tuning.problem import exact_sums
 

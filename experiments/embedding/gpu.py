@@ -53,7 +53,7 @@ from experiments.embedding.gpu_plot import (
     draw_figure,
     draw_speedups,
 )
-from infra.results.show import show
+from infra.results.report import show
 from models.embedding import synthesis
 from models.embedding.backend import Backend
 from models.embedding.gpu.backend import KNOBS, CudaBackend

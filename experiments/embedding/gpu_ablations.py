@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 
 from experiments.embedding import gpu
 from experiments.embedding.gpu_peers import Input, Ours, PerTable
-from infra.results.show import show
+from infra.results.report import show
 from models.embedding.backend import Backend, Choice
 from models.embedding.gpu.backend import CudaBackend
 from models.embedding.plan.catalogue import Params

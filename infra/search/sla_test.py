@@ -33,10 +33,10 @@ SATURATED_SHARE = 0.25  # of all queries so far are late, too
 def p_value_met(n: float, late: float, percentile: float) -> float:
     """Probability of so few late queries out of n if the percentile were just at the SLA.
 
-    The queries are independent. This is LoadGen's early stopping: h queries in time and t late ones pass at confidence c where
-    I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function (mlcommons/inference,
-    loadgen/early_stopping.cc, tolerance 0; n and t may be fractions here). For p99 at 99 % and none
-    late that takes 459 queries.
+    The queries are independent. This is LoadGen's early stopping: h queries in time and t late ones
+    pass at confidence c where I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function
+    (mlcommons/inference, loadgen/early_stopping.cc, tolerance 0; n and t may be fractions here).
+    For p99 at 99 % and none late that takes 459 queries.
     """
     return float(special.betainc(max(n - late, 1e-9), late + 1, percentile / 100))
 

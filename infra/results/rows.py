@@ -14,9 +14,7 @@ import pandas as pd
 from infra.arrays import Int64Array
 from infra.messages import ACCEL, CPU, Answer, Fail, Query, TaskDone
 
-TASK_COLUMNS = (
-    "query_id stage part pool engine n_items enqueued_ns start_ns end_ns".split()  # as recorded
-)
+TASK_COLUMNS = "query_id stage part pool engine n_items enqueued_ns start_ns end_ns".split()
 QUERY_COLUMNS = "input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns".split()
 _N_TASKS = QUERY_COLUMNS.index("n_tasks")
 _FIRST_START = QUERY_COLUMNS.index("first_start_ns")

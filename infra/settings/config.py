@@ -337,16 +337,14 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._check_queries()
         self._check_tuning()
+        if self.engines.pipeline and not self.is_at_scale:
+            raise ConfigError("pipeline", "needs the at-scale mode; add queue")
         if self.engines.backend == "simulated":
             self._check_virtual_time()
-        else:
-            for field in dataclasses.fields(self.simulation):
-                if getattr(self.simulation, field.name) != field.default:
-                    raise ConfigError(
-                        field.name, "is read in virtual time only; add backend simulated"
-                    )
-        if self.engines.pipeline:
-            self._check_pipeline()
+            return
+        for field in dataclasses.fields(self.simulation):
+            if getattr(self.simulation, field.name) != field.default:
+                raise ConfigError(field.name, "is read in virtual time only; add backend simulated")
 
     def _check_queries(self) -> None:
         # A resumed run has its settings on disk, a pipeline may have queries in a file.
@@ -396,10 +394,6 @@ class RunConfig:
                 "accel_device",
                 "is cuda, which has no virtual time; name a device folder with a profile",
             )
-
-    def _check_pipeline(self) -> None:
-        if not self.is_at_scale:
-            raise ConfigError("pipeline", "needs the at-scale mode; add queue")
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
-"""The load: arrival processes and query sizes -> a Schedule drawn before the run, and the Pacer
-that walks it.
+"""The load: arrival processes and query sizes -> a Schedule drawn before the run, and its Pacer.
 
 Open loop: nothing that happens in the run changes the schedule, and latency runs from the scheduled
-arrival.
+arrival. Arrivals, sizes and inputs have random streams of their own (infra.rng), so that another
+law for one of them leaves the others alone.
 """
 
 from __future__ import annotations
@@ -12,20 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
+from infra.arrays import FloatArray, Int32Array, Int64Array
 from infra.clock import NS_PER_S
 from infra.load.arrivals import STEADY, draw_diurnal_ns, draw_gaps_ns, draw_modulated_ns
 from infra.load.files import read_arrivals_ns, read_numbers, read_rate_curve, read_sizes, read_trace
 from infra.messages import Query
 from infra.rng import stream
 from infra.settings.config import InputConfig, LoadConfig, RunConfig
-
-Int64Array = npt.NDArray[np.int64]
-Int32Array = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float64]
 
 # MLPerf Inference, DLRM-v2 (2024): user-item pairs of a sample, 20 equally likely quantiles.
 MLPERF_ITEMS = (100, 100, *(200,) * 12, 300, 300, 400, 500, 600, 700)
@@ -38,13 +34,16 @@ PRODUCTION_SIGMA = 0.45
 PRODUCTION_TAIL_INDEX = 1.9
 PRODUCTION_TAIL_SHARE = 0.25
 PRODUCTION_MAX = 1024
+
 FEWEST_BURSTS = 10  # expected in a run of bursty arrivals
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's load. `arrival_ns` int64[n] ascending from the run's start, `n_items` and `input_id`
-    int32[n].
+    """A run's load: `arrival_ns` int64[n], `n_items` and `input_id` int32[n].
+
+    Arrivals count from the run's start and do not descend. The first `n_warmup` queries are left
+    out of the statistics.
     """
 
     arrival_ns: Int64Array
@@ -71,11 +70,45 @@ class Schedule:
         return Query(i, int(self.arrival_ns[i]), int(self.n_items[i]), int(self.input_id[i]))
 
 
+def draw_schedule(
+    config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0
+) -> Schedule:
+    """The whole load of a run; `run_index` numbers the runs of a session, each with new streams."""
+    rng = stream(config.inputs.numpy_rand_seed, "arrivals", run_index)
+    arrival_ns = draw_arrivals_ns(config.load, rate_qps, n_queries, rng)
+    return Schedule(arrival_ns, *_draw_queries(config, n_queries, run_index), n_warmup)
+
+
+def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
+    """n_queries at once: what the engines carry when they never wait (for measuring capacity)."""
+    return Schedule(np.zeros(n_queries, np.int64), *_draw_queries(config, n_queries, run_index))
+
+
+def schedule_of(queries: pd.DataFrame) -> Schedule:
+    """The load of a saved run (`queries.parquet`)."""
+    return Schedule(
+        queries["arrival_ns"].to_numpy(np.int64),
+        queries["n_items"].to_numpy(np.int32),
+        queries["input_id"].to_numpy(np.int32),
+        int(queries["is_warmup"].sum()),
+    )
+
+
+def _draw_queries(config: RunConfig, n: int, run_index: int) -> tuple[Int32Array, Int32Array]:
+    """n sizes and n input ids."""
+    inputs = config.inputs
+    of_sizes = stream(inputs.numpy_rand_seed, "sizes", run_index)
+    of_inputs = stream(inputs.numpy_rand_seed, "inputs of queries", run_index)
+    sizes = draw_sizes(config.load, inputs.max_mini_batch_size, n, of_sizes)
+    return sizes, draw_input_ids(inputs, n, of_inputs)
+
+
 def draw_arrivals_ns(
     load: LoadConfig, rate_qps: float, n: int, rng: np.random.Generator
 ) -> Int64Array:
-    """n arrivals in ns from the run's start, ascending; `arrival_process` gives the law; raises
-    ConfigError.
+    """n arrivals in ns from the run's start, ascending; `arrival_process` names the law.
+
+    Raises ConfigError.
     """
     match load.arrival_process:
         case "file":
@@ -83,9 +116,8 @@ def draw_arrivals_ns(
         case "trace":
             return read_trace(load.arrival_file, n, load.arrival_time_scale)
         case "diurnal":
-            return draw_diurnal_ns(
-                read_rate_curve(load.arrival_file, load.arrival_time_scale), rate_qps, n, rng
-            )
+            curve = read_rate_curve(load.arrival_file, load.arrival_time_scale)
+            return draw_diurnal_ns(curve, rate_qps, n, rng)
         case "mmpp":
             return draw_modulated_ns(load, rate_qps, n, rng)
         case _:
@@ -94,7 +126,7 @@ def draw_arrivals_ns(
 
 
 def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generator) -> Int32Array:
-    """n query sizes in items, cut to 1..max_items; `batch_size_distribution` gives the law."""
+    """n query sizes in items, cut to 1..max_items; `batch_size_distribution` names the law."""
     mean = load.avg_mini_batch_size
     spread = load.var_mini_batch_size
     sizes: FloatArray
@@ -113,113 +145,25 @@ def draw_sizes(load: LoadConfig, max_items: int, n: int, rng: np.random.Generato
             sizes = production_quantile(rng.random(n))
         case "trace":
             return read_sizes(load.arrival_file, n, max_items)
-        case other:
-            raise ValueError(f"unknown batch_size_distribution {other!r}")
+        case law:
+            raise ValueError(f"unknown batch_size_distribution {law!r}")
     whole: Int32Array = np.clip(np.rint(sizes), 1, max_items).astype(np.int32)
     return whole
 
 
 def production_quantile(u: FloatArray) -> FloatArray:
-    """Quantile function of the `production` sizes: lognormal body, Pareto tail cut at
-    PRODUCTION_MAX; u in [0, 1).
+    """Quantile function of the `production` sizes, u in [0, 1).
+
+    The body is lognormal, the tail beyond its knee Pareto, cut at PRODUCTION_MAX.
     """
-    body = PRODUCTION_MEDIAN * np.exp(
-        PRODUCTION_SIGMA * special.ndtri(np.minimum(u, 1 - PRODUCTION_TAIL_SHARE))
-    )
-    knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * special.ndtri(1 - PRODUCTION_TAIL_SHARE))
-    beyond = (
-        PRODUCTION_MAX / knee
-    ) ** -PRODUCTION_TAIL_INDEX  # share of an uncut tail above the largest size
-    v = np.clip((u - (1 - PRODUCTION_TAIL_SHARE)) / PRODUCTION_TAIL_SHARE, 0, 1)
-    tail = knee * (1 - v * (1 - beyond)) ** (-1 / PRODUCTION_TAIL_INDEX)
-    sizes: FloatArray = np.where(u < 1 - PRODUCTION_TAIL_SHARE, body, tail)
+    body_share = 1 - PRODUCTION_TAIL_SHARE
+    body = PRODUCTION_MEDIAN * np.exp(PRODUCTION_SIGMA * special.ndtri(np.minimum(u, body_share)))
+    knee = PRODUCTION_MEDIAN * math.exp(PRODUCTION_SIGMA * special.ndtri(body_share))
+    cut_off = (PRODUCTION_MAX / knee) ** -PRODUCTION_TAIL_INDEX  # share of the uncut tail
+    v = np.clip((u - body_share) / PRODUCTION_TAIL_SHARE, 0, 1)
+    tail = knee * (1 - v * (1 - cut_off)) ** (-1 / PRODUCTION_TAIL_INDEX)
+    sizes: FloatArray = np.where(u < body_share, body, tail)
     return sizes
-
-
-def draw_schedule(
-    config: RunConfig, n_queries: int, n_warmup: int, rate_qps: float, run_index: int = 0
-) -> Schedule:
-    """The whole load of one run; `run_index` numbers the runs of a session (each has streams of its
-    own).
-    """
-    rng = stream(config.inputs.numpy_rand_seed, "arrivals", run_index)
-    arrival_ns = draw_arrivals_ns(config.load, rate_qps, n_queries, rng)
-    return Schedule(arrival_ns, *_draw_queries(config, n_queries, run_index), n_warmup)
-
-
-def _draw_queries(config: RunConfig, n: int, run_index: int) -> tuple[Int32Array, Int32Array]:
-    """Sizes and input ids."""
-    seed = config.inputs.numpy_rand_seed
-    inputs = config.inputs
-    sizes = draw_sizes(config.load, inputs.max_mini_batch_size, n, stream(seed, "sizes", run_index))
-    return sizes, draw_input_ids(inputs, n, stream(seed, "inputs of queries", run_index))
-
-
-def too_short(config: RunConfig, schedule: Schedule) -> tuple[str, ...]:
-    """Why a run does not show its load: it ends before the rate curve does, or after too few
-    bursts.
-    """
-    load = config.load
-    lasts_s = int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
-    if load.arrival_process == "diurnal":
-        curve = read_rate_curve(load.arrival_file, load.arrival_time_scale)
-        needed_s = float(curve.time_s[-1])
-        what = "one round of the rate curve"
-    elif load.arrival_process == "mmpp":
-        needed_s = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share
-        what = f"{FEWEST_BURSTS} bursts"
-    else:
-        return ()
-    return (
-        (f"the arrivals last {lasts_s:.3g} s, {what} {needed_s:.3g} s",)
-        if lasts_s < 0.99 * needed_s
-        else ()
-    )
-
-
-def schedule_of(queries: pd.DataFrame) -> Schedule:
-    """The load of a saved run (`queries.parquet`)."""
-    n_items, input_id = (queries[name].to_numpy(np.int32) for name in ("n_items", "input_id"))
-    return Schedule(
-        queries["arrival_ns"].to_numpy(np.int64), n_items, input_id, int(queries["is_warmup"].sum())
-    )
-
-
-class CommonLoad:
-    """One load at any rate: the same sizes, inputs and relative gaps, so that two rates or policies
-    differ by themselves and not by luck (common random numbers).
-    """
-
-    def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
-        self._config = config
-        self._n_queries = n_queries
-        self._run_index = run_index
-        if config.load.arrival_process not in STEADY:
-            raise ValueError(
-                f"arrivals of process {config.load.arrival_process} are no others at another rate"
-            )
-        self._scales = (
-            config.load.arrival_process != "legacy"
-        )  # whole-ms gaps have another law at every rate
-        self._unit = draw_schedule(config, n_queries, 0, 1.0, run_index)
-
-    @property
-    def size_range(self) -> tuple[int, int]:
-        """Items of the smallest and of the largest query."""
-        return int(self._unit.n_items.min()), int(self._unit.n_items.max())
-
-    def at(self, rate_qps: float, n_queries: int | None = None) -> Schedule:
-        """The first `n_queries` at this rate (default: as many as were asked for); no warm-up is
-        marked.
-        """
-        n = n_queries or self._n_queries
-        if n > len(self._unit):  # equal streams give an equal beginning
-            self._unit = draw_schedule(self._config, 2 * n, 0, 1.0, self._run_index)
-        unit = self._unit
-        if not self._scales:
-            return draw_schedule(self._config, n, 0, rate_qps, self._run_index)
-        arrival_ns = np.rint(unit.arrival_ns[:n] / rate_qps).astype(np.int64)
-        return Schedule(arrival_ns, unit.n_items[:n], unit.input_id[:n])
 
 
 def draw_input_ids(inputs: InputConfig, n: int, rng: np.random.Generator) -> Int32Array:
@@ -228,38 +172,51 @@ def draw_input_ids(inputs: InputConfig, n: int, rng: np.random.Generator) -> Int
     return np.concatenate(passes)[:n].astype(np.int32)
 
 
-def burst(config: RunConfig, n_queries: int, run_index: int) -> Schedule:
-    """n_queries at once: what the engines carry when they never wait (for measuring capacity)."""
-    return Schedule(np.zeros(n_queries, np.int64), *_draw_queries(config, n_queries, run_index))
+class CommonLoad:
+    """The same sizes, inputs and relative gaps at any rate (common random numbers).
 
-
-def check_files(config: RunConfig) -> None:
-    """Raise ConfigError if a file that the load needs cannot be used; called before anything is
-    started.
+    So two rates or policies differ by themselves and not by luck.
     """
-    load = config.load
-    if load.arrival_process in ("file", "trace", "diurnal"):
-        draw_arrivals_ns(
-            load, load.rate_qps, config.n_queries, stream(config.inputs.numpy_rand_seed, "check")
-        )
-    if load.batch_size_distribution in ("file", "trace"):
-        draw_sizes(load, config.inputs.max_mini_batch_size, config.n_queries, stream(0, "check"))
+
+    def __init__(self, config: RunConfig, n_queries: int, run_index: int = 0) -> None:
+        process = config.load.arrival_process
+        if process not in STEADY:
+            raise ValueError(f"arrivals of process {process} are no others at another rate")
+        self._config = config
+        self._n_queries = n_queries
+        self._run_index = run_index
+        self._at_one_qps = self._draw(n_queries, 1.0)
+
+    def _draw(self, n_queries: int, rate_qps: float) -> Schedule:
+        return draw_schedule(self._config, n_queries, 0, rate_qps, self._run_index)
+
+    @property
+    def size_range(self) -> tuple[int, int]:
+        """Items of the smallest and of the largest query."""
+        return int(self._at_one_qps.n_items.min()), int(self._at_one_qps.n_items.max())
+
+    def at(self, rate_qps: float, n_queries: int | None = None) -> Schedule:
+        """The first `n_queries` at this rate, without a warm-up; by default all of them."""
+        n = n_queries or self._n_queries
+        if n > len(self._at_one_qps):  # equal streams give an equal beginning
+            self._at_one_qps = self._draw(2 * n, 1.0)
+        if self._config.load.arrival_process == "legacy":  # whole ms: another law at every rate
+            return self._draw(n, rate_qps)
+        unit = self._at_one_qps
+        arrival_ns = np.rint(unit.arrival_ns[:n] / rate_qps).astype(np.int64)
+        return Schedule(arrival_ns, unit.n_items[:n], unit.input_id[:n])
 
 
 class Pacer:
     """Walks a schedule: which queries are due, and how long until the next. It owns no clock."""
 
     def __init__(self, schedule: Schedule) -> None:
-        columns = (
-            schedule.arrival_ns.tolist(),
-            schedule.n_items.tolist(),
-            schedule.input_id.tolist(),
-        )
-        self._queries = [Query(i, *own) for i, own in enumerate(zip(*columns, strict=True))]
+        columns = (schedule.arrival_ns, schedule.n_items, schedule.input_id)
+        self._queries = [*map(Query, range(len(schedule)), *(c.tolist() for c in columns))]
         self._next = 0
 
     def due(self, now_ns: int) -> Iterator[Query]:
-        """The queries whose arrival has come, in order; each is given once."""
+        """The queries whose arrival has come, in order, each of them once."""
         while self._next < len(self._queries) and self._queries[self._next].arrival_ns <= now_ns:
             self._next += 1
             yield self._queries[self._next - 1]
@@ -272,4 +229,34 @@ class Pacer:
     @property
     def next_ns(self) -> int | None:
         """The next arrival, or None after the last."""
-        return self._queries[self._next].arrival_ns if self._next < len(self._queries) else None
+        query = self.coming(0)
+        return None if query is None else query.arrival_ns
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise ConfigError if a file that the load needs cannot be used; called before any start."""
+    load = config.load
+    rng = stream(config.inputs.numpy_rand_seed, "check")
+    if load.arrival_process in ("file", "trace", "diurnal"):
+        draw_arrivals_ns(load, load.rate_qps, config.n_queries, rng)
+    if load.batch_size_distribution in ("file", "trace"):
+        draw_sizes(load, config.inputs.max_mini_batch_size, config.n_queries, rng)
+
+
+def too_short(config: RunConfig, schedule: Schedule) -> tuple[str, ...]:
+    """Why a run does not show its load: the rate curve is not over, or there are too few bursts."""
+    load = config.load
+    match load.arrival_process:
+        case "diurnal":
+            curve = read_rate_curve(load.arrival_file, load.arrival_time_scale)
+            needed_s = float(curve.time_s[-1])
+            what = "one round of the rate curve"
+        case "mmpp":
+            needed_s = FEWEST_BURSTS * load.arrival_burst_s / load.arrival_burst_share
+            what = f"{FEWEST_BURSTS} bursts"
+        case _:
+            return ()
+    lasts_s = int(schedule.arrival_ns[-1]) / NS_PER_S if len(schedule) else 0.0
+    if lasts_s >= 0.99 * needed_s:
+        return ()
+    return (f"the arrivals last {lasts_s:.3g} s, {what} {needed_s:.3g} s",)

@@ -1,4 +1,4 @@
 """What everyone may import: records, settings, clock, random streams, statistics, results.
 
-No torch.
+It imports no torch.
 """

@@ -1,6 +1,4 @@
-"""One clock for all processes of a machine: monotonic nanoseconds, and the conversions used at the
-edges.
-"""
+"""One clock for all processes of a machine: monotonic nanoseconds, and other units of time."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ monotonic_ns = time.monotonic_ns  # CLOCK_MONOTONIC: comparable between processe
 
 
 def wait_until_ns(target_ns: int, spin_ns: int) -> int:
-    """Sleep, then spin for the last `spin_ns`, until the clock reaches `target_ns`; returns the
-    time it woke up at.
-    """
+    """Sleep, then spin for the last `spin_ns`, until `target_ns`; returns when it woke up."""
     now_ns = monotonic_ns()
     if target_ns - now_ns > spin_ns:
         time.sleep((target_ns - now_ns - spin_ns) / NS_PER_S)

@@ -1,10 +1,8 @@
 """The records that travel: between the dispatcher and a backend, and between processes.
 
-Named tuples, not frozen dataclasses: a run makes ten of them a task, and they are made in a third
-of the time.
-
-Times are int nanoseconds since the run's start, except on the wire, where they are the machine's
-monotonic clock (the same for every process on it).
+They are named tuples, not frozen dataclasses: a run makes ten of them a task, and they are made in
+a third of the time. Times are int nanoseconds since the run's start, except on the wire, where they
+are the machine's monotonic clock (the same for every process on it).
 """
 
 from __future__ import annotations
@@ -26,8 +24,7 @@ class Query(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Items [first_item, first_item + n_items) of one query at one stage: scored by one engine in
-    one batch.
+    """Items [first_item, first_item + n_items) of a query at a stage, scored in one batch.
 
     `items`: which items of the input these are (int32, packed) where a stage before has chosen;
     empty: they lie there in a row.
@@ -45,8 +42,8 @@ class Task(NamedTuple):
 class TaskDone(NamedTuple):
     """Event: `engine` (index within the task's pool) scored the task.
 
-    `scores`: one per item (float32, packed) where the stage ranks; empty where nobody asked or the
-    engine has none.
+    `scores`: one per item (float32, packed) where the stage ranks; empty where nobody asked for
+    them or the engine has none.
     """
 
     task: Task
@@ -71,8 +68,9 @@ class Enqueue(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Command: the query is complete; `items`: the best of its input, best first (int32, packed),
-    where ranked.
+    """Command: the query is complete.
+
+    `items`: the best of its input, best first (int32, packed), where they were ranked.
     """
 
     query: Query
@@ -81,7 +79,7 @@ class Answer(NamedTuple):
 
     @property
     def latency_ns(self) -> int:
-        """From the intended arrival."""
+        """Time from the intended arrival to the answer."""
         return self.done_ns - self.query.arrival_ns
 
 
@@ -95,23 +93,20 @@ class Fail(NamedTuple):
 _TASK = struct.Struct("<qiiii")
 _REPLY = struct.Struct("<qiiqq")
 
-READY, DONE, ERROR = 0, 1, 2
+READY, DONE, ERROR = 0, 1, 2  # kinds of reply
 MESSAGE_BYTES = 4096  # where no items travel; with them see `message_bytes`
 ITEM_BYTES = 4  # an id or a score on the wire
-
 
 pack_task = _TASK.pack  # the fields of a WireTask but the items
 
 
 def message_bytes(n_items: int) -> int:
-    """Of the largest message where tasks of so many items travel with their ids and scores."""
+    """Size of the largest message where tasks of `n_items` travel with their ids and scores."""
     return max(MESSAGE_BYTES, _REPLY.size + ITEM_BYTES * n_items)
 
 
 class WireTask(NamedTuple):
-    """Driver to engine. `ticket` is the driver's number for this attempt (from 1); `items` as in
-    Task.
-    """
+    """Driver to engine; `ticket` numbers the driver's attempts from 1, `items` as in Task."""
 
     ticket: int
     stage: int
@@ -121,7 +116,7 @@ class WireTask(NamedTuple):
     items: bytes = b""
 
     def pack(self) -> bytes:
-        """24 bytes and the items."""
+        """The message: 24 bytes and the items."""
         return pack_task(*self[:5]) + self.items
 
     @staticmethod
@@ -132,9 +127,7 @@ class WireTask(NamedTuple):
 
 
 class WireReply(NamedTuple):
-    """Engine to driver: READY once after warm-up (ticket 0), then DONE (with scores) or ERROR for
-    each ticket.
-    """
+    """Engine to driver: READY after warm-up (ticket 0), DONE (with scores) or ERROR for a ticket."""
 
     ticket: int
     engine: int
@@ -145,7 +138,7 @@ class WireReply(NamedTuple):
     scores: bytes = b""
 
     def pack(self) -> bytes:
-        """32 bytes, then the scores or the error's text, cut to one message."""
+        """The message: 32 bytes, then the scores or the error's text, cut to one message."""
         head = _REPLY.pack(self.ticket, self.engine, self.kind, self.start_ns, self.end_ns)
         return head + (self.scores or self.error.encode()[: MESSAGE_BYTES - len(head)])
 
@@ -156,4 +149,4 @@ class WireReply(NamedTuple):
         rest = message[_REPLY.size :]
         if kind == ERROR:
             return WireReply(ticket, engine, kind, start_ns, end_ns, rest.decode(errors="replace"))
-        return WireReply(ticket, engine, kind, start_ns, end_ns, "", rest)
+        return WireReply(ticket, engine, kind, start_ns, end_ns, scores=rest)

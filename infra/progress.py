@@ -1,4 +1,7 @@
-"""Progress on a terminal: what is being done, how far, how long still. Quiet where nobody watches."""
+"""Progress on a terminal: what is being done, how far, how long still.
+
+It is quiet where nobody watches.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ _PLAIN_EVERY_S = 5.0
 
 
 class OnFraction(Protocol):
-    """Told how far a step is."""
+    """What is told how far a step is."""
 
     def __call__(self, fraction: float, detail: str = "", /) -> None:
         """`fraction` of the step is done; `detail` says what is at hand."""
 
 
 class Progress:
-    """`auto`: bars on a terminal, else silence; `plain`: lines on stderr; `none`: silence.
+    """Shows steps while it is entered (a context manager).
 
-    A context manager.
+    `auto`: bars on a terminal, else silence; `plain`: lines on stderr; `none`: silence.
     """
 
     def __init__(self, mode: str) -> None:
@@ -50,7 +53,7 @@ class Progress:
 
     @contextmanager
     def step(self, title: str) -> Iterator[OnFraction]:
-        """One piece of work; call what it gives with the fraction done."""
+        """A piece of work; what this yields is to be called with the fraction done."""
         if self._bars is not None:
             bars = self._bars
             bar = self._bars.add_task(title, total=1.0)
@@ -86,17 +89,15 @@ class Progress:
 
 
 def _bars() -> RichProgress:
-    from rich.console import Console  # noqa: PLC0415 (a GPU machine that shows no bars needs no rich)
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: PLC0415
-    from rich.progress import Progress as RichProgress  # noqa: PLC0415
+    from rich import console, progress  # noqa: PLC0415 (what shows no bars needs no rich)
 
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.percentage:>3.0f}%"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=console.Console(stderr=True),
         transient=True,
     )

@@ -1,6 +1,4 @@
-"""One seed per run, one independent stream per purpose: changing how sizes are drawn leaves the
-arrivals alone.
-"""
+"""One seed per run, one independent stream per purpose: new sizes leave the arrivals alone."""
 
 from __future__ import annotations
 
@@ -10,13 +8,9 @@ import numpy as np
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """Generator of the stream called `names` (purpose first, then indices) of the run with this
-    seed.
+    """Generator of the stream `names` (purpose first, then indices) of the run with this seed.
 
     Equal arguments give equal draws; different names give independent streams (NumPy SeedSequence).
     """
-    entropy = [
-        seed,
-        *(zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names),
-    ]
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
+    numbers = [zlib.crc32(name.encode()) if isinstance(name, str) else name for name in names]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *numbers])))

@@ -1,7 +1,4 @@
-"""A run's folder: run.json, queries.parquet, tasks.parquet and figures.
-
-Written once, found and read again.
-"""
+"""A run's folder: run.json, the rows as Parquet, figures; written once, read again."""
 
 from __future__ import annotations
 
@@ -15,36 +12,37 @@ from typing import Any
 import pandas as pd
 
 from infra.clock import NS_PER_MS
-from infra.results.rows import Rows
+from infra.results.rows import TASK_COLUMNS, Rows
 from infra.results.stages import answer_table, stage_table
 from infra.settings.config import ConfigError, RunConfig, to_settings
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What is on disk of one run."""
+    """What is on disk of a run."""
 
     folder: Path
     document: dict[str, Any]  # run.json
 
     def rows(self) -> Rows:
         """The rows as they were written."""
-        queries, tasks = (
-            pd.read_parquet(self.folder / f"{name}.parquet") for name in ("queries", "tasks")
-        )
+        queries = pd.read_parquet(self.folder / "queries.parquet")
+        tasks = pd.read_parquet(self.folder / "tasks.parquet")
         return Rows(queries, tasks, tuple(self.document["notes"]))
 
 
 def new_folder(config: RunConfig) -> Path:
-    """Create <results_dir>/<run id>/, named by time, model and a random part; raises ConfigError."""
+    """Create <results_dir>/<run id>/; the id has the time, the model and a random part.
+
+    Raises ConfigError.
+    """
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-{secrets.token_hex(2)}"
     folder = Path(config.output.results_dir) / run_id
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(
-            "results_dir", f"{folder}: cannot be created: {error.strerror}"
-        ) from error
+        problem = f"{folder}: cannot be created: {error.strerror}"
+        raise ConfigError("results_dir", problem) from error
     return folder
 
 
@@ -67,7 +65,7 @@ def save_document(folder: Path, config: RunConfig, document: dict[str, Any]) -> 
 
 
 def read(folder: Path) -> SavedRun:
-    """One saved run; raises FileNotFoundError."""
+    """A saved run; raises FileNotFoundError."""
     return SavedRun(folder, json.loads((folder / "run.json").read_text()))
 
 
@@ -80,38 +78,36 @@ def resumed(results_dir: str, run_id: str) -> SavedRun:
     """The run that `--resume` names; raises ConfigError if there is no search to go on with."""
     folder = Path(results_dir) / run_id
     if not (folder / "run.json").is_file() or not (folder / "search.jsonl").is_file():
-        known = sorted(f.parent.name for f in Path(results_dir).glob("*/search.jsonl"))
+        searches = sorted(file.parent.name for file in Path(results_dir).glob("*/search.jsonl"))
         raise ConfigError(
             "resume",
             f"is {run_id!r}; expected a run with a search in {results_dir}: "
-            f"{', '.join(known) or 'none'}",
+            f"{', '.join(searches) or 'none'}",
         )
     return read(folder)
 
 
 def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[str, float]:
-    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings;
-    {} if none.
+    """{phase: QPS} of the latest exhaustive search in results_dir under otherwise equal settings.
 
-    `fingerprint` of the pipeline: its file may have changed.
+    It is {} if there is none. `fingerprint` of the pipeline: its file may have changed.
     """
     free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
-    mine = {name: value for name, value in to_settings(config).items() if name not in free}
+    wanted = {name: value for name, value in to_settings(config).items() if name not in free}
+    wanted["scheduler"] = "exhaustive"
     rates: dict[str, float] = {}
     for run in find(Path(config.output.results_dir)):
         saved = run.document["config"]
-        if saved.get("scheduler") != "exhaustive" or any(
-            saved.get(name) != mine[name] for name in mine
-        ):
-            continue
-        if (run.document.get("pipeline") or {}).get("fingerprint") != fingerprint:
-            continue
-        rates = {line["name"]: line["rate_qps"] for line in run.document.get("tuning", [])} or rates
+        same_settings = all(saved.get(name) == value for name, value in wanted.items())
+        saved_fingerprint = (run.document.get("pipeline") or {}).get("fingerprint")
+        if same_settings and saved_fingerprint == fingerprint:
+            phases = run.document.get("tuning", [])
+            rates = {phase["name"]: phase["rate_qps"] for phase in phases} or rates
     return rates
 
 
 def open_log(path: str) -> Path | None:
-    """The task log's path, its folder created; None if it is not wanted. Raises ConfigError."""
+    """The task log, created with its folder; None if it is not wanted. Raises ConfigError."""
     if not path:
         return None
     file = Path(path)
@@ -124,16 +120,9 @@ def open_log(path: str) -> Path | None:
 
 
 def write_log(file: Path, tasks: pd.DataFrame) -> None:
-    """One line per task: query, stage, part, pool, engine, items, then enqueued, start and end in
-    ms.
-    """
+    """Write a line per task: its TASK_COLUMNS, times in ms."""
     with file.open("w") as out:
         out.write("query stage part pool engine items enqueued_ms start_ms end_ms\n")
-        for row in tasks.itertuples(index=False):
-            times = " ".join(
-                f"{t / NS_PER_MS:.4f}" for t in (row.enqueued_ns, row.start_ns, row.end_ns)
-            )
-            out.write(
-                f"{row.query_id} {row.stage} {row.part} {row.pool} {row.engine} {row.n_items} "
-                f"{times}\n"
-            )
+        for *names, enqueued_ns, start_ns, end_ns in tasks[TASK_COLUMNS].itertuples(index=False):
+            times = [f"{ns / NS_PER_MS:.4f}" for ns in (enqueued_ns, start_ns, end_ns)]
+            out.write(" ".join([*map(str, names), *times]) + "\n")

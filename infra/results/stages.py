@@ -1,4 +1,4 @@
-"""What a pipeline's rows say stage by stage: where a query's time went, and what it was answered."""
+"""What a pipeline's rows say by stage: where a query's time went, and what it was answered."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from infra.clock import NS_PER_MS
 from infra.results.rows import Rows
 
 PARTS = ("queue_ms", "compute_ms", "filter_ms")
+_BOUNDS = ("enqueued_ns", "first_start_ns", "end_ns", "next_ns")  # between which the parts lie
 
 
 def stage_table(rows: Rows) -> pd.DataFrame:
-    """A row per query and stage: query_id, stage, pool, n_items, n_tasks, enqueued_ns,
-    first_start_ns, end_ns, next_ns.
+    """A row per query and stage: query_id, stage, pool, n_items, n_tasks, and when its parts began.
 
     A stage waits from `enqueued_ns` (the first stage: the query's arrival) to `first_start_ns`,
     computes to `end_ns` (its last part's) and chooses to `next_ns` (the next stage's tasks are
     enqueued, or the query is answered; null if neither came). These parts add up to the query's
     latency.
     """
-    own = rows.tasks.sort_values(["query_id", "stage"]).groupby(
-        ["query_id", "stage"], as_index=False
-    )
-    table = own.agg(
+    key = ["query_id", "stage"]
+    tasks_by_stage = rows.tasks.sort_values(key).groupby(key, as_index=False)
+    table = tasks_by_stage.agg(
         pool=("pool", "first"),
         n_items=("n_items", "sum"),
         n_tasks=("part", "nunique"),
@@ -45,34 +44,28 @@ def stage_parts(rows: Rows) -> pd.DataFrame:
     counted = rows.queries[~rows.queries["is_warmup"] & rows.queries["done_ns"].notna()]
     table = stage_table(rows)
     table = table[table["query_id"].isin(counted["query_id"])]
-    bounds = [
-        table[name].astype(float) for name in ("enqueued_ns", "first_start_ns", "end_ns", "next_ns")
-    ]
-    parts = pd.DataFrame(
-        {
-            name: (end - begin) / NS_PER_MS
-            for name, begin, end in zip(PARTS, bounds, bounds[1:], strict=False)
-        }
+    spans_ns = table[[*_BOUNDS]].astype(float).diff(axis=1)
+    parts = table[["stage", "n_items"]].assign(
+        **{name: spans_ns[end] / NS_PER_MS for name, end in zip(PARTS, _BOUNDS[1:], strict=True)}
     )
-    grouped = parts.assign(stage=table["stage"], n_items=table["n_items"]).groupby("stage")
-    columns: dict[str, pd.Series] = {"items": grouped["n_items"].mean()}
+    by_stage = parts.groupby("stage")
+    columns = {"items": by_stage["n_items"].mean()}
     for name in PARTS:
-        columns[name] = grouped[name].mean()
-        columns[f"p95_{name}"] = grouped[name].quantile(0.95)
+        columns[name] = by_stage[name].mean()
+        columns[f"p95_{name}"] = by_stage[name].quantile(0.95)
     return pd.DataFrame(columns).reset_index()
 
 
 def answer_table(rows: Rows) -> pd.DataFrame:
-    """A row per place of each answered list: query_id, place (from 1), item (of the query's input)."""
-    lists = {query: np.frombuffer(items, np.int32) for query, items in sorted(rows.answers.items())}
-    lengths = [len(own) for own in lists.values()]
+    """A row per place of each answered list: query_id, place (from 1), item of its input."""
+    lists = {query: np.frombuffer(rows.answers[query], np.int32) for query in sorted(rows.answers)}
+    lengths = np.array([len(items) for items in lists.values()], np.int64)
+    begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
     return pd.DataFrame(
         {
             "query_id": np.repeat(np.array([*lists], np.int64), lengths),
-            "place": np.concatenate([np.arange(1, n + 1) for n in lengths])
-            if lengths
-            else np.zeros(0, np.int64),
-            "item": np.concatenate([*lists.values()]) if lengths else np.zeros(0, np.int32),
+            "place": np.arange(1, len(begins) + 1) - begins,
+            "item": np.concatenate([np.zeros(0, np.int32), *lists.values()]),
         }
     )
 

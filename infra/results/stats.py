@@ -1,6 +1,4 @@
-"""From rows to numbers one can defend: quantiles with intervals, the warm-up cut, VALID or INVALID
-with reasons.
-"""
+"""From rows to numbers that hold: quantiles with intervals, the warm-up cut, VALID or INVALID."""
 
 from __future__ import annotations
 
@@ -10,19 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
+from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS, NS_PER_S
+from infra.messages import ACCEL
 
-FloatArray = npt.NDArray[np.float64]
-
-LATE_MS = 1.0  # the generator is late if p99 lateness exceeds this and LATE_SLA_FRACTION of the SLA
+# The generator is late if its p99 lateness exceeds both of these.
+LATE_MS = 1.0
 LATE_SLA_FRACTION = 0.05
-GROWTH_FRACTION = (
-    0.05  # the queue grows if more than this share of the queries piled up during the run
-)
+# The queue grows if more queries than both of these piled up during the run.
+GROWTH_FRACTION = 0.05
 GROWTH_QUERIES = 20
 
 
@@ -36,15 +33,17 @@ class Estimate:
 
     def as_json(self) -> dict[str, float | None]:
         """{value, low, high}; infinite becomes null (JSON has no infinity)."""
-        return {
-            name: number if math.isfinite(number) else None
-            for name, number in dataclasses.asdict(self).items()
-        }
+        return {name: finite(bound) for name, bound in dataclasses.asdict(self).items()}
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is no finite number."""
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One measuring run. Latency = answer minus INTENDED arrival; warm-up queries are left out."""
+    """A measuring run: latency is answer minus INTENDED arrival; warm-up queries are left out."""
 
     n_queries: int
     offered_qps: float
@@ -77,18 +76,14 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """What run.json holds under `summary`."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain = {k: v.as_json() if isinstance(v, Estimate) else v for k, v in fields.items()}
-        plain = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in plain.items()
-        }
-        return {
-            **plain,
-            "invalid_reasons": list(self.invalid_reasons),
-            "valid": self.valid,
-            "meets_sla": self.meets_sla,
-        }
+        document: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Estimate):
+                value = value.as_json()
+            document[field.name] = finite(value) if isinstance(value, float) else value
+        document["invalid_reasons"] = list(self.invalid_reasons)
+        return {**document, "valid": self.valid, "meets_sla": self.meets_sla}
 
 
 def _binomial_quantile(share: float, n: int, p: float) -> int:
@@ -127,10 +122,8 @@ def queries_needed(p: float, confidence: float = 0.95) -> int:
     return n
 
 
-def queue_growth(arrival_ns: npt.NDArray[np.int64], done_ns: npt.NDArray[np.int64]) -> int:
-    """Queries, itself left out, that the last arrival finds in the system (the first finds none);
-    arrays in ns.
-    """
+def queue_growth(arrival_ns: Int64Array, done_ns: Int64Array) -> int:
+    """Queries that the last arrival finds in the system, itself left out (the first finds none)."""
     if len(arrival_ns) == 0:
         return 0
     ends = np.sort(done_ns)
@@ -144,24 +137,24 @@ def summarize(
     sla_percentile: float = 95.0,
     extra: tuple[str, ...] = (),
 ) -> Summary:
-    """Summary of a run's rows (columns: see infra.results.rows); `extra` are reasons for INVALID
-    known to the caller.
+    """Summary of a run's rows (columns: see infra.results.rows).
+
+    `extra`: reasons for INVALID that the caller knows.
     """
     measured = queries[~queries["is_warmup"]]
     sent = measured[measured["sent_ns"].notna()]
     answered = sent[sent["done_ns"].notna()]
-    arrival = answered["arrival_ns"].to_numpy(np.int64)
-    done = answered["done_ns"].to_numpy(np.int64)
-    first_start = answered["first_start_ns"].to_numpy(np.int64)
-    latency_ms = (done - arrival) / NS_PER_MS
-    late_ms = (
-        sent["sent_ns"].to_numpy(np.int64) - sent["arrival_ns"].to_numpy(np.int64)
-    ) / NS_PER_MS
+    arrival, first_start, done = (
+        answered[name].to_numpy(np.int64) for name in ("arrival_ns", "first_start_ns", "done_ns")
+    )
+    intended = sent["arrival_ns"].to_numpy(np.int64)
+    late_ms = (sent["sent_ns"].to_numpy(np.int64) - intended) / NS_PER_MS
     late_p50, late_p99 = (
         float(np.quantile(late_ms, p)) if len(late_ms) else math.nan for p in (0.5, 0.99)
     )
-    accel_queries, accel_items = _accel_share(answered, tasks)
+    latency_ms = (done - arrival) / NS_PER_MS
     p_sla = quantile(latency_ms, sla_percentile / 100)
+    accel_queries, accel_items = _accel_share(answered, tasks)
     span_s = (done.max() - arrival.min()) / NS_PER_S if len(done) else math.nan
     reasons = [*extra]
     n_lost = int(len(measured) - len(answered))
@@ -181,7 +174,7 @@ def summarize(
         )
     return Summary(
         n_queries=len(answered),
-        offered_qps=_offered_qps(sent["arrival_ns"].to_numpy(np.int64)),
+        offered_qps=_offered_qps(intended),
         achieved_qps=len(answered) / span_s if len(answered) and span_s > 0 else math.nan,
         p50_ms=quantile(latency_ms, 0.50),
         p95_ms=quantile(latency_ms, 0.95),
@@ -205,17 +198,16 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _offered_qps(arrival_ns: npt.NDArray[np.int64]) -> float:
+def _offered_qps(arrival_ns: Int64Array) -> float:
     span_ns = int(arrival_ns[-1] - arrival_ns[0]) if len(arrival_ns) > 1 else 0
     return (len(arrival_ns) - 1) * NS_PER_S / span_ns if span_ns else math.nan
 
 
 def _accel_share(answered: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, float]:
+    """Share of the queries, and of the items, that went to the accelerator."""
     if answered.empty:
         return 0.0, 0.0
-    mine = tasks[tasks["query_id"].isin(answered["query_id"])]
-    offloaded = mine[mine["pool"] == "accel"]
-    n_items = mine["n_items"].sum()
-    return offloaded["query_id"].nunique() / len(answered), float(
-        offloaded["n_items"].sum() / n_items
-    )
+    counted = tasks[tasks["query_id"].isin(answered["query_id"])]
+    offloaded = counted[counted["pool"] == ACCEL]
+    item_share = float(offloaded["n_items"].sum() / counted["n_items"].sum())
+    return offloaded["query_id"].nunique() / len(answered), item_share

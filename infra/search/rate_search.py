@@ -1,6 +1,6 @@
 """The highest rate that meets an SLA, rate by rate: bisection, and the release's walk.
 
-Sans I/O: propose, observe.
+Both propose a rate and observe what it showed; neither does I/O.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from infra.results.stats import Estimate
 from infra.search.sla_test import Verdict
 
-FIRST_STEP = (
-    1.25  # away from the starting rate; every further step is the square of the one before, up to
-)
+# Factors away from the starting rate: each step is the square of that before it.
+FIRST_STEP = 1.25
 LARGEST_STEP = 16.0
 
 
 class RateBisection:
-    """Brackets the limit from `start_qps`, then halves the bracket in the logarithm down to
-    `rel_width`.
+    """Brackets the limit from `start_qps`, then halves the bracket's logarithm down to `rel_width`.
 
     An undecided rate moves the bracket by the side that its late share leans to, but not the
     interval: `estimate` is the limit to `rel_width` on the load that was drawn, between the highest
@@ -42,10 +40,9 @@ class RateBisection:
         self._rel_width = rel_width
         self._floor_qps = floor_qps or start_qps / 64
         self._factor = first_step
-        # the bracket, by leaning where undecided
-        self._met_qps = 0.0
+        self._met_qps = 0.0  # the bracket, by leaning where undecided
         self._missed_qps = math.inf
-        self._sure_met_qps = 0.0
+        self._sure_met_qps = 0.0  # the interval, by verdicts alone
         self._sure_missed_qps = math.inf
         self._next_qps: float | None = start_qps
 
@@ -54,7 +51,10 @@ class RateBisection:
         return self._next_qps
 
     def observe(self, verdict: Verdict, *, leans_met: bool) -> None:
-        """What the proposed rate showed; `leans_met`: its share of late queries is inside the SLA."""
+        """Take in what the proposed rate showed.
+
+        `leans_met`: its share of late queries is inside the SLA.
+        """
         rate_qps = self._next_qps
         if rate_qps is None:
             raise ValueError("nothing was proposed")
@@ -92,7 +92,7 @@ class RateBisection:
 
 
 def log_grid_qps(min_gap_ms: float, max_gap_ms: float, steps: int) -> tuple[float, ...]:
-    """`steps` rates from 1000 / max_gap_ms up to 1000 / min_gap_ms, evenly spaced in the logarithm."""
+    """`steps` rates from 1000 / max_gap_ms up to 1000 / min_gap_ms, evenly spaced in the log."""
     ratio = (max_gap_ms / min_gap_ms) ** (1 / (steps - 1))
     return tuple(1000 / max_gap_ms * ratio**i for i in range(steps))
 
@@ -131,7 +131,7 @@ class RateWalk:
         return None if self._ended else self._grid[self._step]
 
     def observe(self, p_sla_ms: float) -> None:
-        """The latency percentile that the proposed update saw."""
+        """Take in the latency percentile that the proposed update saw."""
         move = -1 if p_sla_ms > self._sla_ms else 1 if p_sla_ms < self._band_ms else 0
         self.steps.append(self._step)
         self._met.setdefault(self._step, []).append(move >= 0)

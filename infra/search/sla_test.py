@@ -1,6 +1,4 @@
-"""Does a percentile of the latency meet the SLA at this rate?
-
-Decided from as few queries as the data allow.
+"""Does a percentile of the latency meet the SLA at this rate? As few queries decide as can.
 
 Late queries (latency over the SLA) are counted in order of arrival. At looks that grow
 geometrically a one-sided binomial test asks whether the share of late queries is below, or above,
@@ -16,11 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import fft, special
 
+from infra.arrays import FloatArray
+
 Verdict = Literal["met", "missed", "undecided"]
-FloatArray = npt.NDArray[np.float64]
 
 FIRST_LOOK = 256  # queries: fewer could all fall into one disturbance of the machine
 LOOK_GROWTH = 1.5
@@ -33,27 +31,23 @@ SATURATED_SHARE = 0.25  # of all queries so far are late, too
 
 
 def p_value_met(n: float, late: float, percentile: float) -> float:
-    """Probability of so few late queries out of n independent ones if the percentile were just at
-    the SLA.
+    """Probability of so few late queries out of n if the percentile were just at the SLA.
 
-    This is LoadGen's early stopping: h queries in time and t late ones pass at confidence c where
-    I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function (mlcommons/inference,
-    loadgen/early_stopping.cc, tolerance 0; n and t may be fractions here). For p99 at 99 % and none
-    late that takes 459 queries.
+    The queries are independent. This is LoadGen's early stopping: h queries in time and t late ones
+    pass at confidence c where I_p(h, t + 1) <= 1 - c, the regularised incomplete beta function
+    (mlcommons/inference, loadgen/early_stopping.cc, tolerance 0; n and t may be fractions here).
+    For p99 at 99 % and none late that takes 459 queries.
     """
     return float(special.betainc(max(n - late, 1e-9), late + 1, percentile / 100))
 
 
 def p_value_missed(n: float, late: float, percentile: float) -> float:
-    """Probability of so many late queries out of n independent ones if the percentile were just at
-    the SLA.
-    """
+    """Probability of so many late queries out of n, likewise."""
     return float(special.betaincc(n - late + 1, late, percentile / 100)) if late > 0 else 1.0
 
 
 def autocorrelation_time(samples: FloatArray) -> float:
-    """tau = 1 + 2 x the sum of autocorrelations; n samples tell of their mean what n / tau
-    independent ones do.
+    """tau = 1 + 2 x the sum of autocorrelations: n samples are worth n / tau independent ones.
 
     The sum ends at the first lag of at least 5 tau (Sokal, Monte Carlo Methods in Statistical
     Mechanics, 1997, sec. 3). At least 1; a constant series has 1.
@@ -93,8 +87,7 @@ class Decision:
 
 
 class SlaTest:
-    """Sequential test of `percentile` <= `sla_ms`: feed latencies in order of arrival until there
-    is a decision.
+    """Sequential test of `percentile` <= `sla_ms`, fed latencies in order of arrival until decided.
 
     `confidence`: a rate that just meets or just misses the SLA gets the wrong verdict with at most
     1 - confidence. `max_queries`: after so many the verdict is "undecided".
@@ -123,20 +116,19 @@ class SlaTest:
 
     @property
     def wants(self) -> int:
-        """How many more queries until the next look (0: decided)."""
+        """How many more queries it takes until the next look (0: decided)."""
         return 0 if self.decision else self._looks[self._next] - self._n
 
     def observe(self, latency_ms: FloatArray, busy_frac: float = 0.0) -> Decision | None:
-        """More latencies, infinite for a query that was lost; those after the decision are ignored.
+        """Take in latencies, infinite for a lost query; those after the decision are ignored.
 
         `busy_frac`: utilisation so far of the busiest pool of engines.
         """
         taken = 0
         self._busy_frac = busy_frac
         while taken < len(latency_ms) and self.decision is None:
-            stop = min(
-                self._looks[self._next], self._n - self._n % SATURATED_BLOCK + SATURATED_BLOCK
-            )
+            block_end = self._n - self._n % SATURATED_BLOCK + SATURATED_BLOCK
+            stop = min(self._looks[self._next], block_end)
             part = latency_ms[taken : taken + stop - self._n]
             self._latency_ms[self._n : self._n + len(part)] = part
             taken += len(part)
@@ -159,30 +151,23 @@ class SlaTest:
         return float(latest.min()) > SATURATED_LATENESS * self._sla_ms
 
     def _test(self, *, last: bool) -> Decision | None:
-        counted = np.minimum(
-            self._latency_ms[int(self._n * BURN_IN_SHARE) : self._n], 10 * self._sla_ms
-        )
+        burn_in = int(self._n * BURN_IN_SHARE)
+        counted = np.minimum(self._latency_ms[burn_in : self._n], 10 * self._sla_ms)
         late = counted > self._sla_ms
-        tau = TAU_MARGIN * max(
-            autocorrelation_time(counted), autocorrelation_time(late.astype(float))
-        )
+        times = autocorrelation_time(counted), autocorrelation_time(late.astype(float))
+        tau = TAU_MARGIN * max(times)
         n_effective = len(counted) / tau
-        share = float(late.mean())
         n_relaxed = len(counted) / max(tau, relaxation_queries(self._busy_frac))
+        share = float(late.mean())
+        sample = (n_effective, share * n_effective, self._percentile)
         verdict: Verdict = "undecided"
-        if n_effective >= FEWEST_TIMES and (
-            p_value_missed(n_effective, share * n_effective, self._percentile) <= self._alpha
-        ):
+        if n_effective >= FEWEST_TIMES and p_value_missed(*sample) <= self._alpha:
             verdict = "missed"
-        elif n_relaxed >= FEWEST_TIMES and (
-            p_value_met(n_effective, share * n_effective, self._percentile) <= self._alpha
-        ):
+        elif n_relaxed >= FEWEST_TIMES and p_value_met(*sample) <= self._alpha:
             verdict = "met"
-        return (
-            Decision(verdict, self._n, n_effective, share)
-            if last or verdict != "undecided"
-            else None
-        )
+        if verdict == "undecided" and not last:
+            return None
+        return Decision(verdict, self._n, n_effective, share)
 
 
 def look_sizes(max_queries: int) -> list[int]:

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import json
 import sys
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,13 @@ from typing import Any, NoReturn
 from infra.settings.config import PARTS, ConfigError, ReleaseOnlyConfig, RunConfig, from_settings
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {
-    f.name: f for part in PARTS.values() for f in dataclasses.fields(part)
+    field.name: field for part in PARTS.values() for field in dataclasses.fields(part)
 }
 _TYPES: dict[str, Any] = {
     name: hint for part in PARTS.values() for name, hint in typing.get_type_hints(part).items()
 }
-_RATES = (
-    "avg_arrival_rate",
-    "arrival_qps",
-    "offered_load",
-)  # three ways to say one thing: the nearest source wins
+# Three ways to state the load: the nearest source (flags, then the file) wins.
+_RATES = {"avg_arrival_rate", "arrival_qps", "offered_load"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,32 +33,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def convert(name: str, value: Any) -> Any:
-    """`value` (text of a flag, or what a file holds) as the type of setting `name`; raises
-    ConfigError.
+    """`value`, the text of a flag or what a file holds, as the type of setting `name`.
+
+    Raises ConfigError.
     """
-    hint = _TYPES[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None or (isinstance(value, str) and value == "None" and type(None) in options):
-        if type(None) in options:
-            return None
+    kind, *others = typing.get_args(_TYPES[name]) or (_TYPES[name],)
+    if others and value in (None, "None"):
+        return None
+    if value is None:
         raise ConfigError(name, "has no value")
-    kind = next(option for option in options if option is not type(None))
     if kind is bool:
         return _to_bool(name, value)
     if kind is str:
         return str(value)
-    if isinstance(value, bool):
-        raise ConfigError(name, f"is {value}; expected a number")
     if name == "inference_engines" and value == "auto":
         return 0
-    expected = f"expected a {'whole ' if kind is int else ''}number"
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(name, f"is {value!r}; {expected}") from None
-    if kind is int and not number.is_integer():
-        raise ConfigError(name, f"is {value!r}; {expected}")
-    return kind(number)
+    return _to_number(name, value, kind)
 
 
 def _to_bool(name: str, value: Any) -> bool:
@@ -74,9 +60,22 @@ def _to_bool(name: str, value: Any) -> bool:
     raise ConfigError(name, f"is {value!r}; expected true or false")
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """What to say of an unknown name."""
-    guesses = difflib.get_close_matches(name, known, n=1)
+def _to_number(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool):
+        raise ConfigError(name, f"is {value}; expected a number")
+    expected = f"expected a {'whole ' if kind is int else ''}number"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(name, f"is {value!r}; {expected}") from None
+    if kind is int and not number.is_integer():
+        raise ConfigError(name, f"is {value!r}; {expected}")
+    return kind(number)
+
+
+def unknown(name: str, names: Sequence[str]) -> str:
+    """What to say of a name that is none of `names`."""
+    guesses = difflib.get_close_matches(name, names, n=1)
     return f"unknown key {name!r}" + (f"; did you mean {guesses[0]!r}?" if guesses else "")
 
 
@@ -90,28 +89,13 @@ def _from_yaml(text: str) -> Any:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """{flag: value} of a JSON or YAML file, or the configuration of a saved run (its run.json);
-    raises ValueError.
+    """{flag: value} of a JSON or YAML file, or of a saved run (its run.json).
+
+    Raises ValueError.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"{path}: no such file; --config_file takes a JSON or YAML file of flag names and "
-            "values"
-        )
-    try:
-        text = file.read_text()
-        loaded = _from_yaml(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
-    except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are
-        raise ValueError(
-            f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {' '.join(str(error).split())}"
-        ) from error
-    if (
-        isinstance(loaded, dict)
-        and isinstance(loaded.get("config"), dict)
-        and "provenance" in loaded
-    ):
-        loaded = loaded["config"]
+    loaded = _loaded(path)
+    if isinstance(loaded, dict) and "provenance" in loaded:
+        loaded = loaded.get("config")
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected one mapping of flag names to values")  # noqa: TRY004 (shown as bad input)
     settings = {}
@@ -123,6 +107,23 @@ def read_file(path: str) -> dict[str, Any]:
         except ConfigError as error:
             raise ValueError(f"{path}: {error}") from error
     return settings
+
+
+def _loaded(path: str) -> Any:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"{path}: no such file; --config_file takes a JSON or YAML file of flag names and "
+            "values"
+        )
+    try:
+        text = file.read_text()
+        return _from_yaml(text) if file.suffix in (".yaml", ".yml") else json.loads(text)
+    except ValueError as error:  # also what is no text or no JSON
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: not readable as {file.suffix[1:] or 'JSON'}: {reason}"
+        ) from error
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -157,36 +158,38 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def parse(
     argv: Sequence[str], prog: str = "DeepRecSys.py", forced: dict[str, Any] | None = None
 ) -> RunConfig:
-    """RunConfig of a command line; bad input ends the process with one line on stderr and exit code
-    2.
+    """RunConfig of a command line; bad input ends the process: one line on stderr, exit code 2.
 
     `forced` are defaults of the calling script: weaker than the file and the flags.
     """
     parser = _parser(prog)
-    known, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
     if rest:
-        name = rest[0].lstrip("-").split("=")[0]
-        parser.error(
-            unknown(name, [*FIELDS, "config_file"]).replace("key", "flag")
-            if rest[0].startswith("--")
-            else f"unexpected argument {rest[0]!r}; every setting is a --flag with a value"
-        )
-    given = vars(known)
-    path = given.pop("config_file", None)
+        parser.error(_stray(rest[0]))
+    flags = vars(args)
+    path = flags.pop("config_file", None)
     from_file: dict[str, Any] = {}
     try:
-        explicit = {name: convert(name, value) for name, value in given.items()}
+        explicit = {name: convert(name, value) for name, value in flags.items()}
         from_file = read_file(path) if path is not None else {}
-        if any(name in explicit for name in _RATES):
+        if _RATES & explicit.keys():
             from_file = {name: value for name, value in from_file.items() if name not in _RATES}
         config = from_settings({**(forced or {}), **from_file, **explicit})
     except ConfigError as error:
-        where = f"{path}: " if error.flag in from_file and error.flag not in given else "--"
+        where = f"{path}: " if error.flag in from_file and error.flag not in flags else "--"
         parser.error(f"{where}{error}")
     except ValueError as error:
         parser.error(str(error))
     _say_no_effect(explicit)
     return config
+
+
+def _stray(word: str) -> str:
+    """What to say of a word that is no flag."""
+    if not word.startswith("--"):
+        return f"unexpected argument {word!r}; every setting is a --flag with a value"
+    name = word.lstrip("-").split("=")[0]
+    return unknown(name, [*FIELDS, "config_file"]).replace("key", "flag")
 
 
 def _say_no_effect(explicit: dict[str, Any]) -> None:

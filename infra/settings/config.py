@@ -1,24 +1,25 @@
-"""A run's settings: frozen dataclasses whose fields carry the flags' names, checked where they are
-built.
+"""A run's settings: frozen dataclasses whose fields carry the flags' names.
 
 A field is a flag (`--name`), a key of a configuration file and a key of a run's saved
 configuration, so there is one list of settings and no translation. Units stand in each field's help
-text.
+text. What cannot be used is refused where it is built, with the flag to change (ConfigError).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.settings.fields import ConfigError as ConfigError  # noqa: PLC0414 (everyone gets it from here)
+# Everyone gets these two from here.
+from infra.settings.fields import ConfigError as ConfigError  # noqa: PLC0414 (exported)
 from infra.settings.fields import check_fields, dashed, flag
-from infra.settings.model_config import ModelConfig as ModelConfig  # noqa: PLC0414
+from infra.settings.model_config import ModelConfig as ModelConfig  # noqa: PLC0414 (exported)
 
 _ARRIVALS = ("exponential", "legacy", "constant", "gamma", "mmpp", "diurnal", "file", "trace")
-_READ = ("file", "trace", "diurnal")  # arrival processes that need arrival_file
+_ARRIVALS_FROM_FILES = ("file", "trace", "diurnal")
 _SIZES = ("fixed", "normal", "lognormal", "file", "production", "mlperf", "trace")
 
 
@@ -75,16 +76,19 @@ class LoadConfig:
         "exponential", "law of the gaps; legacy = the release's whole-ms draws", _ARRIVALS
     )
     avg_arrival_rate: float = flag(
-        10.0, "mean GAP between queries in ms (not a rate: the released name)"
+        10.0, "mean GAP between queries in ms (not a rate: the released name)", above=0
     )
-    arrival_qps: float | None = flag(None, "arrivals per second, an alternative to the gap")
+    arrival_qps: float | None = flag(
+        None, "arrivals per second, an alternative to the gap", above=0
+    )
     offered_load: float | None = flag(
         None,
         "offered rate as a fraction of the capacity measured first, an alternative to both",
-        high=10.0,
+        above=0,
+        high=10,
     )
     arrival_gamma_shape: float = flag(
-        0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k"
+        0.5, "gamma gaps: shape k; squared coefficient of variation = 1/k", above=0
     )
     arrival_burst_factor: float = flag(
         10.0, "mmpp: rate within a burst over the rate outside", low=1
@@ -92,7 +96,7 @@ class LoadConfig:
     arrival_burst_share: float = flag(
         0.1, "mmpp: share of the time that bursts take", low=0.001, high=0.999
     )
-    arrival_burst_s: float = flag(1.0, "mmpp: mean length of a burst in s")
+    arrival_burst_s: float = flag(1.0, "mmpp: mean length of a burst in s", above=0)
     arrival_file: str = flag(
         "",
         "file: one arrival time in ms a line; trace: table with arrival_ns, _ms or _s (and "
@@ -100,7 +104,7 @@ class LoadConfig:
         "between, repeated",
     )
     arrival_time_scale: float = flag(
-        1.0, "trace, diurnal: factor on all times (0.5 = twice as fast)"
+        1.0, "trace, diurnal: factor on all times (0.5 = twice as fast)", above=0
     )
     batch_size_distribution: str = flag("fixed", "law of the query sizes", _SIZES)
     avg_mini_batch_size: float = flag(1.0, "mean query size in items (lognormal: mean of the log)")
@@ -116,30 +120,23 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in (
-            "avg_arrival_rate",
-            "arrival_qps",
-            "offered_load",
-            "arrival_gamma_shape",
-            "arrival_burst_s",
-            "arrival_time_scale",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(name, f"is {value:g}; expected more than 0")
         if self.arrival_qps is not None and self.avg_arrival_rate != LoadConfig.avg_arrival_rate:
             raise ConfigError("arrival_qps", "and avg_arrival_rate are both set; give one")
         if self.arrival_qps is not None and self.offered_load is not None:
             raise ConfigError("offered_load", "and arrival_qps are both set; give one")
-        if self.arrival_process in _READ and not self.arrival_file:
+        if self.arrival_process in _ARRIVALS_FROM_FILES and not self.arrival_file:
             raise ConfigError(
                 "arrival_file", f"is not set; arrival_process {self.arrival_process} reads it"
             )
-        if self.batch_size_distribution == "trace" and self.arrival_process != "trace":
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        law = self.batch_size_distribution
+        if law == "trace" and self.arrival_process != "trace":
             raise ConfigError(
                 "batch_size_distribution", "is trace, which needs arrival_process trace"
             )
-        if self.batch_size_distribution in ("fixed", "normal") and self.avg_mini_batch_size < 1:
+        if law in ("fixed", "normal") and self.avg_mini_batch_size < 1:
             raise ConfigError(
                 "avg_mini_batch_size", f"is {self.avg_mini_batch_size:g}; expected at least 1 item"
             )
@@ -216,23 +213,20 @@ class SimulationConfig:
         "amd_epyc_zen4",
         "profile: folder under accel_root_dir, or a CSV of profiler.py; replay: folder of a run",
     )
-    service_mean_ms: float = flag(1.0, "laws: mean time of a task, whatever its size")
-    service_cv: float = flag(1.0, "lognormal: coefficient of variation")
+    service_mean_ms: float = flag(1.0, "laws: mean time of a task, whatever its size", above=0)
+    service_cv: float = flag(1.0, "lognormal: coefficient of variation", above=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("service_mean_ms", "service_cv"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, f"is {getattr(self, name):g}; expected more than 0")
 
 
 @dataclass(frozen=True)
 class TuneConfig:
     """Scheduler (DeepRecSched)."""
 
-    target_latency: float = flag(10.0, "SLA in ms on the percentile of sla_percentile")
+    target_latency: float = flag(10.0, "SLA in ms on the percentile of sla_percentile", above=0)
     sla_percentile: float = flag(
-        95.0, "percentile of the latency that the SLA bounds", low=50.0, high=99.9
+        95.0, "percentile of the latency that the SLA bounds", low=50, high=99.9
     )
     tune_batch_qps: bool = flag(False, "tune the per-core batch for the highest rate under the SLA")
     tune_accel_qps: bool = flag(False, "then tune the offload threshold (needs model_accel)")
@@ -244,11 +238,11 @@ class TuneConfig:
     )
     objective: str = flag("qps", "what is highest under the SLA", ("qps", "qps_per_watt"))
     cpu_watts: float | None = flag(
-        None, "power of all CPU engines together in W, where no counter can be read"
+        None, "power of all CPU engines together in W, where no counter can be read", above=0
     )
     confidence: float = flag(0.99, "confidence of a verdict on one rate", low=0.5, high=0.9999)
     rate_width: float = flag(
-        0.05, "relative width to which a rate under the SLA is found", low=0.001, high=1.0
+        0.05, "relative width to which a rate under the SLA is found", low=0.001, high=1
     )
     probe_queries: int = flag(
         0, "queries after which one rate is undecided (0: nepochs x num_batches)", low=0
@@ -261,28 +255,24 @@ class TuneConfig:
     )
     req_granularity: int = flag(64, "scheduler released: queries per update", low=8)
     stable_region: float = flag(
-        0.10, "released: dead band under the SLA within which the rate is held, fraction", low=0
+        0.10,
+        "released: dead band under the SLA within which the rate is held, fraction",
+        low=0,
+        below=1,
     )
-    max_arr_range: float = flag(100.0, "released: largest gap tried, ms")
-    min_arr_range: float = flag(1.0, "released: smallest gap tried, ms")
+    max_arr_range: float = flag(100.0, "released: largest gap tried, ms", above=0)
+    min_arr_range: float = flag(1.0, "released: smallest gap tried, ms", above=0)
     arr_steps: int = flag(20, "released: log-spaced gaps between the two", low=2)
     sched_timeout: int = flag(100, "released: updates per configuration at most", low=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("target_latency", "max_arr_range", "min_arr_range"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, f"is {getattr(self, name):g}; expected more than 0 ms")
         if self.min_arr_range >= self.max_arr_range:
             raise ConfigError(
                 "min_arr_range",
                 f"is {self.min_arr_range:g}; expected less than max_arr_range, "
                 f"{self.max_arr_range:g}",
             )
-        if self.cpu_watts is not None and self.cpu_watts <= 0:
-            raise ConfigError("cpu_watts", f"is {self.cpu_watts:g}; expected more than 0 W")
-        if not self.stable_region < 1:
-            raise ConfigError("stable_region", f"is {self.stable_region:g}; expected less than 1")
         dashed("batch_configs", self.batch_configs)
         dashed("accel_configs", self.accel_configs)
 
@@ -335,76 +325,66 @@ class ReleaseOnlyConfig:
 class RunConfig:
     """All settings of a run."""
 
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    inputs: InputConfig = dataclasses.field(default_factory=InputConfig)
-    load: LoadConfig = dataclasses.field(default_factory=LoadConfig)
-    engines: EngineConfig = dataclasses.field(default_factory=EngineConfig)
-    simulation: SimulationConfig = dataclasses.field(default_factory=SimulationConfig)
-    tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
-    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
-    release_only: ReleaseOnlyConfig = dataclasses.field(default_factory=ReleaseOnlyConfig)
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen, as the others are)
+    inputs: InputConfig = InputConfig()
+    load: LoadConfig = LoadConfig()
+    engines: EngineConfig = EngineConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    tune: TuneConfig = TuneConfig()
+    output: OutputConfig = OutputConfig()
+    release_only: ReleaseOnlyConfig = ReleaseOnlyConfig()
 
     def __post_init__(self) -> None:
-        known_later = (
-            self.output.resume or self.engines.pipeline
-        )  # settings on disk, or queries of their own
-        if self.inputs.num_batches < 1 and not known_later:
+        self._check_queries()
+        self._check_tuning()
+        if self.engines.pipeline and not self.is_at_scale:
+            raise ConfigError("pipeline", "needs the at-scale mode; add queue")
+        if self.engines.backend == "simulated":
+            self._check_virtual_time()
+            return
+        for field in dataclasses.fields(self.simulation):
+            if getattr(self.simulation, field.name) != field.default:
+                raise ConfigError(field.name, "is read in virtual time only; add backend simulated")
+
+    def _check_queries(self) -> None:
+        # A resumed run has its settings on disk, a pipeline may have queries in a file.
+        if self.inputs.num_batches < 1 and not (self.output.resume or self.engines.pipeline):
             raise ConfigError(
                 "num_batches", "is 0; expected the number of distinct inputs, at least 1"
             )
+        warmup_queries = self.load.warmup_queries
+        if warmup_queries is not None and 0 < self.n_queries <= warmup_queries:
+            raise ConfigError(
+                "warmup_queries",
+                f"is {warmup_queries}, but the run has {self.n_queries} queries in all",
+            )
+
+    def _check_tuning(self) -> None:
         if self.tune.tune_accel_qps and not self.engines.model_accel:
             raise ConfigError("tune_accel_qps", "needs an accelerator engine; add model_accel")
-        tuning = self.tune.tune_batch_qps or self.tune.tune_accel_qps
+        if self.is_tuning and not self.engines.queue:
+            knob = "tune_batch_qps" if self.tune.tune_batch_qps else "tune_accel_qps"
+            raise ConfigError(knob, "needs the at-scale mode; add queue")
         process = self.load.arrival_process
-        if process in ("file", "trace") and (tuning or self.load.offered_load is not None):
+        chooses_rate = self.is_tuning or self.load.offered_load is not None
+        if chooses_rate and process in ("file", "trace"):
             raise ConfigError(
                 "arrival_process",
                 f"is {process}, which fixes the rate; tuning and offered_load choose it",
             )
-        if process in ("mmpp", "diurnal") and tuning:
+        if self.is_tuning and process in ("mmpp", "diurnal"):
             raise ConfigError(
                 "arrival_process",
                 f"is {process}; a trial of a tuning run ends before the load has shown all its "
                 "states",
             )
-        self._check_backend(tuning)
-        self._check_pipeline()
-        if not self.engines.queue:
-            for name in ("tune_batch_qps", "tune_accel_qps"):
-                if getattr(self.tune, name):
-                    raise ConfigError(name, "needs the at-scale mode; add queue")
-        if self.load.warmup_queries is not None and 0 < self.n_queries <= self.load.warmup_queries:
-            raise ConfigError(
-                "warmup_queries",
-                f"is {self.load.warmup_queries}, but the run has {self.n_queries} queries in all",
-            )
 
-    def _check_pipeline(self) -> None:
-        if not self.engines.pipeline:
-            return
-        if not (self.engines.queue or self.output.resume):
-            raise ConfigError("pipeline", "needs the at-scale mode; add queue")
-
-    @property
-    def name(self) -> str:
-        """Of the pipeline or of the model, for reports and folders."""
-        return Path(self.engines.pipeline).stem if self.engines.pipeline else self.model.name
-
-    def _check_backend(self, tuning: bool) -> None:
-        if self.engines.backend != "simulated":
-            if self.simulation != SimulationConfig():
-                changed = [
-                    f.name
-                    for f in dataclasses.fields(SimulationConfig)
-                    if getattr(self.simulation, f.name) != f.default
-                ]
-                raise ConfigError(changed[0], "is read in virtual time only; add backend simulated")
-            return
-        if not (self.engines.queue or self.output.resume):
+    def _check_virtual_time(self) -> None:
+        if not self.is_at_scale:
             raise ConfigError(
                 "backend", "is simulated, which knows the at-scale mode only; add queue"
             )
-        if self.simulation.service_law == "replay" and tuning:
+        if self.simulation.service_law == "replay" and self.is_tuning:
             raise ConfigError(
                 "service_law",
                 "is replay, which repeats one run's tasks; tuning needs a profile or a law",
@@ -414,6 +394,21 @@ class RunConfig:
                 "accel_device",
                 "is cuda, which has no virtual time; name a device folder with a profile",
             )
+
+    @property
+    def name(self) -> str:
+        """The pipeline's or the model's name, for reports and folders."""
+        return Path(self.engines.pipeline).stem if self.engines.pipeline else self.model.name
+
+    @property
+    def is_at_scale(self) -> bool:
+        """Whether the run has a load generator and engines; a resumed run has."""
+        return self.engines.queue or bool(self.output.resume)
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run searches for a policy; else it measures the one that its flags name."""
+        return self.tune.tune_batch_qps or self.tune.tune_accel_qps
 
     @property
     def n_queries(self) -> int:
@@ -429,37 +424,21 @@ class RunConfig:
     @property
     def input_bytes(self) -> int:
         """Size of the pool of inputs in memory (ids int32, dense float32), at most."""
-        ids = len(self.model.table_rows) * self.model.num_indices_per_lookup
-        return (
-            4
-            * (ids + self.model.dense_width)
-            * self.inputs.max_mini_batch_size
-            * self.inputs.num_batches
-        )
+        n_ids = len(self.model.table_rows) * self.model.num_indices_per_lookup
+        n_items = self.inputs.max_mini_batch_size * self.inputs.num_batches
+        return 4 * (n_ids + self.model.dense_width) * n_items
 
 
-PARTS: dict[str, type] = {
-    "model": ModelConfig,
-    "inputs": InputConfig,
-    "load": LoadConfig,
-    "engines": EngineConfig,
-    "simulation": SimulationConfig,
-    "tune": TuneConfig,
-    "output": OutputConfig,
-    "release_only": ReleaseOnlyConfig,
-}
+PARTS: dict[str, type] = typing.get_type_hints(RunConfig)
 
 
 def from_settings(settings: dict[str, Any]) -> RunConfig:
     """RunConfig from {flag: value}; what is missing has its default. Raises ConfigError."""
-    return RunConfig(
-        **{
-            part: cls(
-                **{f.name: settings[f.name] for f in dataclasses.fields(cls) if f.name in settings}
-            )
-            for part, cls in PARTS.items()
-        }
-    )
+    parts = {}
+    for name, part in PARTS.items():
+        flags = [field.name for field in dataclasses.fields(part)]
+        parts[name] = part(**{flag: settings[flag] for flag in flags if flag in settings})
+    return RunConfig(**parts)
 
 
 def to_settings(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any
+
+# A bound: when a value breaks it, and what was expected.
+_BOUNDS = {
+    "low": (operator.lt, "at least"),
+    "high": (operator.gt, "at most"),
+    "above": (operator.le, "more than"),
+    "below": (operator.ge, "less than"),
+}
 
 
 class ConfigError(ValueError):
@@ -15,16 +24,13 @@ class ConfigError(ValueError):
         self.flag = flag
 
 
-def flag(
-    default: Any,
-    help_text: str,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A dataclass field that is a command line flag; `low` and `high` are inclusive bounds."""
+def flag(default: Any, help_text: str, choices: tuple[str, ...] = (), **bounds: float) -> Any:
+    """A dataclass field that is a command line flag.
+
+    Bounds: `low` and `high` are inclusive, `above` and `below` are not.
+    """
     return dataclasses.field(
-        default=default, metadata={"help": help_text, "choices": choices, "low": low, "high": high}
+        default=default, metadata={"help": help_text, "choices": choices, "bounds": bounds}
     )
 
 
@@ -32,17 +38,15 @@ def check_fields(part: Any) -> None:
     """Raise ConfigError if a field is outside its choices or bounds."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        meta = field.metadata
-        if meta["choices"] and value not in meta["choices"]:
-            raise ConfigError(
-                field.name, f"is {value!r}; expected one of {', '.join(meta['choices'])}"
-            )
+        choices = field.metadata["choices"]
+        if choices and value not in choices:
+            raise ConfigError(field.name, f"is {value!r}; expected one of {', '.join(choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(field.name, f"is {value}; expected a finite number")
-        for bound, wrong, word in (("low", -1, "at least"), ("high", 1, "at most")):
-            limit = meta[bound]
-            if value is not None and limit is not None and (value - limit) * wrong > 0:
-                raise ConfigError(field.name, f"is {value}; expected {word} {limit:g}")
+        for bound, limit in field.metadata["bounds"].items():
+            breaks, expected = _BOUNDS[bound]
+            if value is not None and breaks(value, limit):
+                raise ConfigError(field.name, f"is {value}; expected {expected} {limit:g}")
 
 
 def dashed(name: str, text: str) -> tuple[int, ...]:

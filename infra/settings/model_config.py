@@ -41,7 +41,7 @@ class ModelConfig:
         False, "every bag has exactly that many ids, else 1 to that many"
     )
     table_scale: float = flag(
-        1.0, "fraction of each table's rows to keep (never fewer than a bag's ids)", high=1.0
+        1.0, "fraction of each table's rows to keep (never fewer than a bag's ids)", above=0, high=1
     )
     embedding_operator: str = flag(
         "fused", "one look-up over all tables, or one a table", ("fused", "per_table")
@@ -54,63 +54,62 @@ class ModelConfig:
     )
     dtype: str = flag(
         "float32",
-        "of large MLPs on the CPU; tables and scores stay float32",
+        "type of large MLPs on the CPU; tables and scores stay float32",
         ("float32", "bfloat16"),
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.table_scale <= 0:
-            raise ConfigError(
-                "table_scale", f"is {self.table_scale:g}; expected more than 0 and at most 1"
-            )
         for name in ("arch_mlp_bot", "arch_mlp_top", "arch_mlp_tasks"):
             dashed(name, getattr(self, name))
         if self.embedding_plan and (self.fused == "off" or self.embedding_operator == "per_table"):
-            other = "fused off" if self.fused == "off" else "embedding_operator per_table"
+            rival = "fused off" if self.fused == "off" else "embedding_operator per_table"
             raise ConfigError(
-                "embedding_plan", f"is set, and so is {other}; a plan chooses the operators itself"
+                "embedding_plan", f"is set, and so is {rival}; a plan chooses the operators itself"
             )
-        n_tables = len(dashed("arch_embedding_size", self.arch_embedding_size))
-        self._check_shapes(n_tables)
-        if self.num_indices_per_lookup_fixed:
-            fewest = min(dashed("arch_embedding_size", self.arch_embedding_size))
-            if fewest < self.num_indices_per_lookup:
-                raise ConfigError(
-                    "num_indices_per_lookup",
-                    f"is {self.num_indices_per_lookup}, but a table has {fewest} rows and a bag's "
-                    "ids all differ",
-                )
+        rows = dashed("arch_embedding_size", self.arch_embedding_size)
+        self._check_shapes(len(rows))
+        if self.num_indices_per_lookup_fixed and min(rows) < self.num_indices_per_lookup:
+            raise ConfigError(
+                "num_indices_per_lookup",
+                f"is {self.num_indices_per_lookup}, but a table has {min(rows)} rows and a bag's "
+                "ids all differ",
+            )
 
     def _check_shapes(self, n_tables: int) -> None:
-        if self.model_type == "dlrm" and self.arch_interaction_op == "dot":
-            if self.bot_widths[-1] != self.arch_sparse_feature_size:
+        """Raise ConfigError if an MLP or the tables do not fit the architecture."""
+        match self.model_type:
+            case "dlrm" if (
+                self.arch_interaction_op == "dot"
+                and self.bot_widths[-1] != self.arch_sparse_feature_size
+            ):
                 raise ConfigError(
                     "arch_mlp_bot",
                     f"ends in {self.bot_widths[-1]}, but arch_sparse_feature_size is "
                     f"{self.arch_sparse_feature_size}; with arch_interaction_op dot they must be "
                     "equal",
                 )
-        elif self.model_type == "mtwnd" and self.task_widths[0] != self.top_widths[-1]:
-            raise ConfigError(
-                "arch_mlp_tasks",
-                f"begins with {self.task_widths[0]}, but arch_mlp_top ends in "
-                f"{self.top_widths[-1]}; they must be equal",
-            )
-        elif self.model_type == "ncf" and n_tables != 4:
-            raise ConfigError(
-                "arch_embedding_size", f"names {n_tables} tables; NCF has 4 (mf0-mf1-mlp0-mlp1)"
-            )
-        elif self.model_type == "ncf" and len(self.top_widths) < 2:
-            raise ConfigError(
-                "arch_mlp_top",
-                "has one width; NCF needs at least 2 (MLP tower, then the last layer)",
-            )
-        elif self.model_type in ("din", "dien") and n_tables < 4:
-            raise ConfigError(
-                "arch_embedding_size",
-                f"names {n_tables} tables; {self.model_type} needs profile-behaviours-ad-context",
-            )
+            case "mtwnd" if self.task_widths[0] != self.top_widths[-1]:
+                raise ConfigError(
+                    "arch_mlp_tasks",
+                    f"begins with {self.task_widths[0]}, but arch_mlp_top ends in "
+                    f"{self.top_widths[-1]}; they must be equal",
+                )
+            case "ncf" if n_tables != 4:
+                raise ConfigError(
+                    "arch_embedding_size", f"names {n_tables} tables; NCF has 4 (mf0-mf1-mlp0-mlp1)"
+                )
+            case "ncf" if len(self.top_widths) < 2:
+                raise ConfigError(
+                    "arch_mlp_top",
+                    "has one width; NCF needs at least 2 (MLP tower, then the last layer)",
+                )
+            case "din" | "dien" if n_tables < 4:
+                raise ConfigError(
+                    "arch_embedding_size",
+                    f"names {n_tables} tables; {self.model_type} needs "
+                    "profile-behaviours-ad-context",
+                )
 
     @property
     def name(self) -> str:

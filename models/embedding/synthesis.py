@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from infra.progress import OnFraction, Progress
-from infra.results.show import show
+from infra.results.report import show
 from infra.rng import stream
 from models.embedding.plan.spec import TableSpec
 from models.embedding.tuning.recorded import FORMATS, Int32Array, Recorded, cut

@@ -22,7 +22,7 @@ import torch
 
 from infra.progress import Progress
 from infra.provenance import git_commit
-from infra.results.show import show
+from infra.results.report import show
 from infra.settings.cli import parse, read_file
 from infra.settings.config import ModelConfig
 from models.embedding.backend import Backend, backend

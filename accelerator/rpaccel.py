@@ -391,10 +391,15 @@ def sub_array_splits(n_stages: int) -> list[tuple[int, ...]]:
 # Synthesis in GF 12LP, 0.70 V, 25 C, typical corner, as published with figure 11: area in um2,
 # power in mW.
 _BLOCKS = {
-    "array 32x32": (506_891.581305, 166.4236), "array 32x32 that splits": (527_807.821880, 171.0079),
-    "crossbar": (287.659001, 0.3195), "accumulator": (106.178689, 0.1404), "filter": (453.333886, 0.1983),
-    "SRAM 32K": (29_142.0, 2.4), "SRAM 4K": (4_684.0, 0.8), "SRAM 256K": (183_290.0, 8.4),
-}  # fmt: skip
+    "array 32x32": (506_891.581305, 166.4236),
+    "array 32x32 that splits": (527_807.821880, 171.0079),
+    "crossbar": (287.659001, 0.3195),
+    "accumulator": (106.178689, 0.1404),
+    "filter": (453.333886, 0.1983),
+    "SRAM 32K": (29_142.0, 2.4),
+    "SRAM 4K": (4_684.0, 0.8),
+    "SRAM 256K": (183_290.0, 8.4),
+}
 BASELINE_CHIP = {"array 32x32": 16, "accumulator": 128, "SRAM 32K": 128, "SRAM 256K": 80}
 RPACCEL_CHIP = {
     "array 32x32 that splits": 16,

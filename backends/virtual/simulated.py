@@ -95,7 +95,7 @@ class SimulatedSession:
         return replace(rows, notes=(*rows.notes, *self._notes(loop.n_answered, schedule)))
 
     def _kernel_knows(self, times: ServiceTimes, policy: Policy) -> bool:
-        """Whether the compiled pipeline suffices: no rows of tasks, nothing offloaded or recorded."""
+        """Whether the compiled pipeline suffices: no tasks, nothing offloaded or recorded."""
         offloads = policy.offload_items and any(stage.offloads for stage in self._stages)
         return not (self._keep_tasks or offloads or times.is_recorded)
 

@@ -12,9 +12,14 @@ from infra.results import run_folder
 
 pytestmark = pytest.mark.alone
 MODEL = {
-    "model_type": "dlrm", "arch_embedding_size": "50-60", "arch_sparse_feature_size": 4, "arch_mlp_bot": "5-4",
-    "arch_mlp_top": "8-1", "num_indices_per_lookup": 1, "num_indices_per_lookup_fixed": True,
-}  # fmt: skip
+    "model_type": "dlrm",
+    "arch_embedding_size": "50-60",
+    "arch_sparse_feature_size": 4,
+    "arch_mlp_bot": "5-4",
+    "arch_mlp_top": "8-1",
+    "num_indices_per_lookup": 1,
+    "num_indices_per_lookup_fixed": True,
+}
 WORDS = [
     "--queue",
     "--pipeline",

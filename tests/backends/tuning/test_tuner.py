@@ -26,12 +26,12 @@ from infra.settings.cli import parse
 from loadGenerator import CommonLoad
 from scheduler import Goal, HillClimb, Limit, Outcome, Policy, Trial
 
-BASE = [
-    "--queue", "--num_batches", "16", "--nepochs", "500", "--max_mini_batch_size", "8", "--tune_batch_qps",
-    "--batch_configs", "8-4-2", "--target_latency", "20", "--req_granularity", "400", "--max_arr_range", "10",
-    "--min_arr_range", "0.1", "--arr_steps", "120", "--avg_mini_batch_size", "8", "--rate_width", "0.02",
-    "--model_accel", "--tune_accel_qps", "--accel_configs", "4-8",
-]  # fmt: skip
+BASE = (
+    "--queue --num_batches 16 --nepochs 500 --max_mini_batch_size 8 --avg_mini_batch_size 8 "
+    "--tune_batch_qps --batch_configs 8-4-2 --target_latency 20 --req_granularity 400 "
+    "--max_arr_range 10 --min_arr_range 0.1 --arr_steps 120 --rate_width 0.02 "
+    "--model_accel --tune_accel_qps --accel_configs 4-8"
+).split()
 ALL = ["hill", "exhaustive", "released", "static"]
 
 

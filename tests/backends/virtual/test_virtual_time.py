@@ -16,12 +16,13 @@ from helpers import MS, ROOT, TINY, run_script
 from infra.results import run_folder
 from infra.results.rows import TASK_COLUMNS
 
+WIDE_AND_DEEP = f"{ROOT}/models/configs/wide_and_deep.json"
 VIRTUAL = [
-    "--queue", "--backend", "simulated", "--config_file", str(ROOT / "models/configs/wide_and_deep.json"),
-    "--num_batches", "32", "--nepochs", "100", "--max_mini_batch_size", "1024", "--batch_size_distribution",
-    "production", "--sub_task_batch_size", "128", "--inference_engines", "40", "--arrival_qps", "4000",
-    "--target_latency", "25", "--log_file", "",
-]  # fmt: skip
+    *f"--queue --backend simulated --config_file {WIDE_AND_DEEP} --num_batches 32 --nepochs 100 "
+    "--max_mini_batch_size 1024 --batch_size_distribution production --sub_task_batch_size 128 "
+    "--inference_engines 40 --arrival_qps 4000 --target_latency 25 --log_file".split(),
+    "",
+]
 MM1 = [
     "--service_law",
     "exponential",

@@ -11,9 +11,14 @@ from infra.settings.config import ConfigError
 from infra.settings.pipeline import read_pipeline
 
 SMALL = {
-    "model_type": "dlrm", "arch_embedding_size": "50-60", "arch_sparse_feature_size": 4, "arch_mlp_bot": "5-4",
-    "arch_mlp_top": "8-1", "num_indices_per_lookup": 1, "num_indices_per_lookup_fixed": True,
-}  # fmt: skip
+    "model_type": "dlrm",
+    "arch_embedding_size": "50-60",
+    "arch_sparse_feature_size": 4,
+    "arch_mlp_bot": "5-4",
+    "arch_mlp_top": "8-1",
+    "num_indices_per_lookup": 1,
+    "num_indices_per_lookup_fixed": True,
+}
 
 
 @pytest.fixture

@@ -37,6 +37,6 @@ def legend(axes: Axes, size: float = 8, **places: Any) -> None:
 
 def legend_below(figure: Figure, n_columns: int, size: float = 9, most: int | None = None) -> None:
     """The first panel's legend below all panels, `most` entries of it."""
-    handles, labels = (parts[:most] for parts in figure.axes[0].get_legend_handles_labels())
-    place = "outside lower center"
-    figure.legend(handles, labels, loc=place, ncols=n_columns, fontsize=size, frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    places: dict[str, Any] = {"ncols": n_columns, "fontsize": size, "frameon": False}
+    figure.legend(handles[:most], labels[:most], loc="outside lower center", **places)

@@ -168,7 +168,8 @@ def _report_measure(
         f"{job.deployment.n_engines} {job.opened.kind} engine(s), tasks of at most "
         f"{policy.batch_items} items{offload}"
     )
-    out.print(report.measurement(f"{job.config.name}, {engines}", summary, memory))
+    title = f"{job.config.name}, {engines}"
+    out.print(report.measurement(title, summary, memory, rows.queries["n_items"]))
     if job.deployment.is_staged:
         _print_stages(job.deployment, rows, quality, out)
     _print_service(job.opened, out)

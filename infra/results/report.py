@@ -75,8 +75,10 @@ def verdict(summary: Summary) -> str:
     return "VALID" if summary.valid else f"INVALID: {'; '.join(summary.invalid_reasons)}"
 
 
-def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
-    """Table of a measuring run; virtual time has no `memory`."""
+def measurement(
+    title: str, summary: Summary, memory: dict[str, Any], n_items: pd.Series[int]
+) -> Table:
+    """Table of a measuring run; virtual time has no `memory`; `n_items`: sizes of its queries."""
     s = summary
     waited = f"{number(s.mean_queue_ms)} to the first start"
     computed = f"{number(s.mean_compute_ms)} to the answer"
@@ -85,6 +87,7 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
     late = f"median; p99 {number(s.lateness_p99_ms, 3)} ms"
     lines = [
         f"queries measured | {s.n_queries:,} | after the warm-up",
+        f"query size | {_sizes(n_items)}",
         f"offered rate | {number(s.offered_qps)} QPS | arrivals of the schedule",
         f"achieved rate | {number(s.achieved_qps)} QPS | answers, first arrival to last answer",
         f"latency p50 | {number(s.p50_ms.value)} ms | {interval(s.p50_ms)}",
@@ -104,6 +107,17 @@ def measurement(title: str, summary: Summary, memory: dict[str, Any]) -> Table:
     lines.append(f"verdict | {_valid(s)} | {'; '.join(s.invalid_reasons) or 'can be trusted'}")
     columns = ("what", "value", "95 % interval, or meaning")
     return table(title, columns, (line.split(" | ", 2) for line in lines), left=columns[::2])
+
+
+def _sizes(n_items: pd.Series[int]) -> str:
+    """The mean, and whether it is every query's size or between which the sizes lie."""
+    if n_items.empty:
+        return "- | no query was sent"
+    smallest = n_items.min()
+    largest = n_items.max()
+    if smallest == largest:
+        return f"{largest:,} items | of every query"
+    return f"{number(n_items.mean(), 1)} items | mean; {smallest:,} to {largest:,}"
 
 
 def _valid(summary: Summary) -> str:

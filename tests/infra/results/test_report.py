@@ -31,12 +31,9 @@ def text_of(renderable):
 
 
 def test_the_table_says_what_was_measured(measured):
-    _, summary = measured
-    shown = text_of(
-        report.measurement(
-            "wnd", summary, {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
-        )
-    )
+    rows, summary = measured
+    memory = {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
+    shown = text_of(report.measurement("wnd", summary, memory, rows.queries["n_items"]))
     assert f"{summary.p95_ms.value:,.2f} ms" in shown
     assert report.interval(summary.p95_ms) in shown
     assert "VALID" in shown
@@ -50,8 +47,23 @@ def test_an_invalid_run_says_why(measured):
     bad = summarize(
         rows.queries, rows.tasks, sla_ms=5.0, extra=("interrupted after 3 of 9 queries",)
     )
-    assert "interrupted after 3 of 9" in text_of(report.measurement("wnd", bad, {}))
+    shown = text_of(report.measurement("wnd", bad, {}, rows.queries["n_items"]))
+    assert "interrupted after 3 of 9" in shown
     assert report.verdict(bad) == "INVALID: interrupted after 3 of 9 queries"
+
+
+@pytest.mark.parametrize(
+    ("n_items", "expected"),
+    [
+        ([128, 128, 128], ["128 items", "of every query"]),
+        ([100, 20, 1024], ["381.3 items", "mean; 20 to 1,024"]),
+        ([], ["-", "no query was sent"]),
+    ],
+)
+def test_the_table_says_how_large_the_queries_were(measured, n_items, expected):
+    shown = text_of(report.measurement("wnd", measured[1], {}, pd.Series(n_items, dtype=int)))
+    (line,) = (line for line in shown.splitlines() if "query size" in line)
+    assert all(words in line for words in expected)
 
 
 def test_numbers_that_are_not_known_are_dashes():

@@ -241,7 +241,7 @@ def _ended(load: _Load, state: _State, now: int, at: int) -> int:
         if fixed_ns == 0 and item_ns == 0:
             over = query
         else:
-            choosing_ns = np.int64(fixed_ns) + np.int64(item_ns * load.n_items[stage, query])
+            choosing_ns = int(fixed_ns) + int(item_ns * load.n_items[stage, query])
             _schedule(state, now + choosing_ns, len(load.group) + query)
     return over
 

@@ -1,39 +1,39 @@
-"""Many servers in virtual time: queries are routed in order of arrival, each server serves its own,
-all compiled.
+"""Many servers in virtual time: queries are routed in order of arrival, each server serves its own.
 
-A server is what `backends.virtual.simulated` makes of a ServiceTable and a policy; a fleet of one
-gives that session's times.
+All of it is compiled. A server is what `backends.virtual.simulated` makes of a ServiceTable and a
+policy; a fleet of a single server gives that session's times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from accelerator.service import ServiceTable, drawn_index
-from backends.virtual.fifo_kernel import Engines, FloatArray, Int64Array, compiled, serve_query
+from accelerator.service import ServiceTable, Times, drawn_index
+from backends.virtual.fifo_kernel import Engines, compiled, serve_query
+from backends.virtual.heap import pop, push
+from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS
 from loadGenerator import Schedule
 from scheduler import Policy
 
 ROUTES = ("random", "round_robin", "size_aware", "power_of_two", "shortest_queue")
-_ROUTED, _SHORTEST, _OF_TWO = 0, 1, 2
-# between servers with equally short queues the one that has not changed for longest is next
+_ROUTED, _SHORTEST, _OF_TWO = 0, 1, 2  # modes of the kernel
+# Between servers with equally short queues the one that has not changed for longest is next.
 _LATER = 1e-9
 _MOST_OPEN = 1 << 16  # queries in the fleet at first; as many more as it takes
 
 
 @dataclass(frozen=True)
 class ServerKind:
-    """Equal servers: engines, service times, the policy they run, and their share of the load
-    beside other kinds.
+    """Equal servers: engines, service times and the policy that they run.
 
-    `weight`: what one of them carries, in any unit; routing gives it so much of the load.
+    `weight`: what a server of the kind carries, in any unit; routing gives it so much of the load.
     """
 
     name: str
@@ -49,12 +49,8 @@ class ServerKind:
                 f"{self.name} offloads from {self.policy.offload_items} items on, without an "
                 "accelerator"
             )
-        if (
-            self.n_cpu < 1
-            or not self.weight > 0
-            or self.table.recording is not None
-            or self.table.stolen_ns
-        ):
+        by_size = self.table.recording is None and not self.table.stolen_ns
+        if not (self.n_cpu >= 1 and self.weight > 0 and by_size):
             raise ValueError(
                 f"{self.name}: expected an engine, a weight above 0, service times by size and "
                 "nothing else"
@@ -67,6 +63,30 @@ class FleetRun:
 
     server: npt.NDArray[np.int32]
     latency_ms: FloatArray
+
+
+class _Servers(NamedTuple):
+    """`kind` and `weight` [server]; `policies` [kind, (batch, offload)] and `tables` by kind."""
+
+    kind: Int64Array
+    weight: FloatArray
+    policies: Int64Array
+    tables: tuple[Times, ...]
+
+
+class _Queues(NamedTuple):
+    """The open queries of each server, and a heap of their ends.
+
+    The key of a server is its open queries and the next, by weight. tree[1] is the server of the
+    smallest key, tree[i] the smaller of its children 2i and 2i + 1.
+    """
+
+    n_open: Int64Array  # [server]
+    keys: FloatArray
+    tree: Int64Array
+    ends_ns: Int64Array
+    ends_server: Int64Array
+    n_ends: Int64Array  # [1]
 
 
 class Fleet:
@@ -101,79 +121,58 @@ class Fleet:
                 f"a query has {sizes.max()} items, but the service times end at {largest}"
             )
         mode = {"shortest_queue": _SHORTEST, "power_of_two": _OF_TWO}.get(route, _ROUTED)
-        server = (
-            np.zeros(len(schedule), np.int64)
-            if mode
-            else self._routed(sizes, route, seed, large_items)
-        )
-        engines = Engines.idle(
-            [n for k in self.kind for n in (self.kinds[k].n_cpu, self.kinds[k].n_accel)]
-        )
-        done_ns = np.zeros(len(schedule), np.int64)
+        server = np.zeros(len(sizes), np.int64)
+        if mode == _ROUTED:
+            server = self._routed(sizes, route, seed, large_items)
+        policies = [(k.policy.batch_items, k.policy.offload_items or 0) for k in self.kinds]
+        tables = tuple(kind.table.times() for kind in self.kinds)
+        servers = _Servers(self.kind, self.weight, np.array(policies, np.int64), tables)
+        pools = [n for k in self.kind for n in (self.kinds[k].n_cpu, self.kinds[k].n_accel)]
+        engines = Engines.idle(pools)
+        queues = self._queues()
+        done_ns = np.zeros(len(sizes), np.int64)
+        no_tasks = np.zeros((0, 7), np.int64)
+        served = 0
+        while True:
+            load = (schedule.arrival_ns, sizes, served)
+            served = serve_fleet(
+                *load, mode, seed, server, servers, engines, queues, done_ns, no_tasks
+            )
+            if served == len(schedule):
+                latency_ms = (done_ns - schedule.arrival_ns) / NS_PER_MS
+                return FleetRun(server.astype(np.int32), latency_ms)
+            queues = queues._replace(
+                ends_ns=np.repeat(queues.ends_ns, 2), ends_server=np.repeat(queues.ends_server, 2)
+            )
+
+    def _queues(self) -> _Queues:
+        """Nothing is open; a tree of all servers, filled up to a power of two."""
         leaves = 1 << (len(self) - 1).bit_length()
         keys = np.full(leaves, np.inf)
         keys[: len(self)] = 1 / self.weight
-        tree = _tournament(keys)
-        n_open = np.zeros(1, np.int64)
-        outstanding = np.zeros(len(self), np.int64)
-        ends_ns = np.zeros(_MOST_OPEN, np.int64)
-        ends_server = np.zeros(_MOST_OPEN, np.int64)
-        served = 0
-        policies = np.array(
-            [(k.policy.batch_items, k.policy.offload_items or 0) for k in self.kinds], np.int64
-        )
-        tables = _stacked([kind.table for kind in self.kinds])
-        while True:
-            served = serve_fleet(  # type: ignore[call-arg]
-                schedule.arrival_ns,
-                sizes,
-                served,
-                mode,
-                seed,
-                server,
-                self.kind,
-                self.weight,
-                policies,
-                *tables,
-                engines.free_ns,
-                engines.latest,
-                engines.index,
-                engines.bounds,
-                outstanding,
-                keys,
-                tree,
-                ends_ns,
-                ends_server,
-                n_open,
-                done_ns,
-                np.zeros(0, np.int64),
-                np.zeros((0, 7), np.int64),
-            )
-            if served == len(schedule):
-                return FleetRun(
-                    server.astype(np.int32), (done_ns - schedule.arrival_ns) / NS_PER_MS
-                )
-            ends_ns, ends_server = (
-                np.concatenate([ends, np.zeros_like(ends)]) for ends in (ends_ns, ends_server)
-            )
+        tree = np.concatenate([np.zeros(leaves, np.int64), np.arange(leaves)])
+        for node in range(leaves - 1, 0, -1):
+            left, right = tree[2 * node : 2 * node + 2]
+            tree[node] = left if keys[left] <= keys[right] else right
+        none = np.zeros(_MOST_OPEN, np.int64)
+        n_ends = np.zeros(1, np.int64)
+        return _Queues(np.zeros(len(self), np.int64), keys, tree, none, none.copy(), n_ends)
 
     def _routed(self, sizes: Int64Array, route: str, seed: int, large_items: int) -> Int64Array:
         """A server for every query by a rule that looks at no queue."""
         if route == "round_robin":
             return _in_turn(self.weight, len(sizes))
         rng = np.random.default_rng([seed, 77])
-        if route == "random":
-            return _by_weight(self.weight, rng.random(len(sizes)))
-        offloads = np.array([kind.policy.offload_items is not None for kind in self.kinds])[
-            self.kind
-        ]
-        if not offloads.any() or offloads.all():
-            raise ValueError("size_aware needs servers that offload and servers that do not")
         server = _by_weight(self.weight, rng.random(len(sizes)))
+        if route == "random":
+            return server
+        offloads = np.array([kind.policy.offload_items is not None for kind in self.kinds])
+        with_accel = np.flatnonzero(offloads[self.kind])
+        if len(with_accel) in (0, len(self)):
+            raise ValueError("size_aware needs servers that offload and servers that do not")
         large = sizes >= large_items
-        server[large] = np.flatnonzero(offloads)[
-            _by_weight(self.weight[offloads], rng.random(int(large.sum())))
-        ]
+        u = rng.random(int(large.sum()))
+        server[large] = with_accel[_by_weight(self.weight[with_accel], u)]
         return server
 
 
@@ -191,53 +190,14 @@ def _in_turn(weight: FloatArray, n: int) -> Int64Array:
     return server[np.argsort((nth + 0.5) / share[server], kind="stable")][:n].astype(np.int64)
 
 
-def _stacked(tables: Sequence[ServiceTable]) -> tuple[Any, ...]:
-    """cpu_ns [kind, level, items], accel_ns [kind, accelerator, items], factors [kind, row, k],
-    cpu_row, accel_row [kind, items], overhead [kind, (CPU wake, gap, accelerator wake, gap)], seed
-    [kind]; padded to the largest.
-    """
-    times = [table.times() for table in tables]
-    items = min(table.max_items for table in tables) + 1
-    if len({t.factors.shape[1] for t in times if t.factors.size}) > 1:
-        raise ValueError("the kinds of servers have spreads of different lengths")
-
-    def padded(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """With the last row again, or ones where there is none."""
-        rows = max(1, *(len(a) for a in arrays))
-        filled = [a if len(a) else np.ones((1, a.shape[1]), a.dtype) for a in arrays]
-        return np.stack(
-            [np.concatenate([a, np.repeat(a[-1:], rows - len(a), axis=0)]) for a in filled]
-        )
-
-    width = max(t.factors.shape[1] for t in times)
-    factors = [t.factors if t.factors.size else np.ones((1, width)) for t in times]
-    return (
-        padded([t.cpu_ns[:, :items] for t in times]),
-        padded([t.accel_ns[:, :items] for t in times]),
-        padded(factors),
-        np.stack([t.cpu_row[:items] for t in times]),
-        np.stack([t.accel_row[:items] for t in times]),
-        np.array([(*t.cpu_overhead, *t.accel_overhead) for t in times], np.int64),
-        np.array([t.seed for t in times], np.int64),
-    )
-
-
-def _tournament(keys: FloatArray) -> Int64Array:
-    """tree[1] is the place of the smallest key, tree[i] the smaller of its children 2i and 2i + 1."""
-    leaves = len(keys)
-    tree = np.concatenate([np.zeros(leaves, np.int64), np.arange(leaves)])
-    for node in range(leaves - 1, 0, -1):
-        left = tree[2 * node]
-        right = tree[2 * node + 1]
-        tree[node] = left if keys[left] <= keys[right] else right
-    return tree
-
-
 @numba.njit(inline="always")
-def _set_key(keys: FloatArray, tree: Int64Array, place: int, key: float) -> None:
-    """A leaf's new key, and who wins above it."""
-    keys[place] = key
-    node = (len(keys) + place) >> 1
+def _count(queues: _Queues, server: int, change: int, i: int, weight: FloatArray) -> None:
+    """A server has a query more or less at arrival i: its new key, and who wins above it."""
+    queues.n_open[server] += change
+    keys = queues.keys
+    tree = queues.tree
+    keys[server] = (queues.n_open[server] + 1 + _LATER * i) / weight[server]
+    node = (len(keys) + server) >> 1
     while node >= 1:
         left = tree[2 * node]
         right = tree[2 * node + 1]
@@ -246,46 +206,14 @@ def _set_key(keys: FloatArray, tree: Int64Array, place: int, key: float) -> None
 
 
 @numba.njit(inline="always")
-def _push(ends_ns: Int64Array, ends_server: Int64Array, n: int, end_ns: int, server: int) -> None:
-    """Onto the heap of the open queries' ends."""
-    at = n
-    while at > 0:
-        parent = (at - 1) >> 1
-        if ends_ns[parent] <= end_ns:
-            break
-        ends_ns[at], ends_server[at] = ends_ns[parent], ends_server[parent]
-        at = parent
-    ends_ns[at], ends_server[at] = end_ns, server
-
-
-@numba.njit(inline="always")
-def _pop(ends_ns: Int64Array, ends_server: Int64Array, n: int) -> None:
-    """Take the earliest of n ends from the heap."""
-    end_ns = ends_ns[n - 1]
-    server = ends_server[n - 1]
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= n - 1:
-            break
-        child += child + 1 < n - 1 and ends_ns[child + 1] < ends_ns[child]
-        if ends_ns[child] >= end_ns:
-            break
-        ends_ns[at], ends_server[at] = ends_ns[child], ends_server[child]
-        at = child
-    ends_ns[at], ends_server[at] = end_ns, server
-
-
-@numba.njit(inline="always")
-def _choose(
-    mode: int, query: int, seed: int, outstanding: Int64Array, weight: FloatArray, tree: Int64Array
-) -> int:
+def _choose(mode: int, query: int, seed: int, queues: _Queues, weight: FloatArray) -> int:
     """The server with the shortest queue of all, or of two drawn ones."""
     if mode == _SHORTEST:
-        return tree[1]  # type: ignore[no-any-return]
-    first = drawn_index(query, 1, 0, seed, len(outstanding))
-    second = drawn_index(query, 1, 1, seed, len(outstanding))
-    shorter = (outstanding[first] + 1) / weight[first] <= (outstanding[second] + 1) / weight[second]
+        return queues.tree[1]  # type: ignore[no-any-return]
+    n_open = queues.n_open
+    first = drawn_index(query, 1, 0, seed, len(n_open))
+    second = drawn_index(query, 1, 1, seed, len(n_open))
+    shorter = (n_open[first] + 1) / weight[first] <= (n_open[second] + 1) / weight[second]
     return first if shorter else second
 
 
@@ -297,83 +225,41 @@ def serve_fleet(
     mode: int,
     seed: int,
     server: Int64Array,
-    kind: Int64Array,
-    weight: FloatArray,
-    policies: Int64Array,
-    cpu_ns: Int64Array,
-    accel_ns: Int64Array,
-    factors: FloatArray,
-    cpu_row: Int64Array,
-    accel_row: Int64Array,
-    overheads: Int64Array,
-    seeds: Int64Array,
-    free_ns: Int64Array,
-    latest: Int64Array,
-    index: Int64Array,
-    bounds: Int64Array,
-    outstanding: Int64Array,
-    keys: FloatArray,
-    tree: Int64Array,
-    ends_ns: Int64Array,
-    ends_server: Int64Array,
-    n_open: Int64Array,
+    servers: _Servers,
+    engines: Engines,
+    queues: _Queues,
     done_ns: Int64Array,
-    nothing: Int64Array,
     no_tasks: Int64Array,
 ) -> int:
-    """Route (unless `mode` is 0) and serve queries from `begin` on; returns the first that is not
-    served.
+    """Route (unless `mode` says that it is done) and serve queries from `begin` on.
 
-    That is the number of queries, or one that finds the heap of the open ones full. The key of a
-    server is its open queries and one more, by weight. `nothing`: an array [0], `no_tasks`: one [0,
-    7].
+    Returns the first query that is not served: the number of queries, or one that finds the heap of
+    ends full. `no_tasks`: an array [0, 7].
     """
+    weight = servers.weight
     for i in range(begin, len(arrival_ns)):
         now = arrival_ns[i]
-        place = server[i]
+        at = server[i]
         if mode != _ROUTED:
-            while n_open[0] > 0 and ends_ns[0] <= now:
-                gone = ends_server[0]
-                _pop(ends_ns, ends_server, n_open[0])
-                n_open[0] -= 1
-                outstanding[gone] -= 1
-                _set_key(keys, tree, gone, (outstanding[gone] + 1 + _LATER * i) / weight[gone])
-            if n_open[0] == len(ends_ns):
+            while queues.n_ends[0] > 0 and queues.ends_ns[0] <= now:
+                gone = queues.ends_server[0]
+                pop(queues.ends_ns, queues.ends_server, queues.n_ends[0])
+                queues.n_ends[0] -= 1
+                _count(queues, gone, -1, i, weight)
+            if queues.n_ends[0] == len(queues.ends_ns):
                 return i
-            place = server[i] = _choose(mode, i, seed, outstanding, weight, tree)
-        own = kind[place]
-        on_accel = policies[own, 1] > 0 and n_items[i] >= policies[own, 1]
-        pool = 2 * place + (1 if on_accel else 0)
-        overhead = (overheads[own, 2 * on_accel], overheads[own, 2 * on_accel + 1])
+            at = server[i] = _choose(mode, i, seed, queues, weight)
+        kind = servers.kind[at]
+        batch_items = servers.policies[kind, 0]
+        offload_items = servers.policies[kind, 1]
+        on_accel = offload_items > 0 and n_items[i] >= offload_items
+        pool = 2 * at + on_accel
+        times = servers.tables[kind]
         _, done_ns[i], _, _ = serve_query(
-            i,
-            now,
-            n_items[i],
-            policies[own, 0],
-            on_accel,
-            overhead,
-            seeds[own],
-            cpu_ns[own],
-            accel_ns[own],
-            factors[own],
-            cpu_row[own],
-            accel_row[own],
-            nothing,
-            nothing,
-            nothing,
-            0,
-            nothing,
-            free_ns,
-            latest,
-            index,
-            bounds[pool],
-            bounds[pool + 1] - bounds[pool],
-            no_tasks,
-            0,
+            i, arrival_ns, n_items, batch_items, on_accel, times, engines, pool, no_tasks, 0
         )
         if mode != _ROUTED:
-            _push(ends_ns, ends_server, n_open[0], done_ns[i], place)
-            n_open[0] += 1
-            outstanding[place] += 1
-            _set_key(keys, tree, place, (outstanding[place] + 1 + _LATER * i) / weight[place])
+            push(queues.ends_ns, queues.ends_server, queues.n_ends[0], done_ns[i], at)
+            queues.n_ends[0] += 1
+            _count(queues, at, 1, i, weight)
     return len(arrival_ns)

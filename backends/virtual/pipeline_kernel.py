@@ -1,6 +1,7 @@
-"""Pipelines compiled: the event loop of backends.virtual.simulated around the Dispatcher, with the
-same decisions, no rows of tasks, and some twenty times as fast. Stages share pools as they like;
-which items survive is none of its concern.
+"""Pipelines compiled: the event loop of backends.virtual.event_loop with the same decisions.
+
+It leaves no rows of tasks and is some twenty times as fast. Stages share pools as they like; which
+items survive is none of its concern.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
-from accelerator.service import ServiceTimes, drawn_index
+from accelerator.service import ServiceTimes, Times
+from backends.virtual.fifo_kernel import LAST, compiled, core_ns, n_between
+from backends.virtual.heap import pop, push
+from infra.arrays import FloatArray, Int64Array
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 NONE = -1
-EVENTS, ORDER, TASKS = 0, 1, 2  # of counts
-LAST = np.iinfo(np.int64).max
+EVENTS, ORDER, TASKS = 0, 1, 2  # in `counts`
+_WHAT_BITS = 32  # an event's number: its order above these bits, what it is in them
 
 
 @dataclass(frozen=True)
@@ -35,55 +36,46 @@ class Served:
 
 
 class _Load(NamedTuple):
-    """What is known before: `parts`, `n_items` [stage, query]; `bounds` of the pools' engines;
-    `group` [engine] of neighbours; `filters` [stage]: ns to choose, and for each item. The rest as
-    `_tables` has it.
-    """
+    """What is known before the run."""
 
     arrival_ns: Int64Array
-    n_items: Int64Array
-    parts: Int64Array
-    batch: Int64Array
-    pool_of: Int64Array
-    bounds: Int64Array
-    group: Int64Array
-    filters: FloatArray
-    times: Int64Array
-    levels: Int64Array
-    factors: FloatArray
-    n_factors: Int64Array
-    rows: Int64Array
-    fixed: Int64Array
+    n_items: Int64Array  # [stage, query]
+    parts: Int64Array  # [stage, query]
+    batch: Int64Array  # [stage]
+    pool_of: Int64Array  # [stage]
+    bounds: Int64Array  # of the pools' engines
+    group: Int64Array  # [engine], of neighbours
+    filters: FloatArray  # [stage, 2]: ns to choose, and for each item
+    tables: tuple[Times, ...]  # [stage]
 
 
 class _State(NamedTuple):
-    """Tasks are numbered as their stages begin; a pool's FIFO is a list through `following`; idle
-    engines of a pool are a ring. Events, in a heap by time and order: engine e ends (e), or the
-    best items of a query are found (n_engines + query). `counts`: events in the heap, their order
-    so far, tasks so far.
+    """Where everything is: pools' FIFOs are lists through `following`, their idle engines rings.
+
+    Tasks are numbered as their stages begin. Events: engine e ends (e), or the best items of a
+    query are chosen (n_engines + query).
     """
 
-    query_of: Int64Array
-    stage_of: Int64Array
-    following: Int64Array
-    enqueued_ns: Int64Array
+    query_of: Int64Array  # [task]
+    stage_of: Int64Array  # [task]
+    enqueued_ns: Int64Array  # [task]
+    following: Int64Array  # [task]
     first_task: Int64Array  # [query], of its stage
     stage: Int64Array  # [query]
     left: Int64Array  # [query], parts of its stage
-    head: Int64Array
-    tail: Int64Array
-    idle: Int64Array
-    idle_from: Int64Array
-    idle_n: Int64Array
-    running: Int64Array
-    end_ns: Int64Array
+    first_start_ns: Int64Array  # [query]
+    done_ns: Int64Array  # [query]
+    head: Int64Array  # [pool]
+    tail: Int64Array  # [pool]
+    idle_from: Int64Array  # [pool]
+    n_idle: Int64Array  # [pool]
+    busy_ns: Int64Array  # [pool]
+    idle: Int64Array  # [engine]
+    running: Int64Array  # [engine]
+    end_ns: Int64Array  # [engine]
     heap_ns: Int64Array
-    heap_order: Int64Array
-    heap_what: Int64Array
-    counts: Int64Array
-    first_start_ns: Int64Array
-    done_ns: Int64Array
-    busy_ns: Int64Array
+    heap_numbers: Int64Array
+    counts: Int64Array  # events in the heap, their order so far, tasks so far
 
 
 def serve_pipeline(
@@ -93,53 +85,41 @@ def serve_pipeline(
     engines: Mapping[str, int],
     service: ServiceTimes,
 ) -> Served:
-    """All queries through a pipeline; raises ValueError if a stage's times end before its largest
-    task.
+    """All queries through a pipeline.
+
+    Raises ValueError if a stage offloads, or its times end before its largest task.
     """
     policies = [stage.under(policy) for stage in stages]
     if any(under.offload_items is not None for under in policies):
         raise ValueError("the compiled pipeline knows no offload; the event loop does")
-    names = [*engines]
-    pool_of = np.array([names.index(stage.pool) for stage in stages], np.int64)
     n_items = _items_by_stage(schedule, stages)
-    batch = np.array(
-        [min(under.batch_items, int(n_items.max(initial=1))) for under in policies], np.int64
-    )
+    largest = int(n_items.max(initial=1))
+    batch = np.array([min(under.batch_items, largest) for under in policies], np.int64)
     for i, table in enumerate(service.tables):
         largest = int(np.minimum(n_items[i], batch[i]).max(initial=0))
         if largest > table.max_items:
             raise ValueError(
                 f"stage {i} has tasks of {largest} items, but its times end at {table.max_items}"
             )
-    bounds = np.concatenate([[0], np.cumsum([engines[name] for name in names])]).astype(np.int64)
-    group = np.repeat(
-        [len(names) if name in service.on_cores else i for i, name in enumerate(names)],
-        np.diff(bounds),
-    ).astype(np.int64)
-    parts = -(-n_items // batch[:, None])
-    filters = np.array(
-        [
-            (service.filter_ns, service.filter_item_ns)
-            if stage.keep_items is not None
-            else (0, 0.0)
-            for stage in stages
-        ]
-    )
+    names = [*engines]
+    pool_of = [names.index(stage.pool) for stage in stages]
+    group = [len(names) if name in service.on_cores else i for i, name in enumerate(names)]
+    choosing = (service.filter_ns, service.filter_item_ns)
     load = _Load(
         schedule.arrival_ns,
         n_items,
-        parts,
+        -(-n_items // batch[:, None]),
         batch,
-        pool_of,
-        bounds,
-        group,
-        filters,
-        *_tables(service),
+        np.array(pool_of, np.int64),
+        np.cumsum([0, *engines.values()]).astype(np.int64),
+        np.repeat(group, [*engines.values()]).astype(np.int64),
+        np.array([(0, 0.0) if stage.keep_items is None else choosing for stage in stages], float),
+        tuple(table.times() for table in service.tables),
     )
     state = _state(load)
     _serve(load, state)
-    busy = {name: int(state.busy_ns[i]) for i, name in enumerate(names)}
-    return Served(state.first_start_ns, state.done_ns, parts.sum(axis=0), busy)
+    busy_ns = dict(zip(names, state.busy_ns.tolist(), strict=True))
+    return Served(state.first_start_ns, state.done_ns, load.parts.sum(axis=0), busy_ns)
 
 
 def _items_by_stage(schedule: Schedule, stages: Sequence[Stage]) -> Int64Array:
@@ -152,161 +132,83 @@ def _items_by_stage(schedule: Schedule, stages: Sequence[Stage]) -> Int64Array:
     return np.array(rows)
 
 
-def _tables(
-    service: ServiceTimes,
-) -> tuple[Int64Array, Int64Array, FloatArray, Int64Array, Int64Array, Int64Array]:
-    """Times [stage, neighbours, items], levels [stage], factors [stage, row, k] with their number,
-    rows [stage, items], and wake, gap, stolen, seed [stage, 4].
-    """
-    tables = service.tables
-    levels = np.array([len(table.cpu_ns) for table in tables], np.int64)
-    n_items = max(table.cpu_ns.shape[1] for table in tables)
-    times = np.ones((len(tables), levels.max(), n_items), np.int64)
-    shape = np.array([table.factors.shape for table in tables]).max(axis=0)
-    factors = np.ones((len(tables), *shape))
-    n_factors = np.zeros(len(tables), np.int64)
-    rows = np.full((len(tables), n_items), -1, np.int64)
-    fixed = np.zeros((len(tables), 4), np.int64)
-    for i, table in enumerate(tables):
-        times[i, : levels[i], : table.cpu_ns.shape[1]] = table.cpu_ns
-        factors[i, : table.factors.shape[0], : table.factors.shape[1]] = table.factors
-        n_factors[i] = table.factors.shape[1]
-        if table.cpu_row is not None:
-            rows[i, : len(table.cpu_row)] = table.cpu_row
-        fixed[i] = (
-            table.cpu_overhead.wake_ns,
-            table.cpu_overhead.gap_ns,
-            table.stolen_ns,
-            table.seed,
-        )
-    return times, levels, factors, n_factors, rows, fixed
-
-
 def _state(load: _Load) -> _State:
-    """Before the first arrival."""
+    """The state before the first arrival."""
     n = len(load.arrival_ns)
     n_pools = len(load.bounds) - 1
     n_engines = len(load.group)
     n_tasks = int(load.parts.sum())
 
-    def none(size: int) -> Int64Array:
-        return np.full(size, NONE, np.int64)
+    def zeros(rows: int, width: int) -> Int64Array:
+        return np.zeros((rows, width), np.int64)
 
-    def zeros(size: int) -> Int64Array:
-        return np.zeros(size, np.int64)
-
-    events = n_engines + n + 1
-    return _State(
-        none(n_tasks),
-        none(n_tasks),
-        none(n_tasks),
-        zeros(n_tasks),
-        zeros(n),
-        zeros(n),
-        zeros(n),
-        none(n_pools),
-        none(n_pools),
-        np.arange(n_engines),
-        zeros(n_pools),
-        np.diff(load.bounds),
-        none(n_engines),
-        zeros(n_engines),
-        zeros(events),
-        zeros(events),
-        zeros(events),
-        zeros(3),
+    return _State(  # type: ignore[call-arg]  # it counts each star as many
+        *zeros(3, n_tasks),
+        np.full(n_tasks, NONE),
+        *zeros(3, n),
         np.full(n, LAST),
-        zeros(n),
-        zeros(n_pools),
+        np.zeros(n, np.int64),
+        np.full(n_pools, NONE),
+        *zeros(2, n_pools),
+        np.diff(load.bounds),
+        np.zeros(n_pools, np.int64),
+        np.arange(n_engines),
+        *zeros(2, n_engines),
+        *zeros(2, n_engines + n + 1),
+        np.zeros(3, np.int64),
     )
 
 
-@numba.njit(cache=True)
-def _push(state: _State, ns: int, what: int) -> None:
-    times = state.heap_ns
-    orders = state.heap_order
-    whats = state.heap_what
-    at = state.counts[EVENTS]
-    state.counts[EVENTS] += 1
-    state.counts[ORDER] += 1
-    while at > 0 and times[(at - 1) >> 1] > ns:  # an earlier one of equal time is above already
-        up = (at - 1) >> 1
-        times[at], orders[at], whats[at] = times[up], orders[up], whats[up]
-        at = up
-    times[at], orders[at], whats[at] = ns, state.counts[ORDER], what
+@numba.njit(inline="always")
+def _schedule(state: _State, ns: int, what: int) -> None:
+    """An event is to come."""
+    counts = state.counts
+    counts[ORDER] += 1
+    number = (counts[ORDER] << _WHAT_BITS) + what
+    push(state.heap_ns, state.heap_numbers, counts[EVENTS], ns, number)
+    counts[EVENTS] += 1
 
 
-@numba.njit(cache=True)
-def _pop(state: _State) -> None:
-    """Take the top off; what it was is to be read before."""
-    times = state.heap_ns
-    orders = state.heap_order
-    whats = state.heap_what
-    state.counts[EVENTS] -= 1
-    n = state.counts[EVENTS]
-    ns = times[n]
-    order = orders[n]
-    what = whats[n]
-    at = 0
-    while 2 * at + 1 < n:
-        child = 2 * at + 1
-        right = child + 1
-        if right < n and (
-            times[right] < times[child]
-            or (times[right] == times[child] and orders[right] < orders[child])
-        ):
-            child = right
-        if ns < times[child] or (ns == times[child] and order < orders[child]):
-            break
-        times[at], orders[at], whats[at] = times[child], orders[child], whats[child]
-        at = child
-    times[at], orders[at], whats[at] = ns, order, what
-
-
-@numba.njit(cache=True)
+@compiled
 def _begin(load: _Load, state: _State, now: int, task: int, at: int) -> None:
     """The task begins on engine `at`."""
     query = state.query_of[task]
     stage = state.stage_of[task]
+    times = load.tables[stage]
     part = task - state.first_task[query]
-    items = min(load.batch[stage], load.n_items[stage, query] - part * load.batch[stage])
-    wake_ns, gap_ns, stolen_ns, seed = load.fixed[stage]
+    n_items = min(load.batch[stage], load.n_items[stage, query] - part * load.batch[stage])
+    wake_ns, gap_ns = times.cpu_overhead
     start = now + (gap_ns if state.end_ns[at] > state.enqueued_ns[task] else wake_ns)
     n_busy = 0
-    if load.levels[stage] > 1:
-        for other in range(len(state.end_ns)):
-            n_busy += load.group[other] == load.group[at] and state.end_ns[other] > start
-    took = load.times[stage, min(n_busy, load.levels[stage] - 1), items]
-    row = load.rows[stage, items]
-    if row >= 0:
-        drawn = drawn_index(query, stage, part, seed, load.n_factors[stage])
-        took = max(np.int64(1), np.int64(took * load.factors[stage, row, drawn]))
-    if stolen_ns > 0:
-        arrived = np.searchsorted(load.arrival_ns, np.array([start, start + took]), side="right")
-        took += stolen_ns * (arrived[1] - arrived[0])
+    if len(times.cpu_ns) > 1:
+        for engine in range(len(state.end_ns)):
+            n_busy += load.group[engine] == load.group[at] and state.end_ns[engine] > start
+    took = core_ns(times, query, stage, part, n_items, n_busy)
+    if times.stolen_ns > 0:
+        took += times.stolen_ns * n_between(load.arrival_ns, 0, start, start + took)
     state.end_ns[at] = start + took
     state.running[at] = task
     state.busy_ns[load.pool_of[stage]] += took
     state.first_start_ns[query] = min(state.first_start_ns[query], start)
-    _push(state, start + took, at)
+    _schedule(state, start + took, at)
 
 
-@numba.njit(cache=True)
+@numba.njit(inline="always")
 def _enter(load: _Load, state: _State, now: int, query: int, stage: int) -> None:
     """A query's stage begins: its tasks go to idle engines or into the FIFO."""
     pool = load.pool_of[stage]
     low = load.bounds[pool]
-    n = load.bounds[pool + 1] - load.bounds[pool]
+    n = load.bounds[pool + 1] - low
     state.stage[query], state.left[query] = stage, load.parts[stage, query]
     state.first_task[query] = state.counts[TASKS]
     for _ in range(load.parts[stage, query]):
         task = state.counts[TASKS]
         state.counts[TASKS] += 1
         state.query_of[task], state.stage_of[task], state.enqueued_ns[task] = query, stage, now
-        if state.idle_n[pool] > 0:
+        if state.n_idle[pool] > 0:
             at = state.idle[low + state.idle_from[pool]]
             state.idle_from[pool] = (state.idle_from[pool] + 1) % n
-            state.idle_n[pool] -= 1
+            state.n_idle[pool] -= 1
             _begin(load, state, now, task, at)
             continue
         if state.head[pool] == NONE:
@@ -316,33 +218,35 @@ def _enter(load: _Load, state: _State, now: int, query: int, stage: int) -> None
         state.tail[pool] = task
 
 
-@numba.njit(cache=True)
+@numba.njit(inline="always")
 def _ended(load: _Load, state: _State, now: int, at: int) -> int:
     """Engine `at` is free; returns the query whose stage is over and needs no choosing, or NONE."""
     query = state.query_of[state.running[at]]
     stage = state.stage[query]
     pool = load.pool_of[stage]
     low = load.bounds[pool]
-    n = load.bounds[pool + 1] - load.bounds[pool]
+    n = load.bounds[pool + 1] - low
     task = state.head[pool]
     if task == NONE:
-        state.idle[low + (state.idle_from[pool] + state.idle_n[pool]) % n] = at
-        state.idle_n[pool] += 1
+        state.idle[low + (state.idle_from[pool] + state.n_idle[pool]) % n] = at
+        state.n_idle[pool] += 1
     else:
         state.head[pool] = state.following[task]
         _begin(load, state, now, task, at)
     state.left[query] -= 1
-    if state.left[query] > 0:
-        return NONE
-    fixed_ns, item_ns = load.filters[stage]
-    if fixed_ns == 0 and item_ns == 0:
-        return int(query)
-    then = now + np.int64(fixed_ns) + np.int64(item_ns * load.n_items[stage, query])
-    _push(state, int(then), len(load.group) + int(query))
-    return NONE
+    over = NONE
+    if state.left[query] == 0:
+        fixed_ns = load.filters[stage, 0]
+        item_ns = load.filters[stage, 1]
+        if fixed_ns == 0 and item_ns == 0:
+            over = query
+        else:
+            choosing_ns = int(fixed_ns) + int(item_ns * load.n_items[stage, query])
+            _schedule(state, now + choosing_ns, len(load.group) + query)
+    return over
 
 
-@numba.njit(cache=True)
+@compiled
 def _serve(load: _Load, state: _State) -> None:
     """All arrivals and all events, in order; an arrival goes before an event at the same time."""
     n = len(load.arrival_ns)
@@ -353,16 +257,20 @@ def _serve(load: _Load, state: _State) -> None:
         if state.counts[EVENTS] == 0 or (
             coming < n and load.arrival_ns[coming] <= state.heap_ns[0]
         ):
+            now = int(load.arrival_ns[coming])
+            query = coming
+            stage = 0
             coming += 1
-            _enter(load, state, int(load.arrival_ns[coming - 1]), coming - 1, 0)
-            continue
-        now = int(state.heap_ns[0])
-        what = int(state.heap_what[0])
-        _pop(state)
-        query = what - n_engines if what >= n_engines else _ended(load, state, now, what)
-        if query == NONE:
-            continue
-        if state.stage[query] + 1 == n_stages:
+        else:
+            now = int(state.heap_ns[0])
+            what = int(state.heap_numbers[0] & ((1 << _WHAT_BITS) - 1))
+            pop(state.heap_ns, state.heap_numbers, state.counts[EVENTS])
+            state.counts[EVENTS] -= 1
+            query = what - n_engines if what >= n_engines else _ended(load, state, now, what)
+            if query == NONE:
+                continue
+            stage = state.stage[query] + 1
+        if stage == n_stages:
             state.done_ns[query] = now
         else:
-            _enter(load, state, now, query, state.stage[query] + 1)
+            _enter(load, state, now, query, stage)

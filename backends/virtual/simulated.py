@@ -13,8 +13,9 @@ import pandas as pd
 from accelerator.service import ServiceTable, ServiceTimes
 from backends.session import Watch, busiest, whole_inputs
 from backends.virtual.event_loop import PIECE, EventLoop, ServiceTime
-from backends.virtual.fifo_kernel import Engines, Int64Array, serve
+from backends.virtual.fifo_kernel import Engines, serve
 from backends.virtual.pipeline_kernel import Served, serve_pipeline
+from infra.arrays import Int64Array
 from infra.clock import NS_PER_MS
 from infra.memory import no_garbage_collection
 from infra.messages import ACCEL, CPU
@@ -139,10 +140,7 @@ class SimulatedSession:
                     policy.batch_items,
                     offload,
                     times,
-                    engines.free_ns,
-                    engines.latest,
-                    engines.index,
-                    engines.bounds,
+                    engines,
                     busy,
                     first_start,
                     done,

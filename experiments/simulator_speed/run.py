@@ -128,7 +128,6 @@ def kernel_only(n: int, n_engines: int, law: str, *, keep_tasks: bool, parts: in
     table = table_of_law(law, 1.0, 1.0, parts, 0, 1)
     times = (ServiceTable(table.cpu_ns) if law == "deterministic" else table).times()
     engines = Engines.idle([n_engines, 0])
-    state = (engines.free_ns, engines.latest, engines.index, engines.bounds)
     first_start, done = (np.zeros(n // parts, np.int64) for _ in range(2))
     tasks = np.empty((n if keep_tasks else 0, 7), np.int64)
     sizes = world.schedule.n_items.astype(np.int64)
@@ -142,7 +141,7 @@ def kernel_only(n: int, n_engines: int, law: str, *, keep_tasks: bool, parts: in
         1,
         0,
         times,
-        *state,
+        engines,
         busy_ns,
         first_start,
         done,

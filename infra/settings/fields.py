@@ -46,7 +46,8 @@ def check_fields(part: Any) -> None:
         for bound, limit in field.metadata["bounds"].items():
             breaks, expected = _BOUNDS[bound]
             if value is not None and breaks(value, limit):
-                raise ConfigError(field.name, f"is {value}; expected {expected} {limit:g}")
+                shown = f"{value:g}" if isinstance(value, float) else value
+                raise ConfigError(field.name, f"is {shown}; expected {expected} {limit:g}")
 
 
 def dashed(name: str, text: str) -> tuple[int, ...]:

@@ -142,7 +142,7 @@ def draw(arrays: pd.DataFrame, split: pd.DataFrame) -> Figure:
     x = "multipliers along a side"
     finish(used, x, "share of the multipliers at work", "Figure 10a: 4096 items", "x")
     y = "cycles, all sub-arrays of the chip at work"
-    finish(cycles, x, y, "the same multipliers, split", "xy", legend=False)
+    finish(cycles, x, y, "the same multipliers, split", "xy", legend=0)
     for axes in (used, cycles):
         axes.set_xticks(SIDES, [str(side) for side in SIDES])
     for i, ((mb, ratio), part) in enumerate(split.groupby(CURVE, sort=False)):

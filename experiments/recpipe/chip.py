@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -72,16 +71,16 @@ class ChipDesign:
         return times
 
 
-@numba.njit(cache=True)
 def departures_ns(arrival_ns: Int64Array, n_engines: int, service_ns: int) -> Int64Array:
-    """When each task leaves a FIFO of engines that all take equally long: order is kept."""
-    out = np.empty_like(arrival_ns)
-    for i in range(len(arrival_ns)):
-        begin = arrival_ns[i]
-        if i >= n_engines and out[i - n_engines] > begin:
-            begin = out[i - n_engines]
-        out[i] = begin + service_ns
-    return out
+    """When each task leaves a FIFO of engines that all take equally long: order is kept.
+
+    So engine i serves task i, i + n_engines, ...: a row for each round of the engines.
+    """
+    n_rounds = -(-len(arrival_ns) // n_engines)
+    rounds = np.resize(arrival_ns, (n_rounds, n_engines))  # the end is filled up, and cut off again
+    worked_ns = service_ns * np.arange(n_rounds)[:, None]
+    begun_ns = np.maximum.accumulate(rounds - worked_ns, axis=0) + worked_ns
+    return (begun_ns + service_ns).reshape(-1)[: len(arrival_ns)]
 
 
 def answers_ns(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
+from experiments.common.study import View
 from experiments.recpipe.chains import pareto
+from experiments.recpipe.datasets.rankers import DATA
 from infra.results.figures import plain_log, style
 
 SHADES: dict[object, str] = {
@@ -28,6 +30,14 @@ SHADES: dict[object, str] = {
     3: "#2a9d8f",
 }
 STAGE_SHADES: dict[object, str] = {1: "#d1495b", 2: "#17507d", 3: "#2a9d8f"}  # on cores
+
+
+def views(name: str, function: Callable[..., Any], *tables: str) -> dict[str, View]:
+    """What is shown of each data set's tables; `{}` in names stands for the data set."""
+    return {
+        name.format(data): View(function, *(table.format(data) for table in tables))
+        for data in DATA
+    }
 
 
 def words(name: Any) -> str:
@@ -85,10 +95,10 @@ def front(
     line(axes, best.sort_values(x), x, "ndcg", "o-", linewidth=1, label=words(name), **look)
 
 
-def finish(axes: Axes, x: str, y: str, title: str, log: str = "", *, legend: bool = True) -> None:
-    """Names, logarithmic axes ("x", "y" or "xy") and a legend."""
+def finish(axes: Axes, x: str, y: str, title: str, log: str = "", *, legend: int = 8) -> None:
+    """Names, logarithmic axes ("x", "y" or "xy") and a legend in letters of this size; 0: none."""
     for axis in log:
         plain_log(axes, axis)
     style(axes, x, y, title)
     if legend:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=legend)

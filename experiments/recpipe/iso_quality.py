@@ -39,16 +39,15 @@ from experiments.recpipe.chip import (
     TimedDesign,
     arrivals_ns,
 )
-from experiments.recpipe.datasets import rankers
 from experiments.recpipe.datasets.published import FLOOR, WORST_MS, equal_pipelines, published
-from experiments.recpipe.datasets.rankers import Source
 from experiments.recpipe.drawing import SHADES, finish, line, lines
 from experiments.recpipe.released_chip import (
-    QUICK_POOLS,
     SCALING_QPS,
     ChipCase,
     ChipOptions,
     by_items,
+    cases,
+    scored_pools,
 )
 from infra.progress import OnFraction
 from infra.ranking import mean_with_interval, paired
@@ -250,7 +249,7 @@ def draw(levels: pd.DataFrame, frontier: pd.DataFrame, scaling: pd.DataFrame) ->
     look = {"color": SHADES[1], "label": "published: Criteo, its ideal 64 clicks"}
     line(qualities, alone, "items", "published dcg64", "s:", **look)
     x = "candidates of a query"
-    finish(qualities, x, y, "Figure 13: the ideal is of all 12,288 candidates")
+    finish(qualities, x, y, "Figure 13, large alone, small before large; ideal of all 12,288")
     lines(tails, scaling, "stages", "items", "p95_ms", "o-", markersize=6)
     runs = published("accelerator")
     theirs = by_items(runs.assign(rate_qps=1e3 / runs["gap_ms"]), ["p95_ms"])
@@ -278,22 +277,14 @@ def _bars(axes: Axes, levels: pd.DataFrame) -> None:
     ticks = [f"{level} ({1000 / gap_ms:.0f} QPS or more)" for level, gap_ms in LEVELS.items()]
     axes.set_xticks(range(len(LEVELS)), ticks)
     title = "Figure 14, legend with the number of stages"
-    finish(axes, "load", "lowest p95 (ms); cross: above 500", title, "y", legend=False)
+    finish(axes, "load", "lowest p95 (ms); cross: above 500", title, "y", legend=0)
     axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
-
-
-def cases(quick: bool, options: ChipOptions) -> list[ChipCase]:
-    """One case: chains share their caches' streams."""
-    source = Source("clicks", quick, options.cache)
-    return [ChipCase(source, QUICK_POOLS if quick else POOLS, options.queries)]
 
 
 def run(case: ChipCase) -> dict[str, Any]:
     """The rows of all tables."""
-    data = rankers.clicks(case.source, progress(), case.pools)
-    with progress().step("scores"):
-        scored, large = (Scored.of(pool) for pool in data)
-    misses = Misses((scored, large))
+    misses = scored_pools(case)
+    scored, large = misses.pools
     with progress().step("designs") as on_fraction:
         rows = measure(scored, misses, case.n_queries, on_fraction)
     floor = KEPT_SHARE * mean_with_interval(quality_of(scored.large, scored)["ndcg"]).value
@@ -316,7 +307,7 @@ def by_level(levels: pd.DataFrame) -> pd.DataFrame:
 STUDY = Study(
     "recpipe_iso_quality",
     "How fast can RPAccel rank without losing quality?",
-    cases,
+    lambda quick, options: cases(quick, options, POOLS),
     run,
     efforts={"quick": True, "full": False},
     options=ChipOptions,

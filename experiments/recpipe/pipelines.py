@@ -23,10 +23,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.study import Study, View
+from experiments.common.study import Study
 from experiments.recpipe.chains import KEPT, SIZES, Chain, chains
 from experiments.recpipe.datasets.published import WORST_MS, equal_pipelines
-from experiments.recpipe.datasets.rankers import DATA
 from experiments.recpipe.design_studies import (
     DesignCase,
     DesignGoal,
@@ -34,13 +33,14 @@ from experiments.recpipe.design_studies import (
     goals_and_designs,
     rows_of,
 )
-from experiments.recpipe.drawing import SHADES, STAGE_SHADES, bars, finish, front, lines
+from experiments.recpipe.drawing import SHADES, STAGE_SHADES, bars, finish, front, lines, views
 from experiments.recpipe.world import GPU, RankingWorld, SystemDesign
 from infra.messages import CPU
 
 SHARES = (0.0625, 0.125, 0.25, 0.5)  # of the candidates, beside all of them
 BATCHES = (64, 256, 1024, 4096)
 RATES_QPS = (25, 50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000)
+TABLES = ("pipelines_{}", "pipelines_goal_{}")
 PUBLISHED_KINDS = {"gpu+cpu": "GPU in front", "cpu+gpu": "GPU behind", "gpu": "GPU"}
 
 
@@ -163,10 +163,10 @@ def best_by(by: str, rows: pd.DataFrame, goals: pd.DataFrame) -> pd.DataFrame:
     """Lowest p95 by rate and stages (on cores) or mapping."""
     rows = rows[rows["kind"] == "CPU"] if by == "stages" else rows
     best = lowest(rows, goals["floor"].iloc[0], by)
-    return best[[by, "rate_qps", "chain", "batch_items", "ndcg", "p95_ms"]]
+    columns = [by, "rate_qps", "chain", "batch_items", "ndcg", "p95_ms"]
+    return best[columns].reset_index(drop=True)
 
 
-TABLES = {data: (f"pipelines_{data}", f"pipelines_goal_{data}") for data in DATA}
 STUDY = Study(
     "recpipe_pipelines",
     "How do quality and tail latency of pipelines go together, on cores and with a GPU?",
@@ -175,11 +175,10 @@ STUDY = Study(
     efforts={"quick": True, "full": False},
     options=GoalOptions,
     parallel=True,
-    figures={tables[0]: View(draw, *tables) for tables in TABLES.values()},
+    figures=views("pipelines_{}", draw, *TABLES),
     report={
-        f"Lowest p95 at the floor of quality, by {by}, {data}": View(partial(best_by, by), *tables)
-        for data, tables in TABLES.items()
-        for by in ("stages", "kind")
+        **views("Lowest p95 by stages, {}", partial(best_by, "stages"), *TABLES),
+        **views("Lowest p95 by mapping, {}", partial(best_by, "kind"), *TABLES),
     },
 )
 

@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from experiments.common.study import Study, View, progress
+from experiments.common.study import Study, progress
 from experiments.recpipe.chains import (
     KEPT,
     MEASURES,
@@ -36,8 +36,8 @@ from experiments.recpipe.chains import (
     quality_of,
 )
 from experiments.recpipe.datasets.published import RELEASED_NAMES, published
-from experiments.recpipe.datasets.rankers import DATA, Source, SourceOptions, load, sources
-from experiments.recpipe.drawing import bars, finish, line, lines
+from experiments.recpipe.datasets.rankers import Source, SourceOptions, load, sources
+from experiments.recpipe.drawing import bars, finish, line, lines, views
 from infra.ranking import mean_with_interval, paired
 
 POOLS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of a query's candidates
@@ -156,7 +156,8 @@ def shown_ranked(ranked: pd.DataFrame) -> pd.DataFrame:
 def shown_chains(rows: pd.DataFrame) -> pd.DataFrame:
     """What is printed of the chains that are not beaten."""
     difference = ["less_than_large", "less_low", "less_high", "p_value"]
-    return not_beaten(rows)[["chain", "mflops", *MEASURES, *difference]]
+    columns = ["chain", "mflops", *MEASURES, *difference]
+    return not_beaten(rows)[columns].reset_index(drop=True)
 
 
 STUDY = Study(
@@ -166,10 +167,10 @@ STUDY = Study(
     run,
     efforts={"quick": True, "full": False},
     options=SourceOptions,
-    figures={f"quality_{d}": View(draw, f"ranked_{d}", f"chain_quality_{d}") for d in DATA},
+    figures=views("quality_{}", draw, "ranked_{}", "chain_quality_{}"),
     report={
-        **{f"Quality by items ranked, {d}": View(shown_ranked, f"ranked_{d}") for d in DATA},
-        **{f"Chains not beaten, {d}": View(shown_chains, f"chain_quality_{d}") for d in DATA},
+        **views("Quality by items ranked, {}", shown_ranked, "ranked_{}"),
+        **views("Chains not beaten, {}", shown_chains, "chain_quality_{}"),
     },
 )
 

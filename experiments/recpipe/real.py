@@ -29,16 +29,17 @@ import yaml
 
 from accelerator.latency import Profile
 from backends.opening import OpenSession, open_session
-from backends.pipeline import pipeline_of, with_pipeline
 from backends.tuning.probe import Sla, latencies_ms, max_rate_qps
 from experiments.common.case_log import PARQUET, read_table
-from experiments.common.study import Study, View, progress
+from experiments.common.study import Study, progress
 from experiments.recpipe.chains import KEPT, Chain, chains, quality_of
 from experiments.recpipe.datasets.ranked import sample
-from experiments.recpipe.datasets.rankers import DATA, export
+from experiments.recpipe.datasets.rankers import export
 from experiments.recpipe.design_studies import WorldOptions, WorldSettings, world_of, worlds
+from experiments.recpipe.drawing import views
 from experiments.recpipe.world import WARM_UP, RankingWorld, SystemDesign
 from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
+from infra.deployment import resolve
 from infra.messages import CPU
 from infra.progress import Progress
 from infra.ranking import paired
@@ -49,7 +50,7 @@ from infra.rng import stream
 from infra.settings.config import RunConfig, from_settings
 from infra.settings.fields import flag
 from loadGenerator import CommonLoad, Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
 RUN_S, PROBE_QUERIES = 8.0, 400
 WARM_QPS = 20.0  # of the first run, which is not counted
@@ -119,8 +120,12 @@ class SideRateRow:
 class DesignEngines:
     """Engines on this machine that run a design."""
 
-    config: RunConfig
     opened: OpenSession
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return self.opened.deployment.config
 
     @property
     def policy(self) -> Policy:
@@ -135,7 +140,7 @@ class DesignEngines:
         inputs = rng.integers(0, self.config.inputs.num_batches, n).astype(np.int32)
         sizes = np.full(n, self.config.inputs.max_mini_batch_size, np.int32)
         schedule = Schedule(arrival_ns, sizes, inputs, round(WARM_UP * n))
-        return self.opened.session.run(schedule, [Stage(self.policy)])
+        return self.opened.session.run(schedule, self.policy)
 
     def max_qps(self, sla_ms: float, n_queries: int, start_qps: float) -> Estimate:
         """The highest rate under the SLA, with its interval."""
@@ -165,9 +170,8 @@ def opened(
         file.write_text(yaml.safe_dump(document))
         settings = {"queue": True, "pipeline": str(file), "nepochs": 1}
         config = from_settings({**settings, "sub_task_batch_size": design.batch_items})
-        config = with_pipeline(config, pipeline_of(config, n_engines))
-        with open_session(config, shown) as session:
-            yield DesignEngines(config, session)
+        with open_session(resolve(config), shown) as session:
+            yield DesignEngines(session)
 
 
 def calibrated(
@@ -422,9 +426,9 @@ STUDY = Study(
     efforts={"quick": True, "full": False},
     options=RealOptions,
     report={
-        **{f"p95 (ms) of one stage and of several, {d}": View(ratios, f"real_{d}") for d in DATA},
-        **{f"Highest rate under the SLA, {d}": View(pd.DataFrame, f"real_rates_{d}") for d in DATA},
-        **{f"Foretold and run, {d}": View(pd.DataFrame, f"confirmed_{d}") for d in DATA},
+        **views("p95 (ms) of one stage and of several, {}", ratios, "real_{}"),
+        **views("Highest rate under the SLA, {}", pd.DataFrame, "real_rates_{}"),
+        **views("Foretold and run, {}", pd.DataFrame, "confirmed_{}"),
     },
 )
 

@@ -44,6 +44,7 @@ from infra.settings.fields import flag
 RELEASED_QUERIES = 2000  # of a published run
 SCALING_QPS = 250.0  # of figure 13
 N_SUB_BATCHES = 4
+Pools = tuple[tuple[int, int], ...]
 POOLS = ((4096, 64), (12_288, 24))  # candidates and queries whose ids the caches see
 QUICK_POOLS = ((4096, 12), (12_288, 4))
 KINDS = ["published p95_ms", "whole-ms gaps", "Poisson", "Poisson, corrected", "+ sub-batches"]
@@ -62,7 +63,7 @@ class ChipCase:
     """Everything on so many queries; the caches see those of the pools."""
 
     source: Source
-    pools: tuple[tuple[int, int], ...]
+    pools: Pools
     n_queries: int
 
 
@@ -193,9 +194,9 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     _tails(tails, best, "rate_qps")
     _tails(items, scaling, "items")
     y = "p95 of the best design (ms)"
-    finish(tails, "arrivals per second", y, "Figure 12: published on whole-ms gaps", "xy")
+    finish(tails, "arrivals per second", y, "Figure 12: published on whole-ms gaps", "xy", legend=7)
     title = f"Figure 13: {SCALING_QPS:g} arrivals per second"
-    finish(items, "items of a query", y, title, "y", legend=False)
+    finish(items, "items of a query", y, title, "y", legend=0)
     _chip(chip)
     for i, (label, part) in enumerate(corrections.groupby("design", sort=False)):
         places = np.arange(len(part)) + 0.2 - 0.4 * i
@@ -204,7 +205,7 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     fixes.set_yticks(range(len(names)), ["as released", *("+ " + names[1:])])
     fixes.invert_yaxis()
     x = "time of one query, idle pipeline (ms)"
-    finish(fixes, x, "", "Corrections, one after the other")
+    finish(fixes, x, "", "Corrections, one after the other", legend=7)
     return figure
 
 
@@ -229,22 +230,27 @@ def _chip(axes: Axes) -> None:
         mm2 = tops.iloc[-1, i]
         axes.annotate(f"{mm2:.1f} mm2\n{watts:.2f} W", (i, mm2 + 0.5), ha="center", fontsize=8)
     axes.set_ylim(0, tops.max(axis=None) * 1.45)
-    finish(axes, "", "area (mm2)", "Figure 11: published synthesis", legend=False)
+    finish(axes, "", "area (mm2)", "Figure 11: published synthesis", legend=0)
     axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
 
 
-def cases(quick: bool, options: ChipOptions) -> list[ChipCase]:
+def cases(quick: bool, options: ChipOptions, pools: Pools = POOLS) -> list[ChipCase]:
     """One case: designs share their caches' streams."""
     source = Source("clicks", quick, options.cache)
-    return [ChipCase(source, QUICK_POOLS if quick else POOLS, options.queries)]
+    return [ChipCase(source, QUICK_POOLS if quick else pools, options.queries)]
+
+
+def scored_pools(case: ChipCase) -> Misses:
+    """The case's pools, with the scores of all their candidates."""
+    data = rankers.clicks(case.source, progress(), case.pools)
+    with progress().step("scores"):
+        return Misses(tuple(Scored.of(pool) for pool in data))
 
 
 def run(case: ChipCase) -> dict[str, Any]:
     """The rows of all tables."""
     rows = published("accelerator")
-    data = rankers.clicks(case.source, progress(), case.pools)
-    with progress().step("scores"):
-        misses = Misses(tuple(Scored.of(pool) for pool in data))
+    misses = scored_pools(case)
     with progress().step("designs"):
         runs = run_designs(rows, case.n_queries, misses)
     designs = {

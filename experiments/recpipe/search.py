@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from accelerator.rpaccel import sub_array_splits
 from experiments.common.case_log import PARQUET
-from experiments.common.study import Study, View
+from experiments.common.study import Study
 from experiments.recpipe.chains import all_chains, pareto
 from experiments.recpipe.datasets.rankers import DATA
 from experiments.recpipe.design_studies import (
@@ -31,7 +31,7 @@ from experiments.recpipe.design_studies import (
     goals_and_designs,
     rows_of,
 )
-from experiments.recpipe.drawing import finish, front
+from experiments.recpipe.drawing import finish, front, views
 from experiments.recpipe.world import ARRAYS, GPU, RankingWorld, SystemDesign
 from infra.messages import CPU
 from infra.settings.fields import flag
@@ -41,6 +41,7 @@ KEPT = {
     "clicks": (128, 192, 256, 384, 512, 768, 1024, 2048),
     "criteo": (128, 192, 256, 384, 512, 768, 1024, 2048),
 }
+TABLES = ("search_{}", "search_goal_{}")
 BATCHES = (64, 256, 1024)
 
 
@@ -150,13 +151,12 @@ def draw(rows: pd.DataFrame, goals: pd.DataFrame) -> Figure:
         axes.axhline(goal.floor, color="#c1121f", linestyle="--", linewidth=1)
     x = f"p95 at {goal.rate_qps:g} QPS (ms)"
     title = "Quality against tail latency; lines: not beaten"
-    finish(tails, x, "NDCG", title, "x", legend=False)
+    finish(tails, x, "NDCG", title, "x", legend=0)
     x = f"highest rate with p95 <= {goal.sla_ms:g} ms (QPS)"
     finish(rates, x, "", "Quality against rate; dashed: the floor", "x")
     return figure
 
 
-TABLES = {data: (f"search_{data}", f"search_goal_{data}") for data in DATA}
 STUDY = Study(
     "recpipe_search",
     "Which pipelines give most, in quality, tail latency, rate and power?",
@@ -165,13 +165,10 @@ STUDY = Study(
     efforts={"quick": True, "full": False},
     options=SearchOptions,
     parallel=True,
-    formats=dict.fromkeys(itertools.chain(*TABLES.values()), PARQUET),
-    derived={f"pareto_{data}": View(not_beaten, f"search_{data}") for data in DATA},
-    figures={tables[0]: View(draw, *tables) for tables in TABLES.values()},
-    report={
-        f"Highest rate under the SLA at the floor of quality, {data}": View(best_by_kind, *tables)
-        for data, tables in TABLES.items()
-    },
+    formats={table.format(data): PARQUET for table in TABLES for data in DATA},
+    derived=views("pareto_{}", not_beaten, TABLES[0]),
+    figures=views("search_{}", draw, *TABLES),
+    report=views("Highest rate under the SLA at the floor, {}", best_by_kind, *TABLES),
 )
 
 if __name__ == "__main__":

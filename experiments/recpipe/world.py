@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from accelerator import rpaccel
+from accelerator.deployment_service import FILTER_NS, FILTER_NS_PER_ITEM
 from accelerator.devices import ROOT, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, write_profile
-from accelerator.pipeline_service import FILTER_NS, FILTER_NS_PER_ITEM, PipelineService
 from accelerator.profiler import measure_cpu_cores
 from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, stage_parts, stage_s
-from accelerator.service import ServiceTable, table_of_profiles
+from accelerator.service import ServiceTable, ServiceTimes, table_of_profiles
 from backends.virtual.pipeline_kernel import serve_pipeline
 from experiments.recpipe.chains import Chain, Scored, quality_of
 from experiments.recpipe.chip import CHIP_NAMES, Misses, cache_rows
@@ -161,7 +161,7 @@ class RankingWorld:
         """p95 at a rate; carried where the work that arrives is less than the engines can do."""
         stages, engines, service = self.built(design)
         schedule = self.schedule(rate_qps, lasts_s, design.share)
-        served = serve_pipeline(schedule, stages, engines, service)
+        served = serve_pipeline(schedule, Policy(design.batch_items), stages, engines, service)
         arrival_ns = schedule.arrival_ns
         latency_ns = (served.done_ns - arrival_ns)[schedule.n_warmup :]
         n_left = int((served.done_ns > arrival_ns[-1]).sum())
@@ -200,11 +200,11 @@ class RankingWorld:
         chip = sum(rpaccel.power_mw(rpaccel.RPACCEL_CHIP).values()) / 1e3
         return cores + gpu + (chip if ARRAYS in design.devices else 0.0)
 
-    def built(self, design: SystemDesign) -> tuple[list[Stage], dict[str, int], PipelineService]:
+    def built(self, design: SystemDesign) -> tuple[list[Stage], dict[str, int], ServiceTimes]:
         """Stages, engines by pool and service times."""
         pools = [design.pool(i, self.n_cores) for i in range(len(design.devices))]
         stages = [
-            Stage(Policy(design.batch_items if device == CPU else self.most_items), keep, pool)
+            Stage(keep, pool, None if device == CPU else self.most_items)
             for device, keep, (pool, _) in zip(
                 design.devices, design.chain.keeps, pools, strict=True
             )
@@ -213,7 +213,7 @@ class RankingWorld:
         on_chip = ARRAYS in design.devices  # its filter is part of the stage
         filters = (0, 0.0) if on_chip else (self.filter_ns, self.filter_item_ns)
         cores = frozenset(pool for pool, _ in pools if pool.startswith(CPU))
-        return stages, dict(pools), PipelineService(tables, cores, *filters)
+        return stages, dict(pools), ServiceTimes(tables, cores, *filters)
 
     def _table(self, design: SystemDesign, stage: int) -> ServiceTable:
         name = design.chain.rankers[stage]

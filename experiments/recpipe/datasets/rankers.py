@@ -72,29 +72,31 @@ class Source:
     data: str
     quick: bool
     cache: str
+    most_rows: int = 0
     file: str = ""
     changed_ns: int = 0
-    most_rows: int = 0
 
 
 def sources(options: SourceOptions, *, quick: bool) -> list[Source]:
     """The data sets that the flags name; raises ValueError if one is not there."""
+    files = {
+        "clicks": "",
+        "movielens": options.movielens or str(movielens_folder() or ""),
+        "criteo": options.criteo,
+    }
     missing = {
         "movielens": "no MovieLens here: --movielens FOLDER, or pip install --no-deps recbole",
         "criteo": "--data criteo reads --criteo FILE, Criteo Kaggle's train.txt or its first rows",
     }
-    named = []
     for data in options.data:
-        if data == "clicks":
-            named.append(Source(data, quick, options.cache))
-            continue
-        file = options.criteo if data == "criteo" else options.movielens or movielens_folder()
-        if not file:
+        if data in missing and not files[data]:
             raise ValueError(missing[data])
-        changed_ns = Path(file).stat().st_mtime_ns
-        most_rows = options.criteo_rows if data == "criteo" else 0
-        named.append(Source(data, quick, options.cache, str(file), changed_ns, most_rows))
-    return named
+    facts = (quick, options.cache, options.criteo_rows)
+    return [Source(data, *facts, files[data], _changed_ns(files[data])) for data in options.data]
+
+
+def _changed_ns(file: str) -> int:
+    return Path(file).stat().st_mtime_ns if file else 0
 
 
 def load(source: Source, progress: Progress) -> RankedData:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How large should a sub-array be, and how should the embedding cache be split between two stages?
+"""How large should a sub-array be, and how be the embedding cache split between two stages?
 
 RecPipe's figure 10.
 
@@ -13,42 +13,56 @@ published points. arrays.png; some seconds.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from accelerator.rpaccel import RANKERS, Ranker, SubArray, compute_cycles
-from infra.results.figures import plain_log, style
-from infra.results.report import console, frame
+from accelerator.rpaccel import CHIP_SIDE, RANKERS, Ranker, SubArray, compute_cycles
+from experiments.common.study import NoOptions, Study, View
+from experiments.recpipe.chip import CHIP_NAMES
+from experiments.recpipe.datasets.published import published
+from experiments.recpipe.drawing import finish, line, lines
 from infra.rng import stream
 from models.inputs.stack_distance import Locality, locality_of
 from models.inputs.zipf import draw_rows
 
-HERE = Path(__file__).resolve().parent
 SIDES = (128, 64, 32, 16, 8)
-ITEMS = 4096
-NAMES = ("rm-small", "rm-med", "rm-large")
 ROW_BYTES = (16, 128)  # of stage 1 and of stage 2
 RELEASED_ENTRY = (128, 128)  # what a row takes of the released caches: a whole line
 HIT_CYCLES, MISS_CYCLES = 1.0, 100.0  # as the release states them
-SHOWN = (
-    (4.0, 0.125),
-    (12.0, 0.125),
-    (12.0, 0.0625),
-)  # MB of cache, share of the items that stage 2 ranks
-ALPHAS = np.arange(0.5, 1.31, 0.05)
-ROWS, N_IDS = 3_000_000, 1_000_000  # of the five large tables together, about; of the stream
+SHOWN = ((4.0, 0.125), (12.0, 0.125), (12.0, 0.0625))  # MB of cache, share that stage 2 ranks
+CURVE = ["cache_mb", "filter_ratio"]
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ArraysCase:
+    """Items of a query, and the Zipf streams that are tried: exponents, rows, length, seed.
+
+    `n_rows`: about those of the five large tables together.
+    """
+
+    n_items: int = 4096
+    alphas: tuple[float, ...] = tuple(np.arange(0.5, 1.31, 0.05).tolist())
+    n_rows: int = 3_000_000
+    n_ids: int = 1_000_000
+    seed: int = 5
+
+
+@dataclass(frozen=True)
+class UtilisationRow:
+    """A ranker on an array of some side; `chip_cycles`: where all arrays of the chip work."""
+
+    ranker: str
+    side: int
+    cycles: float
+    utilisation: float
+    chip_cycles: float
 
 
 def utilisation(ranker: Ranker, side: int, n_items: int) -> tuple[float, float]:
@@ -69,10 +83,9 @@ def amat_cycles(
     locality: Locality,
     entry_bytes: tuple[int, int] = RELEASED_ENTRY,
 ) -> FloatArray:
-    """Mean time of an access by bytes: stage 1 has `fraction` of the cache, stage 2 ranks `ratio`
-    of its items.
+    """Mean time of an access by bytes: stage 1 has `fraction` of the cache.
 
-    `entry_bytes`: what a row of each stage takes of its cache.
+    Stage 2 ranks `ratio` of its items. `entry_bytes`: what a row of each stage takes of its cache.
     """
     share = np.asarray(fraction, dtype=np.float64)
     hits = [
@@ -85,130 +98,100 @@ def amat_cycles(
     return cycles
 
 
-def published() -> pd.DataFrame:
+def published_curves() -> pd.DataFrame:
     """The release's points of the three curves shown."""
-    rows = pd.read_csv(HERE / "published_cache_split.csv", comment="#")
-    kept = [
-        (rows["cache_mb"] == mb) & np.isclose(rows["filter_ratio"], ratio) for mb, ratio in SHOWN
-    ]
-    return rows[np.logical_or.reduce(kept)]
-
-
-def fitted(rows: pd.DataFrame) -> tuple[float, Locality]:
-    """The Zipf exponent with the least squared error to the published curves, and its stream's
-    profile.
-    """
-    best: tuple[float, float, Locality] | None = None
-    for alpha in ALPHAS:
-        locality = locality_of(draw_rows(ROWS, float(alpha), N_IDS, stream(5, "ids")))
-        error = sum(
-            float(
-                (
-                    (amat_cycles(own["stage1_fraction"], mb, ratio, locality) - own["amat_cycles"])
-                    ** 2
-                ).sum()
-            )
-            for (mb, ratio), own in rows.groupby(["cache_mb", "filter_ratio"])
+    rows = published("cache_split")
+    ratio = rows["filter_ratio"]
+    return rows[
+        np.logical_or.reduce(
+            [(rows["cache_mb"] == mb) & np.isclose(ratio, shown) for mb, shown in SHOWN]
         )
-        if best is None or error < best[0]:
-            best = (error, float(alpha), locality)
-    assert best is not None
-    return best[1], best[2]
+    ]
+
+
+def with_ours(
+    rows: pd.DataFrame, locality: Locality, entry_bytes: tuple[int, int], name: str
+) -> pd.DataFrame:
+    """The published points with our access time as a column."""
+    curves = rows.groupby(CURVE, sort=False)["stage1_fraction"]
+    ours = [
+        pd.Series(amat_cycles(part, float(mb), float(ratio), locality, entry_bytes), part.index)
+        for (mb, ratio), part in curves
+    ]
+    return rows.assign(**{name: pd.concat(ours)})
+
+
+def fitted(rows: pd.DataFrame, case: ArraysCase) -> tuple[float, Locality]:
+    """The Zipf exponent with the least squared error to the published curves, and its profile."""
+    fits = []
+    for alpha in case.alphas:
+        ids = draw_rows(case.n_rows, alpha, case.n_ids, stream(case.seed, "ids"))
+        locality = locality_of(ids)
+        table = with_ours(rows, locality, RELEASED_ENTRY, "ours")
+        fits.append((((table["ours"] - table["amat_cycles"]) ** 2).sum(), alpha, locality))
+    _, alpha, locality = min(fits, key=lambda fit: fit[0])
+    return alpha, locality
 
 
 def draw(arrays: pd.DataFrame, split: pd.DataFrame) -> Figure:
     """Utilisation and cycles by array size; access time by split."""
     figure = Figure(figsize=(14, 4.4), layout="constrained")
     used, cycles, cache = figure.subplots(1, 3)
-    shades = dict(zip(NAMES, ("#2a9d8f", "#edae49", "#d1495b"), strict=True))
-    for name, own in arrays.groupby("ranker", sort=False):
-        used.plot(own["side"], own["utilisation"], "o-", color=shades[str(name)], label=str(name))
-        cycles.plot(own["side"], own["chip_cycles"], "o-", color=shades[str(name)])
+    lines(used, arrays, "ranker", "side", "utilisation", "o-", markersize=6)
+    lines(cycles, arrays, "ranker", "side", "chip_cycles", "o-", markersize=6)
+    x = "multipliers along a side"
+    finish(used, x, "share of the multipliers at work", "Figure 10a: 4096 items", "x")
+    y = "cycles, all sub-arrays of the chip at work"
+    finish(cycles, x, y, "the same multipliers, split", "xy", legend=0)
     for axes in (used, cycles):
-        plain_log(axes, "x")
         axes.set_xticks(SIDES, [str(side) for side in SIDES])
-    plain_log(cycles, "y")
-    style(
-        used,
-        "multipliers along a side",
-        "share of the multipliers at work",
-        f"Figure 10a: {ITEMS} items",
-    )
-    style(
-        cycles,
-        "multipliers along a side",
-        "cycles, all sub-arrays of the chip at work",
-        "the same multipliers, split",
-    )
-    used.legend(frameon=False, fontsize=8)
-    for i, ((mb, ratio), own) in enumerate(split.groupby(["cache_mb", "filter_ratio"], sort=False)):
-        cache.plot(
-            own["stage1_fraction"],
-            own["ours"],
-            "-",
-            color=f"C{i}",
-            label=f"{mb:g} MB (1/{1 / ratio:.0f})",
-        )
-        cache.plot(own["stage1_fraction"], own["amat_cycles"], "s", color=f"C{i}", markersize=4)
-        cache.plot(own["stage1_fraction"], own["packed"], ":", color=f"C{i}")
-    style(
-        cache,
-        "share of the cache for stage 1",
-        "mean access (cycles)",
-        "Figure 10c: squares published; dotted: rows packed",
-    )
-    cache.legend(frameon=False, fontsize=8)
+    for i, ((mb, ratio), part) in enumerate(split.groupby(CURVE, sort=False)):
+        label = f"{mb:g} MB (1/{1 / ratio:.0f})"
+        line(cache, part, "stage1_fraction", "ours", "-", color=f"C{i}", label=label)
+        line(cache, part, "stage1_fraction", "amat_cycles", "s", color=f"C{i}")
+        line(cache, part, "stage1_fraction", "packed", ":", color=f"C{i}")
+    title = "Figure 10c: squares published; dotted: rows packed"
+    finish(cache, "share of the cache for stage 1", "mean access (cycles)", title)
     return figure
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=HERE)
-    out = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for name, side in itertools.product(NAMES, SIDES):
-        cycles, share = utilisation(RANKERS[name], side, ITEMS)
-        n_arrays = (SIDES[0] // side) ** 2
-        lines.append(
-            {
-                "ranker": name,
-                "side": side,
-                "cycles": cycles,
-                "utilisation": share,
-                "chip_cycles": cycles / n_arrays,
-            }
-        )
-    arrays = pd.DataFrame(lines)
-    rows = published()
-    alpha, locality = fitted(rows)
-    curves = [
-        own.assign(
-            ours=amat_cycles(own["stage1_fraction"], float(mb), float(ratio), locality),
-            packed=amat_cycles(
-                own["stage1_fraction"], float(mb), float(ratio), locality, ROW_BYTES
-            ),
-        )
-        for (mb, ratio), own in rows.groupby(["cache_mb", "filter_ratio"], sort=False)
-    ]
-    split = pd.concat(curves)
-    arrays.to_csv(out / "utilisation.csv", index=False, float_format="%.4g")
-    split.to_csv(out / "cache_split.csv", index=False, float_format="%.4g")
-    draw(arrays, split).savefig(out / "arrays.png", dpi=110)
-    table = arrays.pivot_table(
-        index="ranker", columns="side", values="utilisation", sort=False
-    ).reset_index()
-    console().print(
-        frame(f"Share of the multipliers at work, {ITEMS} items, by side of the array", table)
-    )
+def run(case: ArraysCase) -> dict[str, Any]:
+    """The rows of both tables, and of the fit."""
+    used = []
+    for name, side in itertools.product(CHIP_NAMES.values(), SIDES):
+        cycles, share = utilisation(RANKERS[name], side, case.n_items)
+        used.append(UtilisationRow(name, side, cycles, share, cycles / (CHIP_SIDE // side) ** 2))
+    alpha, locality = fitted(published_curves(), case)
+    split = with_ours(published_curves(), locality, RELEASED_ENTRY, "ours")
+    split = with_ours(split, locality, ROW_BYTES, "packed")
     error = (split["ours"] / split["amat_cycles"] - 1).abs()
-    off = f"{error.median():.1%} off the published in the median, {error.max():.1%} at most"
-    console().print(f"Mean access time, Zipf {alpha:.2f}: {off}")
-    return 0
+    fit = {"zipf": alpha, "median_error": error.median(), "most_error": error.max()}
+    return {
+        "utilisation": used,
+        "cache_split": split.to_dict("records"),
+        "cache_fit": [fit],
+    }
 
+
+def by_side(rows: pd.DataFrame) -> pd.DataFrame:
+    """Share of the multipliers at work, a row for each ranker."""
+    return rows.pivot_table(index="ranker", columns="side", values="utilisation", sort=False)
+
+
+STUDY = Study(
+    "recpipe_arrays",
+    "How large should a sub-array be, and how should the cache be split between two stages?",
+    lambda _effort, _options: [ArraysCase()],
+    run,
+    efforts={"quick": None, "full": None},
+    options=NoOptions,
+    float_format="%.4g",
+    figures={"arrays": View(draw, "utilisation", "cache_split")},
+    report={
+        "Share of the multipliers at work by side of the array": View(by_side, "utilisation"),
+        "Mean access time off the published": View(pd.DataFrame, "cache_fit"),
+    },
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Quality and tail latency on one axis: pipelines of one, two and three stages on cores, and with a
-GPU.
+"""Quality and tail latency on one axis: pipelines of one to three stages on cores, and with a GPU.
 
-python experiments/recpipe/pipelines.py [--data clicks|movielens] [--rate_qps 500] [--floor 0.995] [--quick]
+python experiments/recpipe/pipelines.py [--data clicks|movielens] [--rate_qps 500] [--floor 0.995]
+    [--cores 32] [--quick] [--out FOLDER]
 
 In virtual time, 32 cores and the measured times of the trained rankers; every quality is that of
 the very lists that the timed filters hand on. RecPipe's figures 7 (quality against p95; p95 against
@@ -12,85 +12,99 @@ pipelines_<data>.csv, .png; some 3 minutes.
 
 from __future__ import annotations
 
-import argparse
-import sys
+import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.recpipe.datasets import rankers
-from experiments.recpipe.quality import KEPT, SHADES, Chain, Scored, chains
-from experiments.recpipe.world import GPU, KIND_SHADES, Design, World, cpu_profiles, pareto
+from experiments.common.study import Study
+from experiments.recpipe.chains import KEPT, SIZES, Chain, chains
+from experiments.recpipe.datasets.published import WORST_MS, equal_pipelines
+from experiments.recpipe.design_studies import (
+    DesignCase,
+    DesignGoal,
+    GoalOptions,
+    goals_and_designs,
+    rows_of,
+)
+from experiments.recpipe.drawing import SHADES, STAGE_SHADES, bars, finish, front, lines, views
+from experiments.recpipe.world import GPU, RankingWorld, SystemDesign
 from infra.messages import CPU
-from infra.progress import Progress
-from infra.results.figures import plain_log, style
-from infra.results.report import console, frame
 
-HERE = Path(__file__).resolve().parent
-SHARES = (0.0625, 0.125, 0.25, 0.5, 1.0)
+SHARES = (0.0625, 0.125, 0.25, 0.5)  # of the candidates, beside all of them
 BATCHES = (64, 256, 1024, 4096)
 RATES_QPS = (25, 50, 100, 200, 500, 1000, 1500, 2000, 3000, 5000, 10_000)
-STAGE_SHADES = {1: "#d1495b", 2: "#17507d", 3: "#2a9d8f"}
-PUBLISHED_FLOOR = 0.9225  # of its own NDCG@64, which calls it equal quality
+TABLES = ("pipelines_{}", "pipelines_goal_{}")
 PUBLISHED_KINDS = {"gpu+cpu": "GPU in front", "cpu+gpu": "GPU behind", "gpu": "GPU"}
 
 
-def designs(kept: Sequence[int], k: int, quick: bool) -> Iterator[Design]:
-    """Every chain on shared cores, with a GPU in front, behind, alone; single rankers also on a
-    part of the items.
-    """
+@dataclass(frozen=True)
+class PipelineRow:
+    """A design at a rate; p95 is infinite where the rate is not carried."""
+
+    chain: str
+    stages: int
+    kind: str
+    mapping: str
+    batch_items: int
+    share: float
+    ndcg: float
+    ndcg_low: float
+    ndcg_high: float
+    rate_qps: float
+    p95_ms: float
+
+
+def designs(kept: Sequence[int], k: int, *, quick: bool) -> Iterator[SystemDesign]:
+    """The chains on shared cores, with a GPU in front, behind, alone; single rankers on less."""
     batches = BATCHES[1::2] if quick else BATCHES
     for chain in chains(kept, k):
         n = len(chain.rankers)
         for batch in batches:
-            yield Design(chain, (CPU,) * n, batch)
+            yield SystemDesign(chain, (CPU,) * n, batch)
             if n > 1:
-                yield Design(chain, (GPU, *(CPU,) * (n - 1)), batch)
-                yield Design(chain, (*(CPU,) * (n - 1), GPU), batch)
-        yield Design(chain, (GPU,) * n)
-    for name in SHADES:
-        for share in SHARES[:-1]:
-            for batch in batches:
-                yield Design(Chain((name,), (k,)), (CPU,), batch, share=share)
+                yield SystemDesign(chain, (GPU, *(CPU,) * (n - 1)), batch)
+                yield SystemDesign(chain, (*(CPU,) * (n - 1), GPU), batch)
+        yield SystemDesign(chain, (GPU,) * n)
+    for name, share, batch in itertools.product(SIZES, SHARES, batches):
+        yield SystemDesign(Chain((name,), (k,)), (CPU,), batch, share=share)
 
 
-def measure(
-    world: World, todo: Sequence[Design], rates: Sequence[float], progress: Progress
-) -> pd.DataFrame:
-    """A row per design and rate; p95 is infinite where the rate is not carried."""
-    lines: list[dict[str, Any]] = []
-    with progress.step(f"{len(todo)} designs") as on_fraction:
-        for i, design in enumerate(todo):
-            quality = world.quality(design.chain, design.share)
-            for rate in rates:
-                shown = world.run(design, rate)
-                lines.append(
-                    {
-                        "chain": design.chain.label,
-                        "stages": len(design.devices),
-                        "kind": design.kind,
-                        "mapping": design.mapping,
-                        "batch_items": design.batch_items if CPU in design.devices else 0,
-                        "share": design.share,
-                        "ndcg": quality.value,
-                        "ndcg_low": quality.low,
-                        "ndcg_high": quality.high,
-                        "rate_qps": rate,
-                        "p95_ms": shown.p95_ms if shown.carried else np.inf,
-                    }
-                )
-                if not shown.carried:
-                    break  # nor are higher ones
-            on_fraction((i + 1) / len(todo), design.chain.label)
-    return pd.DataFrame(lines)
+def cases(quick: bool, options: GoalOptions) -> list[DesignGoal | DesignCase]:
+    """The goal and all designs of each data set."""
+    kept = {data: kept[:: 2 if quick else 1] for data, kept in KEPT.items()}
+    return goals_and_designs(options, kept, partial(designs, quick=quick), quick=quick)
+
+
+def measure(world: RankingWorld, design: SystemDesign, goal: DesignGoal) -> list[PipelineRow]:
+    """A row for each rate up to the first that is not carried, as higher ones are not either."""
+    quality = world.quality(design.chain, design.share)
+    rows = []
+    for rate_qps in sorted({*RATES_QPS, goal.rate_qps}):
+        tail = world.run(design, rate_qps)
+        row = PipelineRow(
+            design.chain.label,
+            len(design.devices),
+            design.kind,
+            design.mapping,
+            design.cpu_batch,
+            design.share,
+            quality.value,
+            quality.low,
+            quality.high,
+            rate_qps,
+            tail.p95_ms if tail.carried else np.inf,
+        )
+        rows.append(row)
+        if not tail.carried:
+            break
+    return rows
 
 
 def lowest(rows: pd.DataFrame, floor: float, by: str) -> pd.DataFrame:
@@ -100,144 +114,73 @@ def lowest(rows: pd.DataFrame, floor: float, by: str) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """Figures 7 and 8: the lowest p95 at each nominal rate among points that it calls equal in
-    quality.
-    """
-    rows = pd.read_csv(HERE / "published_pipelines.csv", comment="#", dtype={"figure": str})
-    own = rows[(rows["figure"] == "7/8") & (rows["dcg64"] >= PUBLISHED_FLOOR)].copy()
-    own["kind"] = own["devices"].map(PUBLISHED_KINDS).fillna("CPU")
-    own["rate_qps"] = own["nominal_qps"]
-    return own[own["p95_ms"] < 500]
+    """Figures 7 and 8: p95 at each nominal rate of the points that it calls equal in quality."""
+    points = equal_pipelines()
+    points["kind"] = points["devices"].map(PUBLISHED_KINDS).fillna("CPU")
+    points["rate_qps"] = points["nominal_qps"]
+    return points[points["p95_ms"] < WORST_MS]
 
 
-def draw(rows: pd.DataFrame, floor: float, rate_qps: float, k: int) -> Figure:
-    """a) one ranker on some of the items, b) fronts by stages, c) p95 by rate on cores, d) with a
-    GPU.
-    """
+def draw(rows: pd.DataFrame, goals: pd.DataFrame) -> Figure:
+    """One ranker on some items; fronts by stages; p95 by rate on cores, and with a GPU."""
+    (goal,) = goals.itertuples()
     figure = Figure(figsize=(12.5, 9), layout="constrained")
     (few, fronts), (rates, gpus) = figure.subplots(2, 2)
-    at_rate = rows[(rows["rate_qps"] == rate_qps) & np.isfinite(rows["p95_ms"])]
+    at_rate = rows[(rows["rate_qps"] == goal.rate_qps) & np.isfinite(rows["p95_ms"])]
     cpu = at_rate[at_rate["kind"] == "CPU"]
-    for name, shade in SHADES.items():
-        own = cpu[cpu["chain"] == name]
-        own = own.loc[own.groupby("share")["p95_ms"].idxmin()].sort_values("share")
-        few.errorbar(
-            own["p95_ms"],
-            own["ndcg"],
-            [own["ndcg"] - own["ndcg_low"], own["ndcg_high"] - own["ndcg"]],
-            fmt="o-",
-            color=shade,
-            markersize=4,
-            elinewidth=0.6,
-            label=name,
-        )
-    for n_stages, own in cpu.groupby("stages"):
-        _front(fronts, own, STAGE_SHADES[int(n_stages)], _stages(n_stages))
-    fronts.axhline(floor, color="#c1121f", linestyle="--", linewidth=1)
-    for axes, word in (
-        (few, "One ranker on 1/16 to all of the candidates"),
-        (fronts, "Chains that no other one beats"),
-    ):
-        plain_log(axes, "x")
-        style(axes, f"p95 at {rate_qps:g} QPS (ms)", f"NDCG@{k}", f"{word}, 32 cores")
-        axes.legend(frameon=False, fontsize=8)
-    _by_rate(rates, rows[rows["kind"] == "CPU"], "stages", floor, STAGE_SHADES)
-    _by_rate(gpus, rows, "kind", floor, KIND_SHADES)
-    style(
-        rates,
-        "arrivals per second",
-        "p95 (ms)",
-        f"NDCG >= {floor:.3f}; squares: published, 32 Cascade Lake engines",
-    )
-    style(
-        gpus,
-        "arrivals per second",
-        "p95 (ms)",
-        "Same, by mapping; GPU: a T4 by its roofline, published: measured",
-    )
+    best = cpu.loc[cpu.groupby(["chain", "share"])["p95_ms"].idxmin()]
+    for name in SIZES:
+        bars(few, best[best["chain"] == name], "p95_ms", "o-", name, elinewidth=0.6)
+    for n_stages, part in cpu.groupby("stages"):
+        front(fronts, part, "p95_ms", n_stages, STAGE_SHADES, more=False)
+    fronts.axhline(goal.floor, color="#c1121f", linestyle="--", linewidth=1)
+    x = f"p95 at {goal.rate_qps:g} QPS (ms)"
+    y = f"NDCG@{goal.k}"
+    finish(few, x, y, "One ranker on 1/16 to all of the candidates, 32 cores", "x")
+    finish(fronts, x, y, "Chains that no other one beats, 32 cores", "x")
+    _by_rate(rates, rows[rows["kind"] == "CPU"], "stages", goal.floor)
+    _by_rate(gpus, rows, "kind", goal.floor)
+    rate = "arrivals per second"
+    theirs = f"NDCG >= {goal.floor:.3f}; squares: published, 32 Cascade Lake engines"
+    finish(rates, rate, "p95 (ms)", theirs, "xy")
+    theirs = "Same, by mapping; GPU: a T4 by its roofline, published: measured"
+    finish(gpus, rate, "p95 (ms)", theirs, "xy")
     return figure
 
 
-def _front(axes: Axes, own: pd.DataFrame, shade: str, label: str) -> None:
-    kept = own.iloc[pareto(list(zip(own["ndcg"], -own["p95_ms"], strict=True)))].sort_values(
-        "p95_ms"
-    )
-    axes.plot(own["p95_ms"], own["ndcg"], ".", color=shade, alpha=0.3, markersize=4)
-    axes.plot(kept["p95_ms"], kept["ndcg"], "o-", color=shade, markersize=4, label=label)
-
-
-def _stages(name: Any) -> str:
-    """A kind by its name, a number of stages in words."""
-    return str(name) if isinstance(name, str) else f"{name} stage{'s' if name > 1 else ''}"
-
-
-def _by_rate(axes: Axes, rows: pd.DataFrame, by: str, floor: float, shades: dict[Any, str]) -> None:
+def _by_rate(axes: Axes, rows: pd.DataFrame, by: str, floor: float) -> None:
     best = lowest(rows, floor, by)
-    theirs = published()
-    if by == "stages":
-        theirs = theirs[theirs["kind"] == "CPU"]
-    for name, own in best.groupby(by, sort=False):
-        axes.plot(
-            own["rate_qps"],
-            own["p95_ms"],
-            "o-",
-            color=shades[name],
-            markersize=4,
-            label=_stages(name),
-        )
-        points = theirs[theirs[by] == name].groupby("rate_qps")["p95_ms"].min()
-        axes.plot(
-            points.index, points, "s--", color=shades[name], markersize=4, linewidth=0.6, alpha=0.6
-        )
-    plain_log(axes, "x")
-    plain_log(axes, "y")
-    axes.legend(frameon=False, fontsize=8)
+    points = published()
+    points = points[points["kind"].isin(rows["kind"]) & points[by].isin(best[by])]
+    points = points.groupby([by, "rate_qps"], as_index=False)["p95_ms"].min()
+    shades = STAGE_SHADES if by == "stages" else SHADES
+    lines(axes, best, by, "rate_qps", "p95_ms", "o-", shades=shades)
+    thin: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.6, "label": None}
+    lines(axes, points, by, "rate_qps", "p95_ms", "s--", shades=shades, **thin)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    rankers.add_flags(parser)
-    parser.add_argument(
-        "--rate_qps", type=float, default=500.0, help="at which quality is set against p95"
-    )
-    parser.add_argument(
-        "--floor", type=float, default=0.995, help="share of the large ranker's NDCG: equal quality"
-    )
-    parser.add_argument("--cores", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args(argv)
-    rankers.check_positive(parser, args, "rate_qps", "floor", "cores")
-    args.out.mkdir(parents=True, exist_ok=True)
-    try:
-        scored = Scored.of(rankers.load(args))
-        with Progress("auto") as progress:
-            world = World(scored, cpu_profiles(scored, args.out / "profiles", progress), args.cores)
-            rates = sorted({*RATES_QPS, args.rate_qps})
-            kept = [n for n in KEPT[args.data][:: 2 if args.quick else 1] if n < world.sizes.max()]
-            rows = measure(world, list(designs(kept, scored.data.k, args.quick)), rates, progress)
-    except ValueError as error:
-        parser.error(str(error))
-    floor = args.floor * world.quality(Chain(("large",), (scored.data.k,))).value
-    rows.to_csv(args.out / f"pipelines_{args.data}.csv", index=False, float_format="%.5g")
-    draw(rows, floor, args.rate_qps, scored.data.k).savefig(
-        args.out / f"pipelines_{args.data}.png", dpi=110
-    )
-    out = console()
-    shown = ["stages", "rate_qps", "chain", "batch_items", "ndcg", "p95_ms"]
-    best = lowest(rows[rows["kind"] == "CPU"], floor, "stages")
-    out.print(
-        frame(
-            f"Lowest p95 on {args.cores} cores with NDCG >= {floor:.4f}, by stages and rate",
-            best[shown],
-        )
-    )
-    shown[0] = "kind"
-    out.print(frame("The same by mapping", lowest(rows, floor, "kind")[shown]))
-    return 0
+def best_by(by: str, rows: pd.DataFrame, goals: pd.DataFrame) -> pd.DataFrame:
+    """Lowest p95 by rate and stages (on cores) or mapping."""
+    rows = rows[rows["kind"] == "CPU"] if by == "stages" else rows
+    best = lowest(rows, goals["floor"].iloc[0], by)
+    columns = [by, "rate_qps", "chain", "batch_items", "ndcg", "p95_ms"]
+    return best[columns].reset_index(drop=True)
 
+
+STUDY = Study(
+    "recpipe_pipelines",
+    "How do quality and tail latency of pipelines go together, on cores and with a GPU?",
+    cases,
+    lambda case: rows_of("pipelines", case, measure),
+    efforts={"quick": True, "full": False},
+    options=GoalOptions,
+    parallel=True,
+    figures=views("pipelines_{}", draw, *TABLES),
+    report={
+        **views("Lowest p95 by stages, {}", partial(best_by, "stages"), *TABLES),
+        **views("Lowest p95 by mapping, {}", partial(best_by, "kind"), *TABLES),
+    },
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -1,360 +1,436 @@
 #!/usr/bin/env python3
-"""Pipelines on the engines of this machine: the best of several stages against the best of one, at
-equal quality.
+"""Pipelines on the engines of this machine: the best of several stages against the best of one.
 
-python experiments/recpipe/real.py [--data clicks|movielens] [--engines 2] [--quick]
+python experiments/recpipe/real.py [--data clicks|movielens] [--engines 2] [--rounds 5]
+    [--sla_ms 150] [--search FOLDER] [--quick] [--out FOLDER]
 
 The chain is the cheapest (virtual time, these engines) whose NDCG is surely (95 %, query by query)
 not worse than the large ranker's by more than a margin: 1 %, MovieLens 5 %, where one item is
 sought and the intervals are wide. Both sides run in turn, several rounds, at the same rates: p95
 (real_<data>.csv), time by stage (real_stages_<data>.csv); then twice the highest rate under the SLA
-(real_rates_<data>.csv). Some 6 minutes.
+(real_rates_<data>.csv). Some 6 minutes. --search FOLDER, with the rows of search.py: its best
+pipeline on shared cores is foretold for the engines of this machine and run on them, too;
+confirmed_<data>.csv.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from accelerator.latency import Profile
 from backends.opening import OpenSession, open_session
-from backends.pipeline import pipeline_of, with_pipeline
 from backends.tuning.probe import Sla, latencies_ms, max_rate_qps
-from experiments.recpipe.datasets import rankers
-from experiments.recpipe.quality import KEPT, Chain, Scored, chains, quality_of
-from experiments.recpipe.world import WARM_UP, Design, World, cpu_profiles
+from experiments.common.case_log import PARQUET, read_table
+from experiments.common.study import Study, progress
+from experiments.recpipe.chains import KEPT, Chain, chains, quality_of
+from experiments.recpipe.datasets.ranked import sample
+from experiments.recpipe.datasets.rankers import export
+from experiments.recpipe.design_studies import WorldOptions, WorldSettings, world_of, worlds
+from experiments.recpipe.drawing import views
+from experiments.recpipe.world import WARM_UP, RankingWorld, SystemDesign
 from infra.clock import NS_PER_MS, NS_PER_S, NS_PER_US
+from infra.deployment import resolve
 from infra.messages import CPU
 from infra.progress import Progress
 from infra.ranking import paired
-from infra.results.report import console, frame
 from infra.results.rows import Rows
 from infra.results.stages import answers_by_input, stage_parts, stage_table
-from infra.results.stats import quantile, summarize
+from infra.results.stats import Estimate, quantile, summarize
 from infra.rng import stream
 from infra.settings.config import RunConfig, from_settings
+from infra.settings.fields import flag
 from loadGenerator import CommonLoad, Schedule
-from scheduler import Policy, Stage
+from scheduler import Policy
 
-HERE = Path(__file__).resolve().parent
 RUN_S, PROBE_QUERIES = 8.0, 400
 WARM_QPS = 20.0  # of the first run, which is not counted
+N_LABELLED = 64  # queries on the engines
 MARGINS = {"movielens": 0.05, "clicks": 0.01, "criteo": 0.01}  # of the large ranker's NDCG
 LOADS = (0.3, 0.6, 0.8)  # of what one stage carries
 BATCHES = (256, 1024, 4096)
 
 
+@dataclass(frozen=True)
+class RealOptions(WorldOptions):
+    """The study's flags."""
+
+    engines: int = flag(2, "CPU engines on this machine", low=1)
+    rounds: int = flag(5, "runs of both sides at each rate (--quick: 2)", low=1)
+    sla_ms: float = flag(150.0, "p95 that is allowed", low=0.001)
+    search: str = flag("", "folder with the rows of search.py, whose winner is run, too")
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """Both sides in turn, or the `winner` of a search, on so many engines of this machine."""
+
+    data: str
+    settings: WorldSettings
+    n_engines: int
+    rounds: int
+    sla_ms: float
+    winner: SystemDesign | None = None
+
+
+@dataclass(frozen=True)
+class SideRow:
+    """A run of one side; `positives_in_list`: of the very lists that were answered."""
+
+    side: str
+    chain: str
+    batch_items: int
+    load: float
+    rate_qps: float
+    round: int
+    p50_ms: float
+    p95_ms: float
+    low_ms: float
+    high_ms: float
+    valid: bool
+    positives_in_list: float
+    filter_ms: float
+    late_ms: float
+
+
+@dataclass(frozen=True)
+class SideRateRow:
+    """The highest rate of one side under the SLA, measured and foretold."""
+
+    round: int
+    side: str
+    chain: str
+    batch_items: int
+    max_qps: float
+    low: float
+    high: float
+    foretold: float
+
+
+@dataclass(frozen=True)
+class DesignEngines:
+    """Engines on this machine that run a design."""
+
+    opened: OpenSession
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return self.opened.deployment.config
+
+    @property
+    def policy(self) -> Policy:
+        """Queries are split as the design says."""
+        return Policy(self.config.engines.sub_task_batch_size)
+
+    def run(self, rate_qps: float, seed: int, lasts_s: float = RUN_S) -> Rows:
+        """Rows of Poisson arrivals."""
+        n = max(int(rate_qps * lasts_s), 200)
+        rng = stream(seed, "real")
+        arrival_ns = np.cumsum(rng.exponential(NS_PER_S / rate_qps, n)).astype(np.int64)
+        inputs = rng.integers(0, self.config.inputs.num_batches, n).astype(np.int32)
+        sizes = np.full(n, self.config.inputs.max_mini_batch_size, np.int32)
+        schedule = Schedule(arrival_ns, sizes, inputs, round(WARM_UP * n))
+        return self.opened.session.run(schedule, self.policy)
+
+    def max_qps(self, sla_ms: float, n_queries: int, start_qps: float) -> Estimate:
+        """The highest rate under the SLA, with its interval."""
+        sla = Sla(sla_ms, max_queries=n_queries)
+        load = CommonLoad(self.config, n_queries, 2)
+        return max_rate_qps(self.opened.session, load, self.policy, sla, start_qps)
+
+
 @contextmanager
 def opened(
-    world: World, design: Design, n_engines: int, progress: Progress
-) -> Iterator[tuple[RunConfig, OpenSession]]:
+    world: RankingWorld, design: SystemDesign, n_engines: int, shown: Progress
+) -> Iterator[DesignEngines]:
     """The design's engines on this machine, all stages on shared ones."""
-    data = world.scored.data
-    with tempfile.TemporaryDirectory() as folder:
-        rankers.export(data, Path(folder), min(len(data.queries), 64))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export(world.scored.data, folder, N_LABELLED)
         stages = [
-            {
-                "model": f"{name}.json",
-                "checkpoint": f"{name}.npz",
-                "keep_items": keep,
-                "pool": "cores",
-            }
-            for name, keep in zip(design.chain.rankers, design.chain.keeps, strict=True)
+            {"model": f"{ranker}.json", "checkpoint": f"{ranker}.npz", "keep_items": keep}
+            for ranker, keep in zip(design.chain.rankers, design.chain.keeps, strict=True)
         ]
         document = {
             "queries": "queries.npz",
             "pools": {"cores": {"engines": n_engines}},
-            "stages": stages,
+            "stages": [{**stage, "pool": "cores"} for stage in stages],
         }
-        (Path(folder) / "pipeline.yaml").write_text(yaml.safe_dump(document))
-        config = from_settings(
-            {
-                "queue": True,
-                "pipeline": str(Path(folder) / "pipeline.yaml"),
-                "nepochs": 1,
-                "sub_task_batch_size": design.batch_items,
-            }
-        )
-        config = with_pipeline(config, pipeline_of(config, n_engines))
-        with open_session(config, progress) as session:
-            yield config, session
+        file = folder / "pipeline.yaml"
+        file.write_text(yaml.safe_dump(document))
+        settings = {"queue": True, "pipeline": str(file), "nepochs": 1}
+        config = from_settings({**settings, "sub_task_batch_size": design.batch_items})
+        with open_session(resolve(config), shown) as session:
+            yield DesignEngines(session)
 
 
-def run(
-    config: RunConfig, session: OpenSession, rate_qps: float, seed: int, lasts_s: float = RUN_S
-) -> Rows:
-    """Poisson arrivals."""
-    n = max(int(rate_qps * lasts_s), 200)
-    rng = stream(seed, "real")
-    arrival_ns = np.cumsum(rng.exponential(NS_PER_S / rate_qps, n)).astype(np.int64)
-    inputs = rng.integers(0, config.inputs.num_batches, n).astype(np.int32)
-    sizes = np.full(n, config.inputs.max_mini_batch_size, np.int32)
-    schedule = Schedule(arrival_ns, sizes, inputs, round(WARM_UP * n))
-    return session.session.run(schedule, [Stage(Policy(config.engines.sub_task_batch_size))])
+def calibrated(
+    world: RankingWorld, design: SystemDesign, rows: Rows, n_engines: int
+) -> RankingWorld:
+    """The world with so many engines as a run at leisure on them showed, by medians.
 
-
-def calibrated(world: World, design: Design, rows: Rows, n_engines: int) -> World:
-    """The world with so many engines as a run at leisure on them showed: the level of each stage's
-    times, what passes before a task on an idle and on a busy engine, what choosing takes (medians).
+    The level of each stage's times, what passes before a task on an idle and on a busy engine, what
+    choosing takes.
     """
     tasks = rows.tasks.sort_values("start_ns")
     took_ms = (tasks["end_ns"] - tasks["start_ns"]) / NS_PER_MS
-    free = tasks.groupby(["pool", "engine"])["end_ns"].shift().fillna(0)
-    delay_us = (tasks["start_ns"] - np.maximum(free, tasks["enqueued_ns"])) / NS_PER_US
-    idle = free <= tasks["enqueued_ns"]
-    wake_us, gap_us = (float(delay_us[on].median()) if on.any() else 0.0 for on in (idle, ~idle))
+    free_ns = tasks.groupby(["pool", "engine"])["end_ns"].shift().fillna(0)
+    delay_us = (tasks["start_ns"] - np.maximum(free_ns, tasks["enqueued_ns"])) / NS_PER_US
+    idle = free_ns <= tasks["enqueued_ns"]
+    wake_us, gap_us = (
+        float(delay_us[those].median()) if those.any() else 0.0 for those in (idle, ~idle)
+    )
     cpu = dict(world.cpu)
     for stage, name in enumerate(design.chain.rankers):
-        own = tasks["stage"] == stage
-        expected = tasks["n_items"][own].map(world.cpu[name].ms)
-        level = float((took_ms[own] / expected).median())
-        known = world.cpu[name]
-        cpu[name] = replace(
-            known,
-            batch_ms={n: ms * level for n, ms in known.batch_ms.items()},
-            wake_us=wake_us,
-            gap_us=gap_us,
-            busy_ms={
-                k: {n: ms * level for n, ms in times.items()} for k, times in known.busy_ms.items()
-            },
-        )
+        here = tasks["stage"] == stage
+        profile = world.cpu[name]
+        level = float((took_ms[here] / tasks["n_items"][here].map(profile.ms)).median())
+        cpu[name] = replace(_slower(profile, level), wake_us=wake_us, gap_us=gap_us)
     table = stage_table(rows)
-    choosing = table[table["stage"] < len(design.devices) - 1] if len(design.devices) > 1 else table
-    filter_ns = round(float((choosing["next_ns"] - choosing["end_ns"]).median()))
-    return replace(
-        world, cpu=cpu, n_cores=n_engines, filter_ns=filter_ns, filter_item_ns=0.0, _tables={}
+    if len(design.devices) > 1:
+        table = table[table["stage"] < len(design.devices) - 1]
+    filter_ns = round(float((table["next_ns"] - table["end_ns"]).median()))
+    return replace(world, cpu=cpu, n_cores=n_engines, filter_ns=filter_ns, filter_item_ns=0.0)
+
+
+def _slower(profile: Profile, level: float) -> Profile:
+    levels = {0: profile.batch_ms, **profile.busy_ms}
+    slower = {k: {n: ms * level for n, ms in times.items()} for k, times in levels.items()}
+    return replace(profile, batch_ms=slower.pop(0), busy_ms=slower)
+
+
+def counted_ms(rows: Rows) -> np.ndarray:
+    """Latencies of the queries after the warm-up."""
+    return latencies_ms(rows)[rows.queries["is_warmup"].to_numpy().sum() :]
+
+
+def as_good(world: RankingWorld) -> list[Chain]:
+    """Chains of several stages that are not worse than the large ranker alone by more than MARGINS.
+
+    They are compared query by query: the whole interval of the difference lies above that.
+    """
+    data = world.scored.data
+    alone = quality_of(world.scored.large, world.scored)["ndcg"]
+    least = -MARGINS[data.name] * alone.mean()
+    return [
+        chain
+        for chain in chains([n for n in KEPT[data.name] if n < world.most_items], data.k)
+        if len(chain.rankers) > 1
+        and paired(quality_of(chain, world.scored)["ndcg"], alone).difference.low >= least
+    ]
+
+
+def cheapest(world: RankingWorld, options: Sequence[Chain], sla_ms: float) -> SystemDesign:
+    """The chain and batch of the highest rate under the SLA in virtual time.
+
+    Raises ValueError without an option.
+    """
+    if not options:
+        raise ValueError("no chain of several stages is as good as the large ranker alone")
+    designs = [
+        SystemDesign(chain, (CPU,) * len(chain.rankers), batch)
+        for chain, batch in itertools.product(options, BATCHES)
+    ]
+    return max(designs, key=lambda design: world.max_qps(design, sla_ms))
+
+
+def compare(
+    world: RankingWorld,
+    n_engines: int,
+    rounds: int,
+    sla_ms: float,
+    shown: Progress,
+    lasts_s: float = RUN_S,
+    probe_queries: int = PROBE_QUERIES,
+) -> dict[str, list[Any]]:
+    """Rows: p95 by rate and round (real), the highest rate of each side (real_rates).
+
+    Also the time by stage at the lowest load (real_stages).
+    """
+    here = replace(world, n_cores=n_engines)
+    alone = cheapest(here, [world.scored.large], sla_ms)
+    sides = {"one stage": alone, "several": cheapest(here, as_good(here), sla_ms)}
+    runs = []
+    parts = []
+    limits = []
+    with ExitStack() as stack:
+        engines = {
+            side: stack.enter_context(opened(world, design, n_engines, shown))
+            for side, design in sides.items()
+        }
+        for warming in engines.values():
+            warming.run(WARM_QPS, 0, 1.0)
+        at_leisure = engines["one stage"].run(here.max_qps(alone, sla_ms) / 10, 2, lasts_s)
+        carried = calibrated(here, alone, at_leisure, n_engines).max_qps(alone, sla_ms)
+        steps = [
+            (k, load, side)
+            for k in range(rounds)
+            for load in LOADS
+            for side in ([*sides] if k % 2 == 0 else [*sides][::-1])
+        ]
+        with shown.step("p95, both sides in turn") as on_fraction:
+            for n_done, (k, load, side) in enumerate(steps, start=1):
+                rows = engines[side].run(load * carried, 10 + k, lasts_s)
+                runs.append(_side_row(world, sides[side], side, (load, load * carried, k), rows))
+                if load == LOADS[0]:
+                    parts.append(stage_parts(rows).assign(side=side, round=k))
+                on_fraction(n_done / len(steps))
+        for k, (side, design) in itertools.product(range(2), sides.items()):
+            with shown.step(f"{side}: highest rate under p95 <= {sla_ms:g} ms"):
+                limit = engines[side].max_qps(sla_ms, probe_queries, carried / 2)
+            highest = (limit.value, limit.low, limit.high, here.max_qps(design, sla_ms))
+            limits.append(SideRateRow(k, side, design.chain.label, design.batch_items, *highest))
+    return {"real": runs, "real_rates": limits, "real_stages": pd.concat(parts).to_dict("records")}
+
+
+def _side_row(
+    world: RankingWorld,
+    design: SystemDesign,
+    side: str,
+    load: tuple[float, float, int],
+    rows: Rows,
+) -> SideRow:
+    """The row of a run; `load`: share of what one stage carries, rate and round."""
+    latency_ms = counted_ms(rows)
+    p95 = quantile(latency_ms, 0.95)
+    queries = sample(world.scored.data.queries, N_LABELLED)
+    answers = answers_by_input(rows)
+    hits = [queries.labels(query)[items].mean() for query, items in answers.items()]
+    late_ns = (rows.queries["sent_ns"] - rows.queries["arrival_ns"]).astype(float)
+    return SideRow(
+        side,
+        design.chain.label,
+        design.batch_items,
+        *load,
+        float(np.median(latency_ms)),
+        p95.value,
+        p95.low,
+        p95.high,
+        summarize(rows.queries, rows.tasks, 1e3 * RUN_S, extra=rows.notes).valid,
+        float(np.mean(hits)),
+        float(stage_parts(rows)["filter_ms"].sum()),
+        float(late_ns.quantile(0.99)) / NS_PER_MS,
     )
 
 
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """p95 of one stage over that of several by load: median and range over the rounds."""
+    by = ["load", "rate_qps"]
+    wide = rows.pivot_table(index=[*by, "round"], columns="side", values="p95_ms").reset_index()
+    wide["ratio"] = wide["one stage"] / wide["several"]
+    grouped = wide.groupby(by)
+    table = grouped[["one stage", "several", "ratio"]].median()
+    table["lowest"] = grouped["ratio"].min()
+    table["highest"] = grouped["ratio"].max()
+    return table.reset_index()
+
+
 def confirm(
-    world: World, design: Design, n_engines: int, sla_ms: float, progress: Progress
-) -> pd.DataFrame:
-    """A design foretold for so many engines and run on them, at shares of the rate that it is
-    foretold to carry.
+    world: RankingWorld, design: SystemDesign, n_engines: int, sla_ms: float, shown: Progress
+) -> list[dict[str, Any]]:
+    """Rows of a design foretold and run, at shares of the rate that it is foretold to carry.
 
     The SLA is longer by a quarter of the factor by which the engines are fewer; the forecast is
-    calibrated by a run at a tenth of that rate.
+    calibrated by a run at a tenth of the highest rate.
     """
-    slower = sla_ms * max(world.n_cores / n_engines / 4, 1.0)
-    rough = replace(world, n_cores=n_engines, _tables={}).max_qps(design, slower)
-    lines = []
-    with opened(world, design, n_engines, progress) as (config, session):
-        run(config, session, rough / 4, 0, 2.0)
-        here = calibrated(world, design, run(config, session, rough / 10, 2), n_engines)
-        carried = here.max_qps(design, slower)
+    longer_ms = sla_ms * max(world.n_cores / n_engines / 4, 1.0)
+    rough_qps = replace(world, n_cores=n_engines).max_qps(design, longer_ms)
+    rows = []
+    with opened(world, design, n_engines, shown) as engines:
+        engines.run(rough_qps / 4, 0, 2.0)
+        here = calibrated(world, design, engines.run(rough_qps / 10, 2), n_engines)
+        carried_qps = here.max_qps(design, longer_ms)
         for load in LOADS:
-            rows = run(config, session, load * carried, 1)
-            measured = quantile(
-                latencies_ms(rows)[rows.queries["is_warmup"].to_numpy().sum() :], 0.95
-            )
-            foretold = here.run(design, load * carried).p95_ms
-            lines.append(
+            rate_qps = load * carried_qps
+            p95 = quantile(counted_ms(engines.run(rate_qps, 1)), 0.95)
+            foretold_ms = here.run(design, rate_qps).p95_ms
+            rows.append(
                 {
                     "chain": design.chain.label,
                     "engines": n_engines,
                     "batch_items": design.batch_items,
-                    "rate_qps": load * carried,
-                    "foretold p95_ms": foretold,
-                    "p95_ms": measured.value,
-                    "low_ms": measured.low,
-                    "high_ms": measured.high,
-                    "error": foretold / measured.value - 1,
+                    "rate_qps": rate_qps,
+                    "foretold p95_ms": foretold_ms,
+                    "p95_ms": p95.value,
+                    "low_ms": p95.low,
+                    "high_ms": p95.high,
+                    "error": foretold_ms / p95.value - 1,
                 }
             )
-    return pd.DataFrame(lines)
+    return rows
 
 
-def as_good(world: World) -> list[Chain]:
-    """Chains of several stages that are not worse than the large ranker alone by more than MARGINS,
-    query by query: the whole interval of the paired difference lies above that.
-    """
-    data = world.scored.data
-    alone = quality_of(Chain(("large",), (data.k,)), world.scored)["ndcg"]
-    return [
-        own
-        for own in chains([n for n in KEPT[data.name] if n < world.sizes.max()], data.k)
-        if len(own.rankers) > 1
-        and paired(quality_of(own, world.scored)["ndcg"], alone).difference.low
-        >= -MARGINS[data.name] * alone.mean()
-    ]
-
-
-def cheapest(world: World, options: Sequence[Chain], sla_ms: float) -> Design:
-    """The highest rate under the SLA in virtual time, over the batches too; raises ValueError
-    without an option.
-    """
-    if not options:
-        raise ValueError("no chain of several stages is as good as the large ranker alone")
-    all_designs = [
-        Design(own, (CPU,) * len(own.rankers), batch) for own in options for batch in BATCHES
-    ]
-    return max(all_designs, key=lambda design: world.max_qps(design, sla_ms))
-
-
-def compare(
-    world: World,
-    n_engines: int,
-    rounds: int,
-    sla_ms: float,
-    progress: Progress,
-    lasts_s: float = RUN_S,
-    probe_queries: int = PROBE_QUERIES,
-) -> dict[str, pd.DataFrame]:
-    """p95 by rate and round (real), the highest rate of each side with its interval (real_rates),
-    the time by stage at the lowest load (real_stages).
-    """
-    here = replace(world, n_cores=n_engines, _tables={})
-    data = world.scored.data
-    one = cheapest(here, [Chain(("large",), (data.k,))], sla_ms)
-    more = cheapest(here, as_good(here), sla_ms)
-    sides = {"one stage": one, "several": more}
-    lines = []
-    limits = list[dict[str, Any]]()
-    parts = []
-    with ExitStack() as stack:
-        running = {
-            name: stack.enter_context(opened(world, own, n_engines, progress))
-            for name, own in sides.items()
-        }
-        for config, session in running.values():
-            run(config, session, WARM_QPS, 0, 1.0)
-        shown = calibrated(
-            here,
-            one,
-            run(*running["one stage"], here.max_qps(one, sla_ms) / 10, 2, lasts_s),
-            n_engines,
+def winner_of(rows: pd.DataFrame, goal: Any) -> SystemDesign:
+    """The design on shared cores of the highest rate among those of enough quality."""
+    is_shared = (rows["kind"] == "CPU") & ~rows["mapping"].str.contains(r"\d")
+    able = rows[is_shared & (rows["ndcg"] >= goal.floor) & (rows["max_qps"] > 0)]
+    if able.empty:
+        raise ValueError(
+            f"no pipeline on cores has p95 <= {goal.sla_ms:g} ms and NDCG >= {goal.floor:.4f}"
         )
-        carried = shown.max_qps(one, sla_ms)
-        with progress.step("p95, both sides in turn") as on_fraction:
-            steps = [
-                (k, load, name)
-                for k in range(rounds)
-                for load in LOADS
-                for name in ([*sides] if k % 2 == 0 else [*sides][::-1])
-            ]
-            for done, (k, load, name) in enumerate(steps):
-                rows = run(*running[name], load * carried, 10 + k, lasts_s)
-                lines.append(_line(world, sides[name], name, load, load * carried, k, rows))
-                if load == LOADS[0]:
-                    parts.append(stage_parts(rows).assign(side=name, round=k))
-                on_fraction((done + 1) / len(steps))
-        for name, (config, session) in [*running.items()] * 2:
-            sla = Sla(sla_ms, max_queries=probe_queries)
-            common = CommonLoad(config, probe_queries, 2)
-            with progress.step(f"{name}: highest rate under p95 <= {sla_ms:g} ms"):
-                limit = max_rate_qps(session.session, common, _policy(config), sla, carried / 2)
-            limits.append(
-                {
-                    "round": len(limits) // 2,
-                    "side": name,
-                    "chain": sides[name].chain.label,
-                    "batch_items": sides[name].batch_items,
-                    "max_qps": limit.value,
-                    "low": limit.low,
-                    "high": limit.high,
-                    "foretold": here.max_qps(sides[name], sla_ms),
-                }
-            )
-    return {
-        "real": pd.DataFrame(lines),
-        "real_rates": pd.DataFrame(limits),
-        "real_stages": pd.concat(parts),
-    }
+    best = able.loc[able["max_qps"].idxmax()]
+    chain = Chain.of(best["chain"], int(goal.k))
+    return SystemDesign(chain, (CPU,) * len(chain.rankers), int(best["batch_items"]))
 
 
-def _policy(config: RunConfig) -> Policy:
-    return Policy(config.engines.sub_task_batch_size)
+def searched(folder: Path, data: str) -> tuple[SystemDesign, Any]:
+    """The winner of a search and its goal; raises ValueError if the folder has none."""
+    rows, goals = (read_table(folder, f"search{part}_{data}", PARQUET) for part in ("", "_goal"))
+    if rows is None or goals is None:
+        raise ValueError(f"--search: {folder} has no rows of search.py on {data}")
+    (goal,) = goals.itertuples()
+    return winner_of(rows, goal), goal
 
 
-def _line(
-    world: World, design: Design, side: str, load: float, rate_qps: float, k: int, rows: Rows
-) -> dict[str, Any]:
-    """A run's row; the quality is that of the very answers."""
-    counted = latencies_ms(rows)[rows.queries["is_warmup"].to_numpy().sum() :]
-    p95 = quantile(counted, 0.95)
-    valid = summarize(rows.queries, rows.tasks, 1e3 * RUN_S, extra=rows.notes).valid
-    data = world.scored.data
-    labels = data.queries.sample(min(len(data.queries), 64))
-    answers = answers_by_input(rows)
-    hits = float(np.mean([labels.labels(q)[items].mean() for q, items in answers.items()]))
-    parts = stage_parts(rows)
-    late_ns = rows.queries["sent_ns"] - rows.queries["arrival_ns"]
-    return {
-        "side": side,
-        "chain": design.chain.label,
-        "batch_items": design.batch_items,
-        "load": load,
-        "rate_qps": rate_qps,
-        "round": k,
-        "p50_ms": float(np.median(counted)),
-        "p95_ms": p95.value,
-        "low_ms": p95.low,
-        "high_ms": p95.high,
-        "valid": valid,
-        "positives_in_list": hits,
-        "filter_ms": float(parts["filter_ms"].sum()),
-        "late_ms": float(late_ns.astype(float).quantile(0.99)) / NS_PER_MS,
-    }
+def cases(quick: bool, options: RealOptions) -> list[RealCase]:
+    """Both sides of each data set, and the winner of its search."""
+    cases = []
+    for settings, _ in worlds(options, 32, quick=quick):
+        data = settings.source.data
+        rounds = 2 if quick else options.rounds
+        both = RealCase(data, settings, options.engines, rounds, options.sla_ms)
+        cases.append(both)
+        if options.search:
+            design, goal = searched(Path(options.search), data)
+            server = replace(settings, n_cores=int(goal.n_cores))
+            sla_ms = float(goal.sla_ms)
+            cases.append(replace(both, settings=server, rounds=1, sla_ms=sla_ms, winner=design))
+    return cases
 
 
-def ratios(lines: pd.DataFrame) -> pd.DataFrame:
-    """p95 of one stage over that of several by load: median and range over the rounds."""
-    wide = lines.pivot_table(
-        index=["load", "rate_qps", "round"], columns="side", values="p95_ms"
-    ).reset_index()
-    wide["ratio"] = wide["one stage"] / wide["several"]
-    grouped = wide.groupby(["load", "rate_qps"])
-    table = grouped[["one stage", "several", "ratio"]].median()
-    table["lowest"], table["highest"] = grouped["ratio"].min(), grouped["ratio"].max()
-    return table.reset_index()
+def run(case: RealCase) -> dict[str, list[Any]]:
+    """The rows of both sides, or of the winner."""
+    world = world_of(case.settings)
+    if case.winner:
+        rows = confirm(world, case.winner, case.n_engines, case.sla_ms, progress())
+        return {f"confirmed_{case.data}": rows}
+    tables = compare(world, case.n_engines, case.rounds, case.sla_ms, progress())
+    return {f"{name}_{case.data}": rows for name, rows in tables.items()}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    rankers.add_flags(parser)
-    parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sla_ms", type=float, default=150.0)
-    parser.add_argument("--out", type=Path, default=HERE)
-    args = parser.parse_args(argv)
-    rankers.check_positive(parser, args, "engines", "rounds", "sla_ms")
-    args.out.mkdir(parents=True, exist_ok=True)
-    out = console()
-    try:
-        scored = Scored.of(rankers.load(args))
-        with Progress("auto") as progress:
-            world = World(scored, cpu_profiles(scored, args.out / "profiles", progress))
-            found = compare(
-                world, args.engines, 2 if args.quick else args.rounds, args.sla_ms, progress
-            )
-    except ValueError as error:
-        parser.error(str(error))
-    for name, table in found.items():
-        table.to_csv(args.out / f"{name}_{args.data}.csv", index=False, float_format="%.5g")
-    out.print(
-        frame(
-            "p95 (ms) of one stage and of several at the same rates; ratio: median and range",
-            ratios(found["real"]),
-        )
-    )
-    out.print(frame(f"Highest rate with p95 <= {args.sla_ms:g} ms", found["real_rates"]))
-    return 0
-
+STUDY = Study(
+    "recpipe_real",
+    "Are pipelines of several stages faster on real engines, at equal quality?",
+    cases,
+    run,
+    efforts={"quick": True, "full": False},
+    options=RealOptions,
+    report={
+        **views("p95 (ms) of one stage and of several, {}", ratios, "real_{}"),
+        **views("Highest rate under the SLA, {}", pd.DataFrame, "real_rates_{}"),
+        **views("Foretold and run, {}", pd.DataFrame, "confirmed_{}"),
+    },
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -8,13 +8,16 @@ source "$here/../../build/env.sh"
 out=${OUT:-results/recpipe}
 mkdir -p "$out"
 "$here/../../build/movielens.sh"
-for data in clicks movielens; do
-    python "$here/quality.py" --data $data "$@" --cache "$out" --out "$out"
-done
-python "$here/accelerator.py" "$@" --cache "$out" --out "$out"
-python "$here/iso_quality.py" "$@" --cache "$out" --out "$out"
-python "$here/arrays.py" --out "$out"
-python "$here/pipelines.py" "$@" --cache "$out" --out "$out"
-python "$here/real.py" "$@" --cache "$out" --out "$out"
-python "$here/search.py" "$@" --cache "$out" --out "$out"
+study() { # NAME FLAGS...: rows and figures of all studies in one folder
+    local name=$1
+    shift
+    python "$here/$name.py" "$@" --out "$out"
+}
+study quality --data clicks,movielens "$@" --cache "$out"
+study released_chip "$@" --cache "$out"
+study iso_quality "$@" --cache "$out"
+study arrays "$@"
+study pipelines "$@" --cache "$out"
+study search "$@" --cache "$out"
+study real "$@" --cache "$out" --search "$out"
 echo "Rows and figures: $out"

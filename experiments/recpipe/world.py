@@ -1,13 +1,10 @@
-"""Designs of a pipeline in virtual time: which rankers, how many items, on which engines; what that
-gives and costs.
-"""
+"""Pipelines in virtual time: what a design gives (quality, tail, rate) and costs (power)."""
 
 # Q queries, N candidates
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from accelerator import rpaccel
+from accelerator.deployment_service import FILTER_NS, FILTER_NS_PER_ITEM
 from accelerator.devices import ROOT, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, write_profile
-from accelerator.pipeline_service import FILTER_NS, FILTER_NS_PER_ITEM, PipelineService
 from accelerator.profiler import measure_cpu_cores
-from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, SubArray, shared, stage_parts, stage_s
-from accelerator.service import ServiceTable, table_of_profiles
+from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, stage_parts, stage_s
+from accelerator.service import ServiceTable, ServiceTimes, table_of_profiles
 from backends.virtual.pipeline_kernel import serve_pipeline
-from experiments.recpipe.chip import CHIP_NAMES, Misses
-from experiments.recpipe.quality import Chain, Scored, quality, quality_of
+from experiments.recpipe.chains import Chain, Scored, quality_of
+from experiments.recpipe.chip import CHIP_NAMES, Misses, cache_rows
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import CPU
 from infra.progress import Progress
@@ -40,29 +37,21 @@ GPU, ARRAYS = "gpu", "rpaccel"
 GPU_DEVICE = "nvidia_t4"  # RecPipe's
 CORE_WATTS = 6.25  # a core of the paper's Skylake server, as accelerator/intel_skylake states it
 SIZES = (1, 16, 64, 256, 1024, 4096)
-KIND_SHADES = {
-    "CPU": "#17507d",
-    "GPU": "#2a9d8f",
-    "GPU in front": "#edae49",
-    "GPU behind": "#6a4c93",
-    "RPAccel": "#d1495b",
-}
 WARM_UP = 0.1
 RATE_WIDTH = 0.03
 GROWTH = 0.05  # of the queries still in the system at the last arrival: the rate is not carried
 MOST_QPS, MOST_QUERIES = 1e5, 40_000
 RUN_S, SEED = 10.0, 1
 TRIAL_SLAS = 20  # a run lasts so many times the SLA: an overload of 5 % takes that long to be late
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Design:
+class SystemDesign:
     """A chain and where its stages run.
 
     `devices` by stage: cpu (all share the cores), gpu (one, whole queries), or rpaccel with
-    `sub_arrays` a chip, of which a stage has 1 / stages. `cores`: engines of a stage's own,
-    () = shared.
+    `sub_arrays` a chip, of which a stage has 1 / stages. `cores`: engines of each stage alone,
+    () = shared. `share` of a query's candidates, drawn at random, that are ranked at all.
     """
 
     chain: Chain
@@ -70,18 +59,16 @@ class Design:
     batch_items: int = 256
     cores: tuple[int, ...] = ()
     sub_arrays: tuple[int, ...] = ()
-    share: float = (
-        1.0  # of a query's candidates, drawn at random, that the first stage ranks at all
-    )
+    share: float = 1.0
 
     @property
     def mapping(self) -> str:
-        """For tables and figures."""
+        """The devices, for tables and figures."""
         if self.sub_arrays:
             return f"RPAccel {'+'.join(map(str, self.sub_arrays))}"
-        words = [{CPU: "CPU", GPU: "GPU"}[device] for device in self.devices]
-        shown = words[0] if len(set(words)) == 1 else " > ".join(words)
-        return shown + (f" {'+'.join(map(str, self.cores))}" if self.cores else "")
+        words = [device.upper() for device in self.devices]
+        devices = words[0] if len(set(words)) == 1 else " > ".join(words)
+        return devices + (f" {'+'.join(map(str, self.cores))}" if self.cores else "")
 
     @property
     def kind(self) -> str:
@@ -92,26 +79,42 @@ class Design:
             return self.devices[0].upper()
         return "GPU in front" if self.devices[0] == GPU else "GPU behind"
 
+    @property
     def key(self) -> str:
         """A name that no other design has."""
         return json.dumps(
             [self.chain.label, self.chain.keeps[-1], self.mapping, self.batch_items, self.share]
         )
 
+    @property
+    def cpu_batch(self) -> int:
+        """Items of a task on a core; 0 where no stage runs on cores."""
+        return self.batch_items if CPU in self.devices else 0
+
+    def pool(self, stage: int, n_cores: int) -> tuple[str, int]:
+        """The stage's pool on a server of so many cores, and the number of its engines."""
+        device = self.devices[stage]
+        if device == ARRAYS:
+            return f"{ARRAYS}{stage}", max(self.sub_arrays[stage] // len(self.devices), 1)
+        if device == CPU and self.cores:
+            return f"{CPU}{stage}", self.cores[stage]
+        return device, n_cores if device == CPU else 1
+
 
 @dataclass(frozen=True)
-class Shown:
-    """What a run in virtual time showed."""
+class RunTail:
+    """What a run in virtual time showed; carried: the queue was not growing."""
 
     p95_ms: float
-    carried: bool  # the queue was not growing
+    carried: bool
 
 
 @dataclass(eq=False)
-class World:
+class RankingWorld:
     """Everything that designs of one data set share: quality, service times, arrivals.
 
-    Common random numbers.
+    Random numbers are common to all designs. `misses`: of RPAccel's embedding cache on the ids that
+    stages get; None: half of them, as released.
     """
 
     scored: Scored
@@ -123,69 +126,57 @@ class World:
     )
     filter_ns: int = FILTER_NS
     filter_item_ns: float = FILTER_NS_PER_ITEM
-    misses: Misses | None = (
-        None  # of RPAccel's embedding cache on the ids that stages get; None: half, as released
-    )
-    _quality: dict[tuple[Chain, float], Estimate] = field(default_factory=dict)
-    _tables: dict[tuple[object, ...], ServiceTable] = field(default_factory=dict)
+    misses: Misses | None = None
+    _tables: dict[object, ServiceTable] = field(default_factory=dict, init=False)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
-        """Candidates of the queries of a run: the data set's own, drawn with equal chance."""
-        own = self.scored.data.queries.n_items_Q
-        return own[stream(5, "queries").integers(0, len(own), MOST_QUERIES)].astype(np.int32)
+        """Candidates of the queries of a run: the data set's, drawn with equal chance."""
+        n_items_Q = self.scored.data.queries.n_items_Q
+        drawn = stream(5, "queries").integers(0, len(n_items_Q), MOST_QUERIES)
+        return n_items_Q[drawn].astype(np.int32)
+
+    @property
+    def most_items(self) -> int:
+        """Candidates of the largest query."""
+        return int(self.sizes.max())
 
     @cached_property
-    def unit_s(self) -> FloatArray:
+    def unit_s(self) -> npt.NDArray[np.float64]:
         """Poisson arrivals at 1 query a second."""
         return np.cumsum(stream(5, "arrivals").exponential(1.0, MOST_QUERIES))
 
-    def schedule(self, rate_qps: float, lasts_s: float = 0.0) -> Schedule:
+    def schedule(self, rate_qps: float, lasts_s: float = 0.0, share: float = 1.0) -> Schedule:
         """The load at a rate: `n_queries`, or as many more as it takes to last so long."""
         n = int(min(max(self.n_queries, rate_qps * lasts_s), MOST_QUERIES))
         arrival_ns = np.rint(self.unit_s[:n] / rate_qps * NS_PER_S).astype(np.int64)
-        return Schedule(arrival_ns, self.sizes[:n], np.zeros(n, np.int32), round(WARM_UP * n))
+        n_items = np.maximum(np.rint(self.sizes[:n] * share), 1).astype(np.int32)
+        return Schedule(arrival_ns, n_items, np.zeros(n, np.int32), round(WARM_UP * n))
 
     def quality(self, chain: Chain, share: float = 1.0) -> Estimate:
-        """NDCG of what the chain answers, the very lists of its filters; mean and interval over the
-        queries.
-        """
-        key = (chain, share)
-        if key not in self._quality:
-            by_query = (
-                quality_of(chain, self.scored)
-                if share == 1
-                else (quality(chain, self.scored, self.scored.parts(share)))
-            )
-            self._quality[key] = mean_with_interval(by_query["ndcg"])
-        return self._quality[key]
+        """NDCG of the very lists that the chain answers; mean and interval over the queries."""
+        return mean_with_interval(quality_of(chain, self.scored, share=share)["ndcg"])
 
-    def run(self, design: Design, rate_qps: float, lasts_s: float = RUN_S) -> Shown:
+    def run(self, design: SystemDesign, rate_qps: float, lasts_s: float = RUN_S) -> RunTail:
         """p95 at a rate; carried where the work that arrives is less than the engines can do."""
         stages, engines, service = self.built(design)
-        schedule = self.schedule(rate_qps, lasts_s)
-        ranked = np.maximum(np.rint(schedule.n_items * design.share), 1).astype(np.int32)
-        schedule = replace(schedule, n_items=ranked)
-        served = serve_pipeline(schedule, stages, engines, service)
-        arrival = schedule.arrival_ns
-        counted = slice(schedule.n_warmup, None)
-        left = int((served.done_ns > arrival[-1]).sum())
-        load = max(ns / engines[pool] for pool, ns in served.busy_ns.items()) / max(
-            int(arrival[-1]), 1
-        )
-        p95 = float(np.quantile((served.done_ns - arrival)[counted], 0.95)) / NS_PER_MS
-        return Shown(
-            p95, load < 1 and left <= max(GROWTH * len(arrival), 2 * sum(engines.values()))
-        )
+        schedule = self.schedule(rate_qps, lasts_s, design.share)
+        served = serve_pipeline(schedule, Policy(design.batch_items), stages, engines, service)
+        arrival_ns = schedule.arrival_ns
+        latency_ns = (served.done_ns - arrival_ns)[schedule.n_warmup :]
+        n_left = int((served.done_ns > arrival_ns[-1]).sum())
+        work_ns = max(ns / engines[pool] for pool, ns in served.busy_ns.items())
+        load = work_ns / max(int(arrival_ns[-1]), 1)
+        most_left = max(GROWTH * len(arrival_ns), 2 * sum(engines.values()))
+        p95_ms = float(np.quantile(latency_ns, 0.95)) / NS_PER_MS
+        return RunTail(p95_ms, load < 1 and n_left <= most_left)
 
-    def max_qps(self, design: Design, sla_ms: float, start_qps: float = 100.0) -> float:
-        """The highest rate at which p95 meets the SLA, to RATE_WIDTH; 0 where even an idle pipeline
-        does not.
-        """
+    def max_qps(self, design: SystemDesign, sla_ms: float, start_qps: float = 100.0) -> float:
+        """The highest rate at which p95 meets the SLA, to RATE_WIDTH; 0 if it never does."""
 
         def meets(rate_qps: float) -> bool:
-            shown = self.run(design, rate_qps, TRIAL_SLAS * sla_ms / 1e3)
-            return shown.carried and shown.p95_ms <= sla_ms
+            tail = self.run(design, rate_qps, TRIAL_SLAS * sla_ms / 1e3)
+            return tail.carried and tail.p95_ms <= sla_ms
 
         low = 0.0
         high = start_qps
@@ -202,89 +193,67 @@ class World:
             low, high = (middle, high) if meets(middle) else (low, middle)
         return low
 
-    def watts(self, design: Design) -> float:
-        """Of all engines that the design uses: cores, the GPU's TDP, the accelerator's chip as
-        synthesised.
-        """
+    def watts(self, design: SystemDesign) -> float:
+        """Power of all engines in use: cores, the GPU's TDP, the accelerator's synthesised chip."""
         cores = self.n_cores * CORE_WATTS if CPU in design.devices else 0.0
         gpu = (load_device(ROOT, GPU_DEVICE).tdp_w or 0.0) if GPU in design.devices else 0.0
-        chip = (
-            sum(rpaccel.power_mw(rpaccel.RPACCEL_CHIP).values()) / 1e3
-            if ARRAYS in design.devices
-            else 0.0
-        )
-        return cores + gpu + chip
+        chip = sum(rpaccel.power_mw(rpaccel.RPACCEL_CHIP).values()) / 1e3
+        return cores + gpu + (chip if ARRAYS in design.devices else 0.0)
 
-    def built(self, design: Design) -> tuple[list[Stage], dict[str, int], PipelineService]:
+    def built(self, design: SystemDesign) -> tuple[list[Stage], dict[str, int], ServiceTimes]:
         """Stages, engines by pool and service times."""
-        n_stages = len(design.devices)
-        stages = []
-        engines = dict[str, int]()
-        tables = []
-        for i, (name, device) in enumerate(zip(design.chain.rankers, design.devices, strict=True)):
-            pool = device
-            n_engines = 1
-            batch = int(self.sizes.max())
-            if device == CPU:
-                batch = design.batch_items
-                pool = f"{CPU}{i}" if design.cores else CPU
-                n_engines = design.cores[i] if design.cores else self.n_cores
-            elif device == ARRAYS:
-                pool = f"{ARRAYS}{i}"
-                n_engines = max(design.sub_arrays[i] // n_stages, 1)
-            engines[pool] = n_engines
-            keep = design.chain.keeps[i]
-            stages.append(Stage(Policy(batch), keep, pool))
-            tables.append(self._table(name, design, i))
+        pools = [design.pool(i, self.n_cores) for i in range(len(design.devices))]
+        stages = [
+            Stage(keep, pool, None if device == CPU else self.most_items)
+            for device, keep, (pool, _) in zip(
+                design.devices, design.chain.keeps, pools, strict=True
+            )
+        ]
+        tables = tuple(self._table(design, i) for i in range(len(pools)))
         on_chip = ARRAYS in design.devices  # its filter is part of the stage
         filters = (0, 0.0) if on_chip else (self.filter_ns, self.filter_item_ns)
-        cores = frozenset(pool for pool in engines if pool.startswith(CPU))
-        return stages, engines, PipelineService(tuple(tables), cores, *filters)
+        cores = frozenset(pool for pool, _ in pools if pool.startswith(CPU))
+        return stages, dict(pools), ServiceTimes(tables, cores, *filters)
 
-    def _table(self, name: str, design: Design, stage: int) -> ServiceTable:
+    def _table(self, design: SystemDesign, stage: int) -> ServiceTable:
+        name = design.chain.rankers[stage]
         device = design.devices[stage]
-        keeps = design.chain.keeps
-        key: tuple[object, ...] = (name, device)
-        if (
-            device == ARRAYS
-        ):  # what came before decides which ids come, and a chain's ends cross the link
-            before = design.chain.rankers[:stage], keeps[: stage + 1]
-            key = (name, device, design.sub_arrays[stage], *before, stage == len(keeps) - 1)
+        key: object = (name, device)
+        if device == ARRAYS:
+            # What came before decides which ids come, and a chain's ends cross the link.
+            chain = (design.chain.rankers[: stage + 1], design.chain.keeps[: stage + 1])
+            key = (chain, design.sub_arrays[stage], stage + 1 == len(design.devices))
         if key not in self._tables:
-            self._tables[key] = self._new_table(name, design, stage)
+            self._tables[key] = (
+                self._chip_table(design, stage)
+                if device == ARRAYS
+                else table_of_profiles(self._profile(name, device), [], self.most_items, seed=SEED)
+            )
         return self._tables[key]
 
-    def _new_table(self, name: str, design: Design, stage: int) -> ServiceTable:
-        most = int(self.sizes.max())
+    def _profile(self, name: str, device: str) -> Profile:
+        if device == CPU:
+            return self.cpu[name]
         config = self.scored.data.rankers[name].config
-        if design.devices[stage] == CPU:
-            return table_of_profiles(self.cpu[name], [], most, seed=SEED)
-        if design.devices[stage] == GPU:
-            profile = latency_profile(
-                load_device(ROOT, GPU_DEVICE), replace(config, model_name=f"recpipe-{name}"), most
-            )
-            return table_of_profiles(profile, [], most, seed=SEED)
-        array = RELEASED_ARRAYS[design.sub_arrays[stage]]
-        ranker = accelerated(self.scored, name)
-        first = stage == 0
-        last = stage == len(design.devices) - 1
-        kept = design.chain.keeps[stage]
-        miss = self._miss_rate(design.chain, stage, array, ranker.width)
-        ns = [1]
-        for n in range(1, most + 1):
-            parts = stage_parts(
-                ranker, n, min(kept, n), array, self.fixes, miss, first=first, last=last
-            )
-            ns.append(max(1, round(stage_s(parts, array) * NS_PER_S)))
-        return ServiceTable(np.array([ns], np.int64))
+        config = replace(config, model_name=f"recpipe-{name}")
+        return latency_profile(load_device(ROOT, GPU_DEVICE), config, self.most_items)
 
-    def _miss_rate(self, chain: Chain, stage: int, array: SubArray, width: int) -> float:
-        if self.misses is None:
-            return rpaccel.RELEASED_MISS_RATE
-        own = shared(array) if self.fixes.partitioned_sram else array
-        before = [CHIP_NAMES[name] for name in chain.rankers[:stage]]
-        items = (int(self.sizes.max()), *chain.keeps[:stage])
-        return self.misses.rate(before, items, int(own.cache_bytes / (rpaccel.FLOAT_BYTES * width)))
+    def _chip_table(self, design: SystemDesign, stage: int) -> ServiceTable:
+        chain = design.chain
+        array = RELEASED_ARRAYS[design.sub_arrays[stage]]
+        ranker = accelerated(self.scored, chain.rankers[stage])
+        miss = rpaccel.RELEASED_MISS_RATE
+        if self.misses is not None:
+            before = [CHIP_NAMES[name] for name in chain.rankers[:stage]]
+            items = (self.most_items, *chain.keeps[:stage])
+            miss = self.misses.rate(before, items, cache_rows(array, self.fixes, ranker.width))
+        ends = {"first": stage == 0, "last": stage + 1 == len(chain.rankers)}
+        times_ns = [1]
+        for n in range(1, self.most_items + 1):
+            n_kept = min(chain.keeps[stage], n)
+            parts = stage_parts(ranker, n, n_kept, array, self.fixes, miss, **ends)
+            times_ns.append(max(1, round(stage_s(parts, array) * NS_PER_S)))
+        return ServiceTable(np.array([times_ns], np.int64))
 
 
 def accelerated(scored: Scored, name: str) -> rpaccel.Ranker:
@@ -292,57 +261,34 @@ def accelerated(scored: Scored, name: str) -> rpaccel.Ranker:
     config = scored.data.rankers[name].config
     width = config.arch_sparse_feature_size
     n_tables = len(config.table_rows)
-    if config.model_type == "ncf":
-        *tower, out = config.top_widths
-        return rpaccel.Ranker(
-            name, width, (2 * width, *tower), (width + tower[-1], out), n_tables, width
-        )
-    return rpaccel.Ranker(name, width, config.bot_widths, config.top_widths, n_tables)
+    if config.model_type != "ncf":
+        return rpaccel.Ranker(name, width, config.bot_widths, config.top_widths, n_tables)
+    *tower, out = config.top_widths
+    final = (width + tower[-1], out)
+    return rpaccel.Ranker(name, width, (2 * width, *tower), final, n_tables, width)
 
 
 def cpu_profiles(
     scored: Scored, folder: Path, progress: Progress, n_neighbours: int = 1
 ) -> dict[str, Profile]:
-    """Every ranker's times on a core of this machine by items, alone and beside a neighbour;
-    measured once.
+    """Each ranker's times on a core of this machine by items, alone and beside a neighbour.
 
-    A profile of another net, processor or PyTorch in the folder is refused: raises ValueError.
+    They are measured once and kept in the folder; one of another net there is refused: ValueError.
     """
     profiles = {}
     for name, ranker in scored.data.rankers.items():
         file = folder / f"{scored.data.name}_{name}.csv"
-        key = (
-            f"{costs(ranker.config, 1).flops:g} FLOPs an item, {ranker.config.table_bytes} "
-            "bytes of tables"
-        )
-        if file.is_file():
-            known = read_profile(file)
-            if known.provenance.get("net") != key:
-                raise ValueError(
-                    f"{file}: of another net ({known.provenance.get('net')}, not {key}); remove it"
+        flops = costs(ranker.config, 1).flops
+        net = f"{flops:g} FLOPs an item, {ranker.config.table_bytes} bytes of tables"
+        if not file.is_file():
+            inputs = QueryPool(scored.data.queries, ranker.config)
+            with progress.step(f"measuring {name}") as on_fraction:
+                profile = measure_cpu_cores(
+                    ranker.model(), inputs, SIZES, n_neighbours, on_fraction
                 )
-            profiles[name] = known
-            continue
-        queries = scored.data.queries
-        inputs = QueryPool(queries, ranker.config)
-        with progress.step(f"measuring {name}") as on_fraction:
-            measured = measure_cpu_cores(ranker.model(), inputs, SIZES, n_neighbours, on_fraction)
-        profiles[name] = replace(measured, provenance={**measured.provenance, "net": key})
-        folder.mkdir(parents=True, exist_ok=True)
-        write_profile(file, profiles[name])
+            write_profile(file, replace(profile, provenance={**profile.provenance, "net": net}))
+        profiles[name] = read_profile(file)
+        measured = profiles[name].provenance.get("net")
+        if measured != net:
+            raise ValueError(f"{file}: of another net ({measured}, not {net}); remove it")
     return profiles
-
-
-def pareto(rows: Sequence[tuple[float, ...]]) -> list[int]:
-    """Indices of the rows that no other row equals or beats in every number (larger is better) and
-    beats in one.
-
-    Nothing is rounded; of equal rows the first stays.
-    """
-    values = np.array(rows, dtype=float)
-    kept = []
-    for i, own in enumerate(values):
-        better = np.all(values >= own, axis=1) & np.any(values > own, axis=1)
-        if not better.any() and not np.all(values[:i] == own, axis=1).any():
-            kept.append(i)
-    return kept

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -17,7 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from experiments.recpipe.datasets.ranked import Queries, Ranker, checkpoint, scores
+from experiments.recpipe.datasets.ranked import TrainedRanker, scores
+from experiments.recpipe.datasets.training import Weights, blobs, checkpoint, fit, linears
+from infra.labelled_queries import Queries
 from infra.progress import OnFraction
 from infra.ranking import ndcg_at_k
 from infra.rng import stream
@@ -31,9 +31,7 @@ VALIDATION_K = 64
 
 @dataclass(frozen=True)
 class DlrmConfig:
-    """Embedding width, widths of the MLPs (the bottom's first is the dense features), passes over
-    the data.
-    """
+    """Embedding width, widths of the MLPs (the bottom's first is the dense features), passes."""
 
     name: str
     width: int
@@ -65,8 +63,8 @@ RANKERS = (
 )
 
 
-class DLRM(nn.Module):
-    """For training; Naumov et al. 2019. (ids, dense) -> logit."""
+class TrainableDlrm(nn.Module):
+    """DLRM for training; Naumov et al. 2019. (ids, dense) -> logit."""
 
     starts_T: Tensor
     pairs_P: Tensor
@@ -80,50 +78,37 @@ class DLRM(nn.Module):
         self.register_buffer("starts_T", torch.from_numpy(starts[:-1]))
         rows, columns = torch.tril_indices(n_vectors, n_vectors, offset=-1)
         self.register_buffer("pairs_P", rows * n_vectors + columns)
-        self.bottom = _linears(config.bottom)
-        self.top = _linears((config.width + len(rows), *config.top))
+        self.bottom = linears(config.bottom)
+        self.top = linears((config.width + len(rows), *config.top))
 
     def forward(self, ids_BT: Tensor, dense_BF: Tensor) -> Tensor:
-        """(B,)."""
+        """Logit of each example, (B,)."""
         x_BD = dense_BF
         for layer in self.bottom:
             x_BD = torch.relu(layer(x_BD))
         vectors_BVD = torch.cat((x_BD.unsqueeze(1), self.tables(ids_BT + self.starts_T)), dim=1)
-        pairs_BP = (
-            torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
-            .flatten(1)
-            .index_select(1, self.pairs_P)
-        )
-        y = torch.cat((x_BD, pairs_BP), dim=1)
+        products_BVV = torch.bmm(vectors_BVD, vectors_BVD.transpose(1, 2))
+        y = torch.cat((x_BD, products_BVV.flatten(1).index_select(1, self.pairs_P)), dim=1)
         for layer in self.top[:-1]:
             y = torch.relu(layer(y))
         logits: Tensor = self.top[-1](y).squeeze(1)
         return logits
 
-    def weights(self) -> dict[str, FloatArray]:
-        """Under the blob names of models/dlrm.py."""
-        bounds = [*self.starts_T.tolist(), len(self.tables.weight)]
-        arrays: dict[str, Tensor] = {
-            f"param.emb.sls{t}_w": self.tables.weight[a:b]
-            for t, (a, b) in enumerate(itertools.pairwise(bounds))
-        }
-        for blob, stack in (("bot", self.bottom), ("top", self.top)):
-            for i, layer in enumerate(stack, start=1):
-                arrays |= {
-                    f"param.{blob}.fc{i}_w": layer.weight,
-                    f"param.{blob}.fc{i}_b": layer.bias,
-                }  # type: ignore[dict-item]
-        return {name: array.detach().numpy().copy() for name, array in arrays.items()}
-
-
-def _linears(widths: tuple[int, ...]) -> nn.ModuleList:
-    return nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
+    def weights(self) -> Weights:
+        """A copy under the blob names of models/dlrm.py."""
+        starts = [int(start) for start in self.starts_T[1:]]
+        tables = np.split(self.tables.weight.detach().numpy(), starts)
+        arrays = {f"param.emb.sls{t}_w": table.copy() for t, table in enumerate(tables)}
+        layers = {f"bot.fc{i}": layer for i, layer in enumerate(self.bottom, start=1)}
+        layers |= {f"top.fc{i}": layer for i, layer in enumerate(self.top, start=1)}
+        return arrays | blobs(layers)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What a ranker learns from: `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32;
-    `valid`: queries that tell which pass was best.
+    """What a ranker learns from; `valid`: queries that tell which pass was best.
+
+    `ids_NT` int32 within their tables, `dense_NF`, `label_N` float32.
     """
 
     ids_NT: npt.NDArray[np.int32]
@@ -134,75 +119,59 @@ class Examples:
 
     @cached_property
     def digest(self) -> str:
-        """Of everything in it."""
-        found = hashlib.sha256(repr(self.table_rows).encode())
+        """Hash of everything in it."""
+        digest = hashlib.sha256(repr(self.table_rows).encode())
         queries = [getattr(self.valid, field.name) for field in fields(self.valid)]
         for array in (self.ids_NT, self.dense_NF, self.label_N, *queries):
-            found.update(np.ascontiguousarray(array).data)
-        return found.hexdigest()
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
-def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> dict[str, FloatArray]:
-    """Binary cross-entropy, Adam, a learning rate that falls to 0; one thread, so it repeats
-    exactly.
+def train(config: DlrmConfig, data: Examples, on_fraction: OnFraction) -> Weights:
+    """Weights by Adam with a learning rate that falls to 0; one thread, so it repeats exactly.
 
-    The weights are those of the pass with the best validation NDCG@VALIDATION_K.
+    Of several passes the one with the best validation NDCG@VALIDATION_K counts.
     """
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     rng = stream(config.seed, "training order")
-    net = DLRM(config, data.table_rows)
+    net = TrainableDlrm(config, data.table_rows)
     optimiser = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     n_steps = config.epochs * -(-len(data.label_N) // BATCH)
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, n_steps)
-    best = -1.0
-    weights = net.weights()
-    step = 0
-    for _ in range(config.epochs):
-        for ids_BT, dense_BF, label_B in _batches(data, rng):
-            loss = nn.functional.binary_cross_entropy_with_logits(net(ids_BT, dense_BF), label_B)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            falling.step()
-            step += 1
-            on_fraction(step / n_steps, f"loss {loss.item():.3f}")
-        ndcg = validation_ndcg(
-            Ranker(config.model_config(data.table_rows), net.weights()), data.valid
-        )
-        on_fraction(step / n_steps, f"validation NDCG {ndcg:.4f}")
-        if ndcg > best:
-            best = ndcg
-            weights = net.weights()
-    return weights
+
+    def validation() -> float:
+        ranker = TrainedRanker(config.model_config(data.table_rows), net.weights())
+        return validation_ndcg(ranker, data.valid)
+
+    passes = (_batches(data, rng) for _ in range(config.epochs))
+    return fit(net, passes, n_steps, optimiser, validation, on_fraction, falling)
 
 
-def _batches(data: Examples, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(data: Examples, rng: np.random.Generator) -> Iterator[list[Tensor]]:
     order = rng.permutation(len(data.label_N))
     for first in range(0, len(order), BATCH):
         part = np.sort(order[first : first + BATCH])  # the same batch, read forwards
-        yield tuple(
+        yield [
             torch.from_numpy(array[part]) for array in (data.ids_NT, data.dense_NF, data.label_N)
-        )  # type: ignore[misc]
+        ]
 
 
-def validation_ndcg(ranker: Ranker, queries: Queries) -> float:
-    """Mean over the queries, all candidates ranked."""
-    found = scores(ranker.model(), queries)
+def validation_ndcg(ranker: TrainedRanker, queries: Queries) -> float:
+    """Mean NDCG@VALIDATION_K over the queries, all candidates ranked."""
     values = []
-    for query, own in enumerate(found):
+    for query, scores_N in enumerate(scores(ranker.model(), queries)):
         labels = queries.labels(query)
-        best = labels[np.argsort(-own[: len(labels)], kind="stable")]
-        values.append(ndcg_at_k(best[:VALIDATION_K], labels, VALIDATION_K))
+        ranked = labels[np.argsort(-scores_N[: len(labels)], kind="stable")]
+        values.append(ndcg_at_k(ranked[:VALIDATION_K], labels, VALIDATION_K))
     return float(np.mean(values))
 
 
-def trained(config: DlrmConfig, data: Examples, folder: Path, on_fraction: OnFraction) -> Ranker:
-    """From its checkpoint if it was trained on this data before."""
-    facts = json.dumps([asdict(config), data.digest, BATCH, torch.__version__])
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
-    file = folder / f"dlrm-{config.name}-{digest}.npz"
-    return Ranker(
-        config.model_config(data.table_rows),
-        checkpoint(file, lambda: train(config, data, on_fraction)),
-    )
+def trained(
+    config: DlrmConfig, data: Examples, folder: Path, on_fraction: OnFraction
+) -> TrainedRanker:
+    """The ranker, from its checkpoint if it was trained on this data before."""
+    facts = [asdict(config), data.digest, BATCH, torch.__version__]
+    name = f"dlrm-{config.name}"
+    weights = checkpoint(folder, name, facts, (), lambda: train(config, data, on_fraction))
+    return TrainedRanker(config.model_config(data.table_rows), weights)

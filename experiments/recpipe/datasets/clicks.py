@@ -1,5 +1,4 @@
-"""Synthetic clicks of Criteo's shape: who is shown what, and clicks as users' and items' latent
-factors make likely.
+"""Synthetic clicks of Criteo's shape, as likely as users' and items' latent factors make them.
 
 13 dense features and 26 categories (a user's, an item's, the session's). A click's log odds are the
 sum of: the user's taste times the item's nature (as many factors as `n_factors`, most of them told
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.recpipe.datasets.click_rankers import Examples
-from experiments.recpipe.datasets.ranked import Queries
+from infra.labelled_queries import Queries
 from infra.rng import stream
 from models.inputs.zipf import draw_ranks
 
@@ -80,14 +79,14 @@ class ClickConfig:
 
     @property
     def table_names(self) -> list[str]:
-        """In the same order."""
-        parts = (("user", self.user_rows), ("item", self.item_rows))
-        names = [
-            name
-            for side, rows in parts
-            for name in (side, *(f"{side} attribute {i}" for i in range(len(rows))))
-        ]
-        return [*names, *(f"session {i}" for i in range(len(self.session_rows)))]
+        """Names of the tables, in the order of their rows."""
+
+        def numbered(kind: str, rows: tuple[int, ...]) -> list[str]:
+            return [f"{kind} {i}" for i in range(len(rows))]
+
+        users = ["user", *numbered("user attribute", self.user_rows)]
+        items = ["item", *numbered("item attribute", self.item_rows)]
+        return [*users, *items, *numbered("session", self.session_rows)]
 
 
 class Popularity:
@@ -99,13 +98,12 @@ class Popularity:
 
     def draw(self, n: int, rng: np.random.Generator) -> Int32Array:
         """n independent values."""
-        values: Int32Array = self._value_of_rank[
-            draw_ranks(len(self._value_of_rank), self.alpha, n, rng) - 1
-        ]
+        ranks = draw_ranks(len(self._value_of_rank), self.alpha, n, rng)
+        values: Int32Array = self._value_of_rank[ranks - 1]
         return values
 
     def log_weights(self) -> npt.NDArray[np.float64]:
-        """Of every value, up to a constant."""
+        """Logarithm of the probability of every value, up to a constant."""
         weights = np.empty(len(self._value_of_rank))
         weights[self._value_of_rank] = -self.alpha * np.log(np.arange(1, len(weights) + 1))
         return weights
@@ -113,8 +111,9 @@ class Popularity:
 
 @dataclass(frozen=True)
 class Side:
-    """Users or items: `ids_XT` (their numbers, then attributes), latent factors `factors_XR` (the
-    last one is what raises or lowers all log odds), dense features `dense_XF`.
+    """Users or items: `ids_XT` (their numbers, then attributes), dense features `dense_XF`.
+
+    Of the latent factors `factors_XR` the last one raises or lowers all log odds.
     """
 
     ids_XT: Int32Array
@@ -150,103 +149,92 @@ class Clicks:
         self._shown = np.unique(self.user_N.astype(np.int64) * config.n_items + self.item_N)
 
     def _side(self, name: Literal["user", "item"], n: int, attribute_rows: tuple[int, ...]) -> Side:
-        """Latent factors of unit variance, partly the sum of what each attribute's value stands
-        for.
-        """
+        """Latent factors have unit variance; a part is the sum of what attributes stand for."""
         rng = stream(self.config.seed, name)
         told = TOLD[name]
-        shape = (n, self.config.n_factors + 1)
+        n_factors = self.config.n_factors + 1
         ids = [np.arange(n, dtype=np.int32)]
-        factors = _normal(rng, shape) * np.float32((1 - told) ** 0.5)
+        factors = _normal(rng, (n, n_factors)) * np.float32((1 - told) ** 0.5)
+        told_by_each = np.float32((told / len(attribute_rows)) ** 0.5)
         for rows in attribute_rows:
             ids.append(Popularity(rows, ATTRIBUTE_ALPHA, rng).draw(n, rng))
-            factors += _normal(rng, (rows, shape[1]))[ids[-1]] * np.float32(
-                (told / len(attribute_rows)) ** 0.5
-            )
+            factors += _normal(rng, (rows, n_factors))[ids[-1]] * told_by_each
         return Side(np.stack(ids, axis=1), factors, _normal(rng, (n, DENSE[name])))
 
     def _sessions(self, n: int, rng: np.random.Generator) -> Int32Array:
-        """Categories of n sessions, (n, their number)."""
+        """Categories of n sessions, int32[n, categories]."""
         return np.stack([values.draw(n, rng) for values in self._session_values], axis=1)
 
     def _impressions(
         self, user_N: Int32Array, item_N: Int32Array, session: Int32Array, rng: np.random.Generator
     ) -> tuple[Int32Array, FloatArray, FloatArray]:
-        """(N, T) rows of the tables, (N, F) dense features, (N,) log odds but for the constant and
-        the noise.
-        """
+        """Rows of the tables (N, T), dense features (N, F), log odds without constant and noise."""
         config = self.config
         users = self._users
         items = self._items
-        n = len(user_N)
         ids_NT = np.concatenate((users.ids_XT[user_N], items.ids_XT[item_N], session), axis=1)
-        drawn = _normal(rng, (n, DENSE["impression"]))
-        dense_NF = np.concatenate((users.dense_XF[user_N], items.dense_XF[item_N], drawn), axis=1)
+        drawn_NF = _normal(rng, (len(user_N), DENSE["impression"]))
+        dense_NF = np.concatenate(
+            (users.dense_XF[user_N], items.dense_XF[item_N], drawn_NF), axis=1
+        )
         taste_NR = users.factors_XR[user_N]
         nature_NR = items.factors_XR[item_N]
-        known = config.curve * (
+        odds_N = config.curve * (
             np.cos(dense_NF @ self._turns_FW + self._phases_W) @ self._heights_W
         )
-        known += config.habit * taste_NR[:, -1] + config.appeal * nature_NR[:, -1]
+        odds_N += config.habit * taste_NR[:, -1] + config.appeal * nature_NR[:, -1]
         wish_NR = config.taste * taste_NR[:, :-1]
         for column, factors in zip(session.T, self._session_factors, strict=True):
             wish_NR += config.session / len(self._session_factors) ** 0.5 * factors[column]
-        known += (wish_NR * nature_NR[:, :-1]) @ strengths(config.n_factors)
-        return ids_NT, dense_NF, known
+        odds_N += (wish_NR * nature_NR[:, :-1]) @ strengths(config.n_factors)
+        return ids_NT, dense_NF, odds_N
 
-    def clicks(self, known: FloatArray, rng: np.random.Generator) -> FloatArray:
+    def clicks(self, log_odds: FloatArray, rng: np.random.Generator) -> FloatArray:
         """1 with the probability of the log odds with the constant and noise, else 0; any shape."""
-        noise = self.config.noise * _normal(rng, known.shape)
-        return (rng.random(known.shape) < _sigmoid(known + self.constant + noise)).astype(
-            np.float32
-        )
+        noise = self.config.noise * _normal(rng, log_odds.shape)
+        probability = _sigmoid(log_odds + self.constant + noise)
+        return (rng.random(log_odds.shape) < probability).astype(np.float32)
 
     @cached_property
     def _training(self) -> tuple[Int32Array, FloatArray, FloatArray]:
-        """Every training impression is a session of its own."""
-        config = self.config
-        n = self.config.n_train
+        """Training impressions, each a session; piece by piece, as they are many."""
         rng = stream(self.config.seed, "training")
-        ids = np.empty((n, len(config.table_rows)), np.int32)
-        dense = np.empty((n, sum(DENSE.values())), np.float32)
-        known = np.empty(n, np.float32)
-        for first in range(0, n, AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            user = self.user_N[part]
-            item = self.item_N[part]
-            ids[part], dense[part], known[part] = self._impressions(
-                user, item, self._sessions(len(user), rng), rng
-            )
-        return ids, dense, known
+        pieces = []
+        for first in range(0, self.config.n_train, AT_ONCE):
+            user_N = self.user_N[first : first + AT_ONCE]
+            item_N = self.item_N[first : first + AT_ONCE]
+            session = self._sessions(len(user_N), rng)
+            pieces.append(self._impressions(user_N, item_N, session, rng))
+        ids, dense, log_odds = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return ids, dense, log_odds
 
     @cached_property
     def constant(self) -> float:
         """What brings the mean probability of the training impressions to the click rate."""
-        known = self._training[2]
-        noise = self.config.noise * _normal(stream(self.config.seed, "calibration"), known.shape)
-        return constant_for(known + noise, self.config.click_rate)
+        log_odds = self._training[2]
+        rng = stream(self.config.seed, "calibration")
+        noise = self.config.noise * _normal(rng, log_odds.shape)
+        return constant_for(log_odds + noise, self.config.click_rate)
 
     def examples(self) -> Examples:
         """Training impressions and the queries that tell when training ends."""
-        ids, dense, known = self._training
-        label_N = self.clicks(known, stream(self.config.seed, "training clicks"))
-        valid = self.queries("validation", self._query_users[: self.config.n_valid_queries])[0]
+        ids, dense, log_odds = self._training
+        label_N = self.clicks(log_odds, stream(self.config.seed, "training clicks"))
+        valid, _ = self.queries("validation", self._query_users[: self.config.n_valid_queries])
         return Examples(ids, dense, label_N, self.config.table_rows, valid)
 
     @cached_property
     def _query_users(self) -> Int32Array:
         """Those of validation, then those of the test; each has one query."""
-        return (
-            stream(self.config.seed, "query users")
-            .permutation(self.config.n_users)
-            .astype(np.int32)
-        )
+        order = stream(self.config.seed, "query users").permutation(self.config.n_users)
+        return order.astype(np.int32)
 
     def test(
         self, n_candidates: int | None = None, n_queries: int | None = None
     ) -> tuple[Queries, FloatArray]:
-        """Queries of other users than the validation's, by default as many and as large as
-        configured, and (Q, C) the log odds but for the noise, which no ranker can beat.
+        """Queries of other users than the validation's, by default as many and as large as set.
+
+        Also (Q, C) the log odds but for the noise, which no ranker can beat.
         """
         first = self.config.n_valid_queries
         users = self._query_users[first : first + (n_queries or self.config.n_queries)]
@@ -255,34 +243,35 @@ class Clicks:
     def queries(
         self, purpose: str, users_Q: Int32Array, n_candidates: int | None = None
     ) -> tuple[Queries, FloatArray]:
-        """A session of each user: candidates drawn by popularity without repetition, in a random
-        order, none of which the user was shown in training. Raises ValueError if there are not so
-        many.
+        """A session of each user, and the candidates' log odds but for the noise.
+
+        Candidates are drawn by popularity without repetition, in a random order; none of them was
+        shown to the user in training. Raises ValueError if there are not so many.
         """
         config = self.config
-        n_each = n_candidates or self.config.n_candidates
+        n_each = n_candidates or config.n_candidates
         shape = (len(users_Q), n_each)
         ids = np.empty((*shape, len(config.table_rows)), np.int32)
         dense = np.empty((*shape, sum(DENSE.values())), np.float32)
         labels = np.empty(shape, np.uint8)
-        known = np.empty(shape, np.float32)
+        log_odds = np.empty(shape, np.float32)
         for query, user in enumerate(users_Q):
             rng = stream(config.seed, purpose, query)
             keys = self.items_shown.log_weights() + rng.gumbel(size=config.n_items)
             keys[self.shown_to(int(user))] = -np.inf
-            if n_each > np.isfinite(keys).sum():
+            n_left = np.isfinite(keys).sum()
+            if n_each > n_left:
                 raise ValueError(
-                    f"{n_each} candidates, but {np.isfinite(keys).sum()} items were not shown to "
-                    f"user {user}"
+                    f"{n_each} candidates, but {n_left} items were not shown to user {user}"
                 )
-            item = rng.permutation(np.argpartition(-keys, n_each - 1)[:n_each]).astype(np.int32)
+            item_N = rng.permutation(np.argpartition(-keys, n_each - 1)[:n_each]).astype(np.int32)
             session = np.repeat(self._sessions(1, rng), n_each, axis=0)
-            own = self._impressions(np.full(n_each, user, np.int32), item, session, rng)
-            ids[query], dense[query], known[query] = own
-            labels[query] = self.clicks(own[2], rng)
-        return Queries(
-            ids, dense, labels, np.full(len(users_Q), n_each, np.int32)
-        ), known + np.float32(self.constant)
+            ids[query], dense[query], log_odds[query] = self._impressions(
+                np.full(n_each, user, np.int32), item_N, session, rng
+            )
+            labels[query] = self.clicks(log_odds[query], rng)
+        n_items = np.full(len(users_Q), n_each, np.int32)
+        return Queries(ids, dense, labels, n_items), log_odds + np.float32(self.constant)
 
     def shown_to(self, user: int) -> npt.NDArray[np.int64]:
         """The items that the user was shown in training."""
@@ -292,25 +281,25 @@ class Clicks:
 
 
 def strengths(n_factors: int) -> FloatArray:
-    """Of the latent factors: they fall with the root of their number, their squares sum to 1. (R,)."""
+    """Weights of the latent factors, (R,): they fall with the root; their squares sum to 1."""
     falling = np.arange(1, n_factors + 1) ** -0.5
     return (falling / np.linalg.norm(falling)).astype(np.float32)
 
 
 def constant_for(log_odds: npt.ArrayLike, rate: float) -> float:
     """What must be added to the log odds for the mean probability to be `rate`; bisection."""
-    own = np.asarray(log_odds, dtype=np.float64)
-    low = -30.0 - own.max()
-    high = 30.0 - own.min()
+    odds = np.asarray(log_odds, dtype=np.float64)
+    low = -30.0 - odds.max()
+    high = 30.0 - odds.min()
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if _sigmoid(own + middle).mean() > rate else (middle, high)
+        low, high = (low, middle) if _sigmoid(odds + middle).mean() > rate else (middle, high)
     return float((low + high) / 2)
 
 
 def _sigmoid(x: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    found: npt.NDArray[np.float64] = 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))
-    return found
+    probability: npt.NDArray[np.float64] = 1 / (1 + np.exp(-np.asarray(x, dtype=np.float64)))
+    return probability
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:

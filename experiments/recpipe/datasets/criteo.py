@@ -1,8 +1,7 @@
-"""Criteo's click logs for ranking: the rows' order is time, so the last ones are the test; pools as
-RecPipe's release.
+"""Criteo's click logs for ranking: the rows' order is time, so the last ones are the test.
 
-A pool is a run of unrelated impressions of many users, a click its label: what the release ranks,
-and no user's query. Unlike the release's, no row of a pool is trained on.
+A pool is a run of unrelated impressions of many users, a click its label: what RecPipe's release
+ranks, and no user's query. Unlike the release's, no row of a pool is trained on.
 """
 
 # N rows, T categories, Q pools, C rows of a pool
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.recpipe.datasets.click_rankers import Examples
-from experiments.recpipe.datasets.ranked import Queries
+from infra.labelled_queries import Queries
 from models.inputs.datasets import Criteo
 
 MOST_ROWS = 10_000  # of a table; more different values share rows by their hashes
@@ -21,15 +20,15 @@ TEST_SHARE = 0.1  # of the rows, and as many for validation
 
 
 def table_rows(data: Criteo) -> tuple[int, ...]:
-    """As many as there are different values, at most MOST_ROWS."""
+    """Rows of each table: as many as there are different values, at most MOST_ROWS."""
     return tuple(min(len(np.unique(column)), MOST_ROWS) for column in data.sparse_NC.T)
 
 
 def split(data: Criteo, n_candidates: int) -> tuple[Examples, Queries]:
-    """Training examples, with the pools that tell when training ends, and the test's pools of
-    `n_candidates` rows.
+    """Training examples with pools that tell when training ends, and the test's pools.
 
-    Raises ValueError if the last tenth of the rows is no pool, or no test has a click.
+    A pool has `n_candidates` rows. Raises ValueError if the last tenth of the rows is no pool, or
+    no test has a click.
     """
     n_test = round(TEST_SHARE * len(data))
     if n_test < n_candidates:

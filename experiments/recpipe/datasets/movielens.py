@@ -1,15 +1,11 @@
-"""MovieLens for ranking: leave-one-out split by time, three NeuMF rankers trained on it, a query a
-user.
-"""
+"""MovieLens for ranking: a split by time, three NeuMF rankers trained on it, a query a user."""
 
 # U users, I items, N training samples
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from experiments.recpipe.datasets.ranked import Queries, Ranker, checkpoint
+from experiments.recpipe.datasets.ranked import TrainedRanker
+from experiments.recpipe.datasets.training import Weights, blobs, checkpoint, fit, linears
+from infra.labelled_queries import Queries
 from infra.progress import OnFraction
 from infra.settings.config import ModelConfig
 from models.inputs.datasets import Interactions
@@ -33,9 +31,8 @@ USERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Split:
-    """Every user's last item is the test, the one before it chooses when training ends, all before
-    are training.
+class LeaveOneOut:
+    """Every user's last item is the test, the one before it ends training, all before are training.
 
     Users with fewer than 3 items are left out. `train_user`, `train_item` int64[N]; `valid_item`,
     `test_item` int64[U]; `seen` bool[U, I]: what a user took before the test.
@@ -61,49 +58,45 @@ class Split:
         """What the user had not taken before the test, the test item among it."""
         return np.flatnonzero(~self.seen[user])
 
-    def validation_ndcg(self, found: FloatArray, k: int) -> float:
-        """Mean NDCG@k of the validation items among all that the user had not taken before; `found`
-        (U, I).
-        """
-        rows = np.arange(self.n_users)
-        own = found[rows, self.valid_item]
-        above = (found > own[:, None]) & ~self.seen  # the validation item itself counts as seen
-        places = above.sum(axis=1)
-        return float(np.where(places < k, 1 / np.log2(places + 2), 0.0).mean())
+    def validation_ndcg(self, scores_UI: FloatArray, k: int) -> float:
+        """Mean NDCG@k of the validation items among all that the user had not taken before."""
+        sought_U = scores_UI[np.arange(self.n_users), self.valid_item]
+        above_UI = (scores_UI > sought_U[:, None]) & ~self.seen  # validation items count as seen
+        places_U = above_UI.sum(axis=1)
+        return float(np.where(places_U < k, 1 / np.log2(places_U + 2), 0.0).mean())
 
 
-def split(data: Interactions) -> Split:
-    """Leave two out by time: nothing that a user took after the validation item, or at the same
-    time, is trained on.
+def split(data: Interactions) -> LeaveOneOut:
+    """Leave two out by time.
 
-    What other users took later is trained on, as leave-one-out does.
+    Nothing that a user took after the validation item, or at the same time, is trained on; what
+    other users took later is, as leave-one-out does.
     """
     order = np.lexsort((np.arange(len(data)), data.time, data.user))
     user = data.user[order]
     item = data.item[order]
+    time = data.time[order]
     counts = np.bincount(user)
     kept = np.flatnonzero(counts >= 3)
     renamed = np.full(len(counts), -1)
     renamed[kept] = np.arange(len(kept))
     from_end = np.cumsum(counts)[user] - 1 - np.arange(len(user))
-    known = renamed[user] >= 0
-    n_items = int(item.max()) + 1
-    valid_item, test_item = (item[known & (from_end == place)] for place in (1, 0))
+    is_kept = renamed[user] >= 0
+    is_valid = is_kept & (from_end == 1)
+    test_item = item[is_kept & (from_end == 0)]
     valid_time = np.full(len(counts), np.inf)
-    valid_time[kept] = data.time[order][known & (from_end == 1)]
-    train = known & (data.time[order] < valid_time[user])
-    seen = np.zeros((len(kept), n_items), dtype=bool)
-    before = known & (from_end >= 1)
+    valid_time[kept] = time[is_valid]
+    train = is_kept & (time < valid_time[user])
+    before = is_kept & (from_end >= 1)
+    seen = np.zeros((len(kept), int(item.max()) + 1), dtype=bool)
     seen[renamed[user[before]], item[before]] = True
     seen[np.arange(len(kept)), test_item] = False  # an item taken again is a candidate like others
-    return Split(renamed[user[train]], item[train], valid_item, test_item, seen)
+    return LeaveOneOut(renamed[user[train]], item[train], item[is_valid], test_item, seen)
 
 
 @dataclass(frozen=True)
-class RankerConfig:
-    """A NeuMF: embedding width of both parts, widths of the MLP tower, passes over the data at
-    most.
-    """
+class NeuMFConfig:
+    """Embedding width of both parts, widths of the MLP tower, passes over the data at most."""
 
     name: str
     width: int
@@ -111,7 +104,7 @@ class RankerConfig:
     epochs: int = 20
     seed: int = 1
 
-    def model_config(self, data: Split) -> ModelConfig:
+    def model_config(self, data: LeaveOneOut) -> ModelConfig:
         """The same net as one of models/: NCF as published."""
         rows = "-".join(str(n) for n in (data.n_users, data.n_items) * 2)
         return ModelConfig(
@@ -127,146 +120,118 @@ class RankerConfig:
 
 
 RANKERS = (
-    RankerConfig("small", 4, (8,)),
-    RankerConfig("medium", 16, (32, 16)),
-    RankerConfig("large", 64, (128, 64, 32)),
+    NeuMFConfig("small", 4, (8,)),
+    NeuMFConfig("medium", 16, (32, 16)),
+    NeuMFConfig("large", 64, (128, 64, 32)),
 )
 
 
-def quick(config: RankerConfig) -> RankerConfig:
-    """Two passes of training."""
-    return replace(config, epochs=2)
-
-
 class NeuMF(nn.Module):
-    """For training; He et al. 2017, sec. 3.4. (user, item) -> logit."""
+    """NeuMF for training; He et al. 2017, sec. 3.4. (user, item) -> logit."""
 
-    def __init__(self, config: RankerConfig, n_users: int, n_items: int) -> None:
+    def __init__(self, config: NeuMFConfig, n_users: int, n_items: int) -> None:
         super().__init__()
         self.tables = nn.ModuleList([nn.Embedding(n, config.width) for n in (n_users, n_items) * 2])
         widths = (2 * config.width, *config.tower)
-        self.tower = nn.ModuleList([nn.Linear(a, b) for a, b in itertools.pairwise(widths)])
+        self.tower = linears(widths)
         self.final = nn.Linear(config.width + widths[-1], 1)
         for table in self.tables:
-            nn.init.normal_(table.weight, std=0.05)  # type: ignore[arg-type]
+            nn.init.normal_(table.get_parameter("weight"), std=0.05)
 
     def forward(self, user_N: Tensor, item_N: Tensor) -> Tensor:
-        """(N,)."""
-        mf_user, mf_item, mlp_user, mlp_item = (
-            table(ids)
-            for table, ids in zip(self.tables, (user_N, item_N, user_N, item_N), strict=True)
+        """Logit of each pair, (N,)."""
+        ids = (user_N, item_N, user_N, item_N)
+        mf_user, mf_item, x_user, x_item = (
+            table(rows) for table, rows in zip(self.tables, ids, strict=True)
         )
-        x = torch.cat((mlp_user, mlp_item), dim=1)
+        x = torch.cat((x_user, x_item), dim=1)
         for layer in self.tower:
             x = torch.relu(layer(x))
         logits: Tensor = self.final(torch.cat((mf_user * mf_item, x), dim=1)).squeeze(1)
         return logits
 
-    def weights(self) -> dict[str, FloatArray]:
-        """Under the blob names of models/ncf.py."""
+    def weights(self) -> Weights:
+        """A copy under the blob names of models/ncf.py."""
         names = ("emb.mf_sls0", "emb.mf_sls1", "emb.mlp_sls0", "emb.mlp_sls1")
-        arrays = {
-            f"param.{name}_w": table.weight for name, table in zip(names, self.tables, strict=True)
-        }
-        for i, layer in enumerate((*self.tower, self.final), start=1):
-            name = "final.fc1" if layer is self.final else f"mlpfc.fc{i}"
-            arrays |= {f"param.{name}_w": layer.weight, f"param.{name}_b": layer.bias}
-        return {name: weight.detach().numpy().copy() for name, weight in arrays.items()}  # type: ignore[operator]
+        modules = dict(zip(names, self.tables, strict=True))
+        modules |= {f"mlpfc.fc{i}": layer for i, layer in enumerate(self.tower, start=1)}
+        return blobs(modules | {"final.fc1": self.final})
 
 
-def train(config: RankerConfig, data: Split, on_fraction: OnFraction) -> dict[str, FloatArray]:
-    """Binary cross-entropy on training pairs and NEGATIVES unseen items each; one thread, so it
-    repeats exactly.
+def train(config: NeuMFConfig, data: LeaveOneOut, on_fraction: OnFraction) -> Weights:
+    """Weights by Adam, on training pairs and NEGATIVES unseen items each; one thread: it repeats.
 
-    The weights are those of the pass with the best validation NDCG@VALIDATION_K.
+    Of all passes the one with the best validation NDCG@VALIDATION_K counts.
     """
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     net = NeuMF(config, data.n_users, data.n_items)
     optimiser = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best = -1.0
-    weights = net.weights()
-    for epoch in range(config.epochs):
-        users = np.repeat(data.train_user, 1 + NEGATIVES)
-        items, labels = _with_negatives(data, rng)
-        order = rng.permutation(len(users))
-        for first in range(0, len(order), BATCH):
-            part = order[first : first + BATCH]
-            user_N = torch.from_numpy(users[part])
-            item_N = torch.from_numpy(items[part])
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                net(user_N, item_N), torch.from_numpy(labels[part])
-            )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        ndcg = data.validation_ndcg(_all_logits(net, data), VALIDATION_K)
-        if ndcg > best:
-            best = ndcg
-            weights = net.weights()
-        on_fraction(
-            (epoch + 1) / config.epochs, f"loss {loss.item():.3f}, validation NDCG {ndcg:.4f}"
-        )
-    return weights
+    n_steps = config.epochs * -(-len(data.train_user) * (1 + NEGATIVES) // BATCH)
+
+    def validation() -> float:
+        return data.validation_ndcg(_all_logits(net, data), VALIDATION_K)
+
+    passes = (_batches(data, rng) for _ in range(config.epochs))
+    return fit(net, passes, n_steps, optimiser, validation, on_fraction)
+
+
+def _batches(data: LeaveOneOut, rng: np.random.Generator) -> Iterator[list[Tensor]]:
+    users = np.repeat(data.train_user, 1 + NEGATIVES)
+    items, labels = _with_negatives(data, rng)
+    order = rng.permutation(len(users))
+    for first in range(0, len(order), BATCH):
+        part = order[first : first + BATCH]
+        yield [torch.from_numpy(array[part]) for array in (users, items, labels)]
 
 
 @torch.no_grad()
-def _all_logits(net: NeuMF, data: Split) -> FloatArray:
-    """(U, I)."""
+def _all_logits(net: NeuMF, data: LeaveOneOut) -> FloatArray:
+    """Logit of every pair, (U, I)."""
     items = torch.arange(data.n_items)
-    found = np.empty((data.n_users, data.n_items), dtype=np.float32)
+    logits_UI = np.empty((data.n_users, data.n_items), dtype=np.float32)
     for first in range(0, data.n_users, USERS_AT_ONCE):
         users = torch.arange(first, min(first + USERS_AT_ONCE, data.n_users))
         logits = net(users.repeat_interleave(data.n_items), items.repeat(len(users)))
-        found[first : first + len(users)] = logits.view(len(users), -1).numpy()
-    return found
+        logits_UI[first : first + len(users)] = logits.view(len(users), -1).numpy()
+    return logits_UI
 
 
-def _with_negatives(data: Split, rng: np.random.Generator) -> tuple[Int64Array, FloatArray]:
-    """Each training pair's item, then NEGATIVES items that its user has not taken (drawn anew until
-    none is).
-    """
+def _with_negatives(data: LeaveOneOut, rng: np.random.Generator) -> tuple[Int64Array, FloatArray]:
+    """Each training pair's item, then NEGATIVES items that its user has not taken; their labels."""
     drawn = rng.integers(0, data.n_items, (len(data.train_user), NEGATIVES))
     users = data.train_user[:, None]
-    while (bad := data.seen[users, drawn]).any():
-        drawn[bad] = rng.integers(0, data.n_items, int(bad.sum()))
+    while (taken := data.seen[users, drawn]).any():
+        drawn[taken] = rng.integers(0, data.n_items, int(taken.sum()))
     items = np.concatenate((data.train_item[:, None], drawn), axis=1)
     labels = np.zeros(items.shape, dtype=np.float32)
     labels[:, 0] = 1
     return items.reshape(-1), labels.reshape(-1)
 
 
-def trained(config: RankerConfig, data: Split, folder: Path, on_fraction: OnFraction) -> Ranker:
-    """From its checkpoint if it was trained on this data before."""
-    facts = [
-        asdict(config),
-        data.n_users,
-        data.n_items,
-        NEGATIVES,
-        BATCH,
-        LEARNING_RATE,
-        WEIGHT_DECAY,
-        torch.__version__,
-    ]
-    digest = hashlib.sha256(json.dumps(facts).encode())
-    for array in (data.train_user, data.train_item, data.valid_item, data.seen):
-        digest.update(array.tobytes())
-    file = folder / f"{config.name}-{digest.hexdigest()[:12]}.npz"
-    weights = checkpoint(file, lambda: train(config, data, on_fraction))
-    return Ranker(config.model_config(data), weights)
+def trained(
+    config: NeuMFConfig, data: LeaveOneOut, folder: Path, on_fraction: OnFraction
+) -> TrainedRanker:
+    """The ranker, from its checkpoint if it was trained on this data before."""
+    settings = [NEGATIVES, BATCH, LEARNING_RATE, WEIGHT_DECAY, torch.__version__]
+    facts = [asdict(config), data.n_users, data.n_items, *settings]
+    arrays = (data.train_user, data.train_item, data.valid_item, data.seen)
+    weights = checkpoint(
+        folder, config.name, facts, arrays, lambda: train(config, data, on_fraction)
+    )
+    return TrainedRanker(config.model_config(data), weights)
 
 
-def queries_of(data: Split) -> Queries:
-    """A query a user: all that the user had not taken before the test, by item, for the four tables
-    of NCF.
-    """
+def queries_of(data: LeaveOneOut) -> Queries:
+    """A query a user: what the user had not taken before the test, by item, for NCF's tables."""
     pools = [data.candidates(user) for user in range(data.n_users)]
     n_items = np.array([len(pool) for pool in pools], np.int32)
     shape = (data.n_users, int(n_items.max()))
     ids = np.zeros((*shape, 4), np.int32)
     labels = np.zeros(shape, np.uint8)
     for user, pool in enumerate(pools):
-        ids[user, : len(pool), 0::2], ids[user, : len(pool), 1::2] = user, pool[:, None]
+        ids[user, : len(pool), 0::2] = user
+        ids[user, : len(pool), 1::2] = pool[:, None]
         labels[user, : len(pool)] = pool == data.test_item[user]
     return Queries(ids, np.zeros((*shape, 0), np.float32), labels, n_items)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Trained rankers and ranking queries as files, for pipelines of them.
 
-python experiments/recpipe/datasets/rankers.py --data movielens|clicks|criteo --out FOLDER [--queries N] [--criteo FILE]
+python experiments/recpipe/datasets/rankers.py --data movielens|clicks|criteo --out FOLDER
+    [--queries N] [--criteo FILE] [--movielens FOLDER] [--quick]
 
 For each of the rankers small, medium and large <name>.json (a model's configuration, as
 --config_file takes it) and <name>.npz (weights under the blob names of models/); queries.npz: ids
@@ -12,53 +13,102 @@ where they come from. Rankers are trained once; the cache folder keeps them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-
+from experiments.common.study_flags import names, parse
 from experiments.recpipe.datasets import click_rankers, criteo, movielens
 from experiments.recpipe.datasets.click_rankers import Examples
 from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
-from experiments.recpipe.datasets.ranked import RankedData, Ranker
+from experiments.recpipe.datasets.ranked import RankedData, TrainedRanker, sample, save_queries
 from infra.progress import Progress
 from infra.provenance import provenance
-from infra.results.report import console
+from infra.settings.fields import flag
 from models.inputs.datasets import movielens_folder, read_criteo, read_interactions
 
 DATA = ("movielens", "clicks", "criteo")
 MOVIELENS_K, CLICKS_K = 10, 64  # one item is sought; many are, and 64 is RecPipe's list
 CRITEO_POOL = 4096  # as the release
 QUICK_CLICKS = ClickConfig(n_users=200, n_train=40_000, n_valid_queries=2, n_queries=12)
-Size = tuple[int, int] | None
+Rankers = dict[str, TrainedRanker]
 
 
-def load(args: argparse.Namespace) -> RankedData:
-    """The data set that the command line names, its rankers trained; raises ValueError if it cannot
-    be read.
+@dataclass(frozen=True)
+class CacheOptions:
+    """The flag of what trains rankers."""
+
+    cache: str = flag("results/recpipe", "folder of checkpoints")
+
+
+@dataclass(frozen=True)
+class SourceOptions(CacheOptions):
+    """The flags of what works on any data set."""
+
+    data: tuple[str, ...] = names(("clicks",), f"data sets: {', '.join(DATA)}", DATA)
+    movielens: str = flag("", "folder or file of MovieLens-style interactions")
+    criteo: str = flag("", "file of Criteo Kaggle's rows, label first, tabs between")
+    criteo_rows: int = flag(2_000_000, "read so many at most", low=1)
+
+
+@dataclass(frozen=True)
+class ExportOptions(SourceOptions):
+    """The flags of this command."""
+
+    queries: int | None = flag(None, "so many at most (64; MovieLens 200)", low=1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a data set's queries and rankers follow from; quick: little data, little training.
+
+    `changed_ns`: when the file or folder that is read was changed.
     """
-    with Progress("auto") as progress:
-        if args.data == "movielens":
-            return _movielens(args, progress)
-        return clicks(args, progress)[0] if args.data == "clicks" else _criteo(args, progress)
+
+    data: str
+    quick: bool
+    cache: str
+    most_rows: int = 0
+    file: str = ""
+    changed_ns: int = 0
 
 
-def _movielens(args: argparse.Namespace, progress: Progress) -> RankedData:
-    folder = args.movielens or movielens_folder()
-    if folder is None:
-        raise ValueError("no MovieLens here: --movielens FOLDER, or pip install --no-deps recbole")
-    data = movielens.split(read_interactions(str(folder)))
-    rankers = {}
-    for config in movielens.RANKERS:
-        own = movielens.quick(config) if args.quick else config
-        with progress.step(f"training {own.name}") as on_fraction:
-            rankers[own.name] = movielens.trained(own, data, args.cache, on_fraction)
+def sources(options: SourceOptions, *, quick: bool) -> list[Source]:
+    """The data sets that the flags name; raises ValueError if one is not there."""
+    files = {
+        "clicks": "",
+        "movielens": options.movielens or str(movielens_folder() or ""),
+        "criteo": options.criteo,
+    }
+    missing = {
+        "movielens": "no MovieLens here: --movielens FOLDER, or pip install --no-deps recbole",
+        "criteo": "--data criteo reads --criteo FILE, Criteo Kaggle's train.txt or its first rows",
+    }
+    for data in options.data:
+        if data in missing and not files[data]:
+            raise ValueError(missing[data])
+    facts = (quick, options.cache, options.criteo_rows)
+    return [Source(data, *facts, files[data], _changed_ns(files[data])) for data in options.data]
+
+
+def _changed_ns(file: str) -> int:
+    return Path(file).stat().st_mtime_ns if file else 0
+
+
+def load(source: Source, progress: Progress) -> RankedData:
+    """The data set, its rankers trained; raises ValueError if it cannot be read."""
+    if source.data == "clicks":
+        return clicks(source, progress)[0]
+    return (_movielens if source.data == "movielens" else _criteo)(source, progress)
+
+
+def _movielens(source: Source, progress: Progress) -> RankedData:
+    data = movielens.split(read_interactions(source.file))
+    configs = [replace(c, epochs=2) if source.quick else c for c in movielens.RANKERS]
     facts = {
         "what": "MovieLens, leave one out by time: a query is a user with all items not taken "
         "before the test, label 1 = the item taken last",
@@ -66,49 +116,57 @@ def _movielens(args: argparse.Namespace, progress: Progress) -> RankedData:
         "users": data.n_users,
         "items": data.n_items,
     }
-    return RankedData("movielens", rankers, movielens.queries_of(data), MOVIELENS_K, facts)
+    trained = _trained(configs, partial(movielens.trained, data=data), source, progress)
+    return RankedData("movielens", trained, movielens.queries_of(data), MOVIELENS_K, facts)
 
 
 def clicks(
-    args: argparse.Namespace, progress: Progress, sizes: Sequence[Size] = (None,)
+    source: Source, progress: Progress, sizes: Sequence[tuple[int, ...]] = ((),)
 ) -> list[RankedData]:
-    """Queries of each size, with the same rankers: (candidates, queries), None as configured."""
-    world = Clicks(QUICK_CLICKS if args.quick else ClickConfig())
-    rankers = _dlrms(world.examples(), args, progress)
+    """Queries of each size, with the same rankers; (candidates, queries), or () as configured."""
+    world = Clicks(QUICK_CLICKS if source.quick else ClickConfig())
+    trained = _dlrms(world.examples(), source, progress)
     facts = {
         "what": "synthetic clicks: a query is a later session of one user, its candidates drawn "
         "by popularity and none of them shown to that user in training, label 1 = clicked",
         "tables": world.config.table_names,
         "settings": asdict(world.config),
     }
+    tests = [world.test(*size) for size in sizes]
     return [
-        RankedData("clicks", rankers, queries, CLICKS_K, facts, known)
-        for queries, known in (world.test(*size) if size else world.test() for size in sizes)
+        RankedData("clicks", trained, queries, CLICKS_K, facts, odds) for queries, odds in tests
     ]
 
 
-def _criteo(args: argparse.Namespace, progress: Progress) -> RankedData:
-    if args.criteo is None:
-        raise ValueError(
-            "--data criteo reads --criteo FILE, Criteo Kaggle's train.txt or its first rows"
-        )
-    data = read_criteo(str(args.criteo), args.criteo_rows)
-    examples, queries = criteo.split(data, len(data) // 50 if args.quick else CRITEO_POOL)
+def _criteo(source: Source, progress: Progress) -> RankedData:
+    data = read_criteo(source.file, source.most_rows)
+    examples, queries = criteo.split(data, len(data) // 50 if source.quick else CRITEO_POOL)
     facts = {
         "what": "Criteo's click logs: a pool is a run of unrelated impressions, not trained on, "
         "label 1 = clicked",
         "tables": [f"category {i}" for i in range(len(examples.table_rows))],
         "rows_read": len(data),
     }
-    return RankedData("criteo", _dlrms(examples, args, progress), queries, CLICKS_K, facts)
+    return RankedData("criteo", _dlrms(examples, source, progress), queries, CLICKS_K, facts)
 
 
-def _dlrms(examples: Examples, args: argparse.Namespace, progress: Progress) -> dict[str, Ranker]:
-    found = {}
-    for config in click_rankers.RANKERS:
+def _dlrms(examples: Examples, source: Source, progress: Progress) -> Rankers:
+    train = partial(click_rankers.trained, data=examples)
+    return _trained(click_rankers.RANKERS, train, source, progress)
+
+
+def _trained(
+    configs: Sequence[Any],
+    train: Callable[..., TrainedRanker],
+    source: Source,
+    progress: Progress,
+) -> Rankers:
+    rankers = {}
+    for config in configs:
         with progress.step(f"training {config.name}") as on_fraction:
-            found[config.name] = click_rankers.trained(config, examples, args.cache, on_fraction)
-    return found
+            folder = Path(source.cache)
+            rankers[config.name] = train(config, folder=folder, on_fraction=on_fraction)
+    return rankers
 
 
 def export(data: RankedData, folder: Path, n_queries: int) -> None:
@@ -116,8 +174,9 @@ def export(data: RankedData, folder: Path, n_queries: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, ranker in data.rankers.items():
         ranker.save(folder, name)
-    queries = data.queries.sample(n_queries)
-    queries.save(folder / "queries.npz")
+    queries = sample(data.queries, n_queries)
+    save_queries(queries, folder / "queries.npz")
+    n_labels = sum(queries.labels(q).sum() for q in range(len(queries)))
     facts = {
         "data": data.name,
         "rankers": [*data.rankers],
@@ -125,66 +184,30 @@ def export(data: RankedData, folder: Path, n_queries: int) -> None:
         "k": data.k,
         "shape_QNT": list(queries.ids_QNT.shape),
         "n_dense": queries.dense_QNF.shape[2],
-        "label_rate": float(
-            sum(queries.labels(q).sum() for q in range(len(queries))) / queries.n_items_Q.sum()
-        ),
+        "label_rate": float(n_labels / queries.n_items_Q.sum()),
         **data.provenance,
         "provenance": provenance(1),
     }
     (folder / "queries.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def add_cache_flags(parser: argparse.ArgumentParser) -> None:
-    """Where checkpoints are kept, and whether it must be quick."""
-    parser.add_argument(
-        "--cache", type=Path, default=Path("results/recpipe"), help="folder of checkpoints"
-    )
-    parser.add_argument("--quick", action="store_true", help="little data, little training")
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Which data set and from where."""
-    parser.add_argument("--data", choices=DATA, default="clicks")
-    parser.add_argument(
-        "--movielens", type=Path, help="folder or file of MovieLens-style interactions"
-    )
-    parser.add_argument(
-        "--criteo", type=Path, help="file of Criteo Kaggle's rows, label first, tabs between"
-    )
-    parser.add_argument("--criteo_rows", type=int, default=2_000_000, help="read so many at most")
-    add_cache_flags(parser)
-
-
-def check_positive(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> None:
-    """End with one line and exit code 2 if a flag is not above 0."""
-    for name in names:
-        if getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name):g}; expected more than 0")
-
-
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_flags(parser)
-    parser.add_argument("--queries", type=int, help="so many at most (64; MovieLens 200)")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
-    if args.queries is None:
-        args.queries = 200 if args.data == "movielens" else 64
-    if args.queries < 1:
-        parser.error(f"--queries is {args.queries}; expected at least 1")
+    args, options = parse(argv, (__doc__ or "").split("\n")[0], ("quick", "full"), ExportOptions)
     try:
-        data = load(args)
+        if args.out is None or len(options.data) > 1:
+            raise ValueError("expected --out FOLDER and one data set")
+        (source,) = sources(options, quick=args.effort == "quick")
+        with Progress("auto") as progress:
+            data = load(source, progress)
     except ValueError as error:
-        parser.error(str(error))
-    export(data, args.out, args.queries)
+        sys.stderr.write(f"rankers.py: {error}\n")
+        return 2
+    n_queries = options.queries or (200 if source.data == "movielens" else 64)
+    export(data, args.out, n_queries)
     n_bytes = sum(file.stat().st_size for file in args.out.iterdir())
-    console().print(
-        f"{', '.join(data.rankers)} and {min(args.queries, len(data.queries))} queries: "
-        f"{args.out}, {n_bytes / 1e6:.1f} MB"
-    )
+    n_written = min(n_queries, len(data.queries))
+    print(f"{', '.join(data.rankers)}, {n_written} queries: {args.out}, {n_bytes / 1e6:.1f} MB")
     return 0
 
 

@@ -1,6 +1,4 @@
-"""RPAccel's study: published service times, queues as obvious ones, caches on the ids that stages
-get, sub-batches.
-"""
+"""Pipelines on sub-arrays: queues as obvious ones, caches on what stages get, sub-batches."""
 
 import heapq
 import itertools
@@ -8,45 +6,15 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
-from helpers import run_script
+from drawn_rankers import drawn_misses
 
-from accelerator.rpaccel import Corrections
-from experiments.recpipe import accelerator, chip
-from experiments.recpipe.datasets.click_rankers import RANKERS
-from experiments.recpipe.datasets.ranked import Queries, RankedData, Ranker
-from experiments.recpipe.quality import Scored
+from accelerator.rpaccel import Corrections, pipelined_s
+from experiments.recpipe import chip
+from experiments.recpipe.chip import ChipDesign
 
 WHOLE = replace(Corrections.all(), sub_batches=False)
-
-
-def drawn_misses(n_queries=6, n_items=400, seed=1, rows=(50, 300, 7)):
-    """Three tables, two of them with a few popular rows; scores drawn."""
-    rng = np.random.default_rng(seed)
-    shape = (n_queries, n_items)
-    ids = np.stack([np.minimum(rng.zipf(1.3, shape) - 1, n - 1) for n in rows], axis=2).astype(
-        np.int32
-    )
-    ids[:, :, 1] = rng.integers(0, rows[1], shape)
-    queries = Queries(
-        ids,
-        np.zeros((*shape, 13), np.float32),
-        rng.integers(0, 2, shape).astype(np.uint8),
-        np.full(n_queries, n_items, np.int32),
-    )
-    rankers = {config.name: Ranker(config.model_config(rows), {}) for config in RANKERS}
-    data = RankedData("drawn", rankers, queries, 64, {})
-    return chip.Misses((Scored(data, {name: rng.random(shape, np.float32) for name in rankers}),))
-
-
-def test_every_published_service_time_is_the_model_s():
-    rows = pd.read_csv(accelerator.HERE / "published_accelerator.csv", comment="#")
-    table = accelerator.compare_services(rows)
-    assert len(table) == 647
-    assert (
-        table["computed_ms"] - table["service_ms"]
-    ).abs().max() < 1e-5  # published with six digits
+TWO = ChipDesign(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1))
 
 
 def obvious_departures(arrivals, n_engines, service):
@@ -62,8 +30,8 @@ def obvious_departures(arrivals, n_engines, service):
 @pytest.mark.parametrize("n_engines", [1, 2, 5])
 def test_departures_are_those_of_an_obvious_queue(n_engines):
     arrivals = np.cumsum(np.random.default_rng(n_engines).integers(0, 300, 500))
-    found = chip.departures_ns(arrivals, n_engines, 400)
-    assert list(found) == obvious_departures(arrivals.tolist(), n_engines, 400)
+    left = chip.departures_ns(arrivals, n_engines, 400)
+    assert list(left) == obvious_departures(arrivals.tolist(), n_engines, 400)
 
 
 def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
@@ -71,22 +39,8 @@ def test_one_stage_on_poisson_arrivals_waits_as_md1_does():
     out = chip.departures_ns(arrivals, 1, 2_000_000)
     waits = (out - arrivals) / 1e6 - 2
     blocks = np.array([block.mean() for block in np.array_split(waits, 40)])
-    assert waits.mean() == pytest.approx(
-        0.5 / (2 * 0.5) * 2, abs=4 * blocks.std() / np.sqrt(40)
-    )  # Pollaczek-Khinchine
-
-
-def test_corrections_alone_and_together_begin_at_the_released_time():
-    one = chip.Design(("rm-large",), (400,), (1,), (1,))
-    misses = drawn_misses()
-    table = accelerator.corrections_of({"one": one}, misses).set_index("correction")
-    assert table.loc["units", "alone_ms"] == table.loc["units", "together_ms"]
-    last = replace(one, n_sub_batches=accelerator.N_SUB_BATCHES)
-    assert table["together_ms"].iloc[-1] == pytest.approx(
-        chip.total_ms(last, Corrections.all(), misses)
-    )
-    whole = chip.Design(("rm-large",), (4096,), (1,), (1,))
-    assert sum(whole.stage_ms(Corrections(), [0.5])) == pytest.approx(2.0907438257427215, rel=1e-12)
+    error = 4 * blocks.std() / np.sqrt(40)
+    assert waits.mean() == pytest.approx(0.5 / (2 * 0.5) * 2, abs=error)  # Pollaczek-Khinchine
 
 
 # Caches
@@ -115,11 +69,11 @@ def stream_of(misses, rankers, items, n_parts=1):
         for part in np.array_split(np.arange(items[0]), n_parts):
             kept = part
             for name, keep in zip(rankers, items[1:], strict=True):
-                own = pools.scores[chip.TRAINED[name]][query]
-                kept = sorted(kept, key=lambda i, own=own: (-own[i], i))[: -(-keep // n_parts)]
-            keys += [
-                (t, row) for i in kept for t, row in enumerate(pools.data.queries.ids_QNT[query, i])
-            ]
+                scores = pools.scores[chip.TRAINED[name]][query]
+                best = sorted(kept, key=lambda i, scores=scores: (-scores[i], i))
+                kept = best[: -(-keep // n_parts)]
+            ids = pools.data.queries.ids_QNT[query]
+            keys += [(t, row) for i in kept for t, row in enumerate(ids[i])]
     return keys
 
 
@@ -143,11 +97,10 @@ def test_miss_rates_are_those_of_a_cache_kept_step_by_step(rankers, items, cache
 
 def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_chip():
     misses = drawn_misses(n_queries=20, rows=(50, 3000, 7))
-    design = chip.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1))
-    first, second = misses.of(design, WHOLE)
+    first, second = misses.of(TWO, WHOLE)
     assert first == misses.rate((), (400,), int(1e6 / 64 / 4 / 4))
     assert second == misses.rate(("rm-small",), (400, 60), int(1e6 / 64 / 4 / 32))
-    alone = misses.of(design, replace(WHOLE, partitioned_sram=False))
+    alone = misses.of(TWO, replace(WHOLE, partitioned_sram=False))
     assert alone == [misses.rate((), (400,), 62_500), misses.rate(("rm-small",), (400, 60), 7812)]
     assert alone[0] < first
     assert alone[1] < second
@@ -155,14 +108,12 @@ def test_a_stage_s_cache_holds_rows_of_its_ranker_s_width_in_its_share_of_the_ch
 
 def test_behind_a_filter_that_works_in_parts_come_the_best_of_each_part():
     misses = drawn_misses()
-    design = chip.Design(("rm-small", "rm-large"), (400, 60), (64, 64), (1, 1), 8)
+    design = replace(TWO, n_sub_batches=8)
     keys = stream_of(misses, ("rm-small",), (400, 60), 8)
     expected = lru_misses(keys, int(1e6 / 64 / 4 / 32), len(keys) // 2)
     assert misses.of(design, WHOLE)[1] == pytest.approx(expected)
-    whole = misses.of(replace(design, n_sub_batches=1), WHOLE)
-    assert (
-        whole[0] == misses.of(design, WHOLE)[0]
-    )  # the first stage gets everything, whole or in parts
+    whole = misses.of(TWO, WHOLE)
+    assert whole[0] == misses.of(design, WHOLE)[0]  # gets everything, whole or in parts
     assert whole[1] != pytest.approx(expected)
 
 
@@ -200,10 +151,10 @@ def obvious_answers(stage_ns, engines, arrivals, n_parts):
         else:
             waiting[stage].append((query, part))
         while waiting[stage] and free[stage]:
-            own = waiting[stage].pop(0)
+            task = waiting[stage].pop(0)
             engine = free[stage].pop()
             busy.setdefault((stage, engine), []).append((at, at + stage_ns[stage]))
-            heapq.heappush(events, (at + stage_ns[stage], *own, stage, engine))
+            heapq.heappush(events, (at + stage_ns[stage], *task, stage, engine))
     assert not any(left.values())
     return [done[query] for query in range(len(arrivals))], busy
 
@@ -234,36 +185,15 @@ def test_one_sub_batch_is_the_query_itself():
 @pytest.mark.parametrize("n_parts", [1, 3, 8])
 def test_an_idle_pipeline_of_single_engines_takes_what_the_formula_says(n_parts):
     stage_ms = (0.5, 1.25, 0.75)
-    found = chip.answers_ns(stage_ms, (1, 1, 1), np.array([0, 10**9]), n_parts) - np.array(
-        [0, 10**9]
-    )
-    expected = accelerator.rpaccel.pipelined_s(stage_ms, n_parts) * 1e6
-    assert list(found) == pytest.approx([expected] * 2)
+    arrivals = np.array([0, 10**9])
+    latency_ns = chip.answers_ns(stage_ms, (1, 1, 1), arrivals, n_parts) - arrivals
+    expected = pipelined_s(stage_ms, n_parts) * 1e6
+    assert list(latency_ns) == pytest.approx([expected] * 2)
 
 
 def test_a_part_ranks_and_hands_on_its_share_of_the_items():
-    whole = chip.Design(("rm-small", "rm-large"), (4096, 512), (4, 4), (2, 2))
-    quarter = chip.Design(("rm-small", "rm-large"), (1024, 128), (4, 4), (2, 2))
-    cut = replace(whole, n_sub_batches=4).stage_ms(Corrections.all(), [0.3, 0.4])
-    assert cut == quarter.stage_ms(
-        Corrections.all(), [0.3, 0.4]
-    )  # the last stage's list is 64 in both
-
-
-def test_the_accelerator_study_runs(tmp_path):
-    done = run_script(
-        "experiments/recpipe/accelerator.py",
-        "--queries",
-        "2000",
-        "--quick",
-        "--cache",
-        str(tmp_path),
-        "--out",
-        str(tmp_path),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    best = pd.read_csv(tmp_path / "best.csv").set_index(["stages", "rate_qps"])
-    assert best.loc[(2, 2000.0), "Poisson"] < 20
-    assert np.isinf(best.loc[(1, 2000.0), "Poisson"])
-    assert (tmp_path / "accelerator.png").stat().st_size > 10_000
+    whole = ChipDesign(TWO.rankers, (4096, 512), (4, 4), (2, 2), n_sub_batches=4)
+    quarter = ChipDesign(TWO.rankers, (1024, 128), (4, 4), (2, 2))
+    cut = whole.stage_ms(Corrections.all(), [0.3, 0.4])
+    # The last stage's list is 64 in both.
+    assert cut == quarter.stage_ms(Corrections.all(), [0.3, 0.4])

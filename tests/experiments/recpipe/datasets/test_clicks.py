@@ -1,6 +1,4 @@
-"""Synthetic clicks: the rate is met, popularity is Zipf's, splits share no pair; rankers learn and
-repeat.
-"""
+"""Synthetic clicks: the rate is met, popularity is Zipf's, splits share no pair; rankers learn."""
 
 from dataclasses import replace
 
@@ -13,9 +11,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from experiments.recpipe.datasets import click_rankers, clicks
-from experiments.recpipe.datasets.click_rankers import DLRM, train, trained, validation_ndcg
+from experiments.recpipe.datasets.click_rankers import (
+    TrainableDlrm,
+    train,
+    trained,
+    validation_ndcg,
+)
 from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
-from experiments.recpipe.datasets.ranked import Ranker, scores
+from experiments.recpipe.datasets.ranked import TrainedRanker, sample, scores
 
 TINY = ClickConfig(
     n_users=60, n_items=300, n_train=12_000, n_valid_queries=3, n_queries=40, n_candidates=80
@@ -36,7 +39,7 @@ def examples(world):
 def pairs(queries):
     """(user, item) of every candidate."""
     item = 1 + len(TINY.user_rows)
-    return {(int(user), int(own)) for user, own in queries.ids_QNT[:, :, [0, item]].reshape(-1, 2)}
+    return {(int(u), int(i)) for u, i in queries.ids_QNT[:, :, [0, item]].reshape(-1, 2)}
 
 
 # The data
@@ -60,10 +63,10 @@ def test_the_constant_gives_the_mean_probability(rate, middle, spread):
 
 def test_clicks_come_as_often_as_the_log_odds_and_the_noise_say():
     world = Clicks(replace(TINY, noise=1.5))
-    known = np.linspace(-3, 3, 7, dtype=np.float32).repeat(20_000)
-    found = world.clicks(known, np.random.default_rng(1)).reshape(7, -1).mean(axis=1)
+    log_odds = np.linspace(-3, 3, 7, dtype=np.float32)
+    clicked = world.clicks(log_odds.repeat(20_000), np.random.default_rng(1))
     points, weights = np.polynomial.hermite_e.hermegauss(30)
-    for odds, mean in zip(np.linspace(-3, 3, 7), found, strict=True):
+    for odds, mean in zip(log_odds, clicked.reshape(7, -1).mean(axis=1), strict=True):
         p = (weights / (1 + np.exp(-odds - world.constant - 1.5 * points))).sum() / weights.sum()
         assert mean == pytest.approx(p, abs=5 * (p * (1 - p) / 20_000) ** 0.5)
 
@@ -84,15 +87,14 @@ def test_candidates_are_drawn_by_popularity_one_by_one():
     world = Clicks(config)
     queries = world.test()[0]
     items = queries.ids_QNT[:, :, 1 + len(config.user_rows)]
-    assert all(len(set(own)) == 8 for own in items)
-    found = np.bincount(items.reshape(-1), minlength=30) / 700
+    assert all(len(set(candidates)) == 8 for candidates in items)
+    shares = np.bincount(items.reshape(-1), minlength=30) / 700
     weights = np.exp(world.items_shown.log_weights())
     rng = np.random.default_rng(1)
     slow = [rng.choice(30, 8, replace=False, p=weights / weights.sum()) for _ in range(4000)]
     expected = np.bincount(np.concatenate(slow), minlength=30) / 4000
-    assert (
-        np.abs(found - expected) < 5 * np.sqrt(expected * (1 - expected) * (1 / 700 + 1 / 4000))
-    ).all()
+    error = np.sqrt(expected * (1 - expected) * (1 / 700 + 1 / 4000))
+    assert (np.abs(shares - expected) < 5 * error).all()
     first = np.bincount(items[:, 0], minlength=30) / 700  # their order tells nothing
     assert (np.abs(first - expected / 8) < 5 * np.sqrt(expected / 8 / 700 + 1e-4)).all()
 
@@ -104,15 +106,9 @@ def test_no_pair_of_training_is_a_candidate_and_no_user_is_in_two_splits(world, 
     assert not shown & pairs(examples.valid)
     users = [{user for user, _ in pairs(queries)} for queries in (test, examples.valid)]
     assert not users[0] & users[1]
-    assert [len(own) for own in users] == [TINY.n_queries, TINY.n_valid_queries]
-    in_training = {
-        *zip(
-            examples.ids_NT[:, 0].tolist(),
-            examples.ids_NT[:, 1 + len(TINY.user_rows)].tolist(),
-            strict=True,
-        )
-    }
-    assert in_training == shown
+    assert [*map(len, users)] == [TINY.n_queries, TINY.n_valid_queries]
+    columns = examples.ids_NT[:, [0, 1 + len(TINY.user_rows)]]
+    assert {(user, item) for user, item in columns.tolist()} == shown
 
 
 def test_more_candidates_than_are_left_are_refused(world):
@@ -140,30 +136,28 @@ def test_sessions_of_queries_are_as_those_of_training(examples):
     sessions = many.test()[0].ids_QNT[:, 0, -len(TINY.session_rows) :]
     for column in (0, 2):
         rows = TINY.session_rows[column]
-        shares = (
-            np.bincount(examples.ids_NT[:, -len(TINY.session_rows) + column], minlength=rows)
-            / TINY.n_train
-        )
+        trained_on = examples.ids_NT[:, -len(TINY.session_rows) + column]
+        shares = np.bincount(trained_on, minlength=rows) / TINY.n_train
         counts = np.bincount(sessions[:, column], minlength=rows)
         assert stats.chisquare(counts, shares * 590).pvalue > 1e-3
 
 
 def test_equal_seeds_give_equal_data_and_more_queries_leave_the_rest_alone(examples, world):
     again = Clicks(replace(TINY, n_queries=50))
-    own = again.examples()
-    assert (own.ids_NT == examples.ids_NT).all()
-    assert (own.label_N == examples.label_N).all()
-    assert (own.dense_NF == examples.dense_NF).all()
+    same = again.examples()
+    assert (same.ids_NT == examples.ids_NT).all()
+    assert (same.label_N == examples.label_N).all()
+    assert (same.dense_NF == examples.dense_NF).all()
     assert (again.test()[0].labels_QN[:40] == world.test()[0].labels_QN).all()
-    other = Clicks(replace(TINY, seed=2)).examples()
-    assert (other.label_N != examples.label_N).any()
-    assert other.digest != examples.digest
+    reseeded = Clicks(replace(TINY, seed=2)).examples()
+    assert (reseeded.label_N != examples.label_N).any()
+    assert reseeded.digest != examples.digest
 
 
 def test_the_strengths_of_latent_factors_fall_and_their_squares_sum_to_one():
-    found = clicks.strengths(8)
-    assert (np.diff(found) < 0).all()
-    assert (found**2).sum() == pytest.approx(1)
+    strengths = clicks.strengths(8)
+    assert (np.diff(strengths) < 0).all()
+    assert (strengths**2).sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +172,12 @@ def test_settings_without_sense_are_refused(wrong, message):
 
 
 def test_training_repeats_and_the_served_model_scores_as_the_trained_net(examples, tmp_path):
-    one, again = (train(RANKER, examples, lambda *_: None) for _ in range(2))
-    assert all((one[name] == again[name]).all() for name in one)
+    first, again = (train(RANKER, examples, lambda *_: None) for _ in range(2))
+    assert all((first[name] == again[name]).all() for name in first)
     ranker = trained(RANKER, examples, tmp_path, lambda *_: None)
-    assert all((ranker.weights[name] == one[name]).all() for name in one)
+    assert all((ranker.weights[name] == first[name]).all() for name in first)
     kept = trained(RANKER, examples, tmp_path, lambda *_: pytest.fail("trained again"))
-    net = net_with(one, examples)
+    net = net_with(first, examples)
     queries = examples.valid
     with torch.no_grad():
         ids_NT = torch.from_numpy(queries.ids_QNT.reshape(-1, len(TINY.table_rows)))
@@ -193,7 +187,7 @@ def test_training_repeats_and_the_served_model_scores_as_the_trained_net(example
 
 
 def net_with(weights, examples):
-    net = DLRM(RANKER, examples.table_rows)
+    net = TrainableDlrm(RANKER, examples.table_rows)
     with torch.no_grad():
         tables = [weights[f"param.emb.sls{t}_w"] for t in range(len(examples.table_rows))]
         net.tables.weight.copy_(torch.from_numpy(np.concatenate(tables)))
@@ -205,59 +199,46 @@ def net_with(weights, examples):
 
 
 def test_a_ranker_learns_what_is_likely_to_be_clicked_but_not_what_is_chance(world, examples):
-    queries, known = world.test()
+    queries, log_odds = world.test()
     config = RANKER.model_config(examples.table_rows)
-    found = scores(
-        Ranker(config, train(replace(RANKER, epochs=4), examples, lambda *_: None)).model(), queries
-    )
-    drawn = np.random.default_rng(1).random(found.shape)
-    auc = [
-        np.mean(
-            [roc_auc_score(labels, own) for own, labels in zip(by, queries.labels_QN, strict=True)]
-        )
-        for by in (drawn, found, known)
-    ]
-    assert abs(auc[0] - 0.5) < 0.05
-    assert auc[0] + 0.05 < auc[1] < auc[2] < 0.95  # no ranker is perfect
+    weights = train(replace(RANKER, epochs=4), examples, lambda *_: None)
+    learnt = scores(TrainedRanker(config, weights).model(), queries)
+    drawn = np.random.default_rng(1).random(learnt.shape)
+
+    def auc(scores_QN):
+        pairs = zip(queries.labels_QN, scores_QN, strict=True)
+        return np.mean([roc_auc_score(labels, scores_N) for labels, scores_N in pairs])
+
+    chance = auc(drawn)
+    assert abs(chance - 0.5) < 0.05
+    assert chance + 0.05 < auc(learnt) < auc(log_odds) < 0.95  # no ranker is perfect
 
 
 def test_of_several_passes_the_best_is_kept(examples):
-    found = []
+    ndcg = []
 
     def listen(_fraction, detail=""):
         if detail.startswith("validation"):
-            found.append(float(detail.split()[-1]))
+            ndcg.append(float(detail.split()[-1]))
 
     weights = train(replace(RANKER, epochs=6, learning_rate=0.05), examples, listen)
-    best = validation_ndcg(
-        Ranker(RANKER.model_config(examples.table_rows), weights), examples.valid
-    )
-    assert len(found) == 6
-    assert best == pytest.approx(max(found), abs=1e-4)
-    assert max(found) > found[-1]  # else this test shows nothing
+    ranker = TrainedRanker(RANKER.model_config(examples.table_rows), weights)
+    assert len(ndcg) == 6
+    assert validation_ndcg(ranker, examples.valid) == pytest.approx(max(ndcg), abs=1e-4)
+    assert max(ndcg) > ndcg[-1]  # else this test shows nothing
 
 
 @pytest.mark.parametrize("part", ["ids_NT", "dense_NF", "label_N", "valid"])
 def test_the_digest_is_of_everything(examples, part):
-    first = (
-        {part: getattr(examples, part)[::-1]}
-        if part != "valid"
-        else {part: examples.valid.sample(1)}
-    )
-    assert replace(examples, **first).digest != examples.digest == replace(examples).digest
+    changed = sample(examples.valid, 1) if part == "valid" else getattr(examples, part)[::-1]
+    digest = replace(examples, **{part: changed}).digest
+    assert digest != examples.digest == replace(examples).digest
 
 
 def test_a_checkpoint_is_of_its_data(examples, tmp_path):
-    few = replace(
-        examples,
-        ids_NT=examples.ids_NT[:100],
-        dense_NF=examples.dense_NF[:100],
-        label_N=examples.label_N[:100],
-    )
-    for own, data in (
-        (RANKER, few),
-        (RANKER, replace(few, label_N=1 - few.label_N)),
-        (replace(RANKER, seed=2), few),
-    ):
-        trained(own, data, tmp_path, lambda *_: None)
+    names = ("ids_NT", "dense_NF", "label_N")
+    few = replace(examples, **{name: getattr(examples, name)[:100] for name in names})
+    flipped = replace(few, label_N=1 - few.label_N)
+    for config, data in ((RANKER, few), (RANKER, flipped), (replace(RANKER, seed=2), few)):
+        trained(config, data, tmp_path, lambda *_: None)
     assert len([*tmp_path.iterdir()]) == 3

@@ -1,6 +1,4 @@
-"""Criteo's rows for ranking: the last ones are the test, pools share no row; the study runs on a
-generated file.
-"""
+"""Criteo's rows for ranking: the last ones are the test, pools share no row; the studies run."""
 
 import json
 
@@ -17,9 +15,8 @@ def drawn(n, seed=1):
     """Row i has the dense feature i, so that rows can be told apart."""
     rng = np.random.default_rng(seed)
     dense = np.repeat(np.arange(n, dtype=np.float32)[:, None], 13, axis=1)
-    sparse = rng.integers(0, 2**63, (50, 26), dtype=np.uint64)[
-        rng.integers(0, 50, (n, 26)), np.arange(26)
-    ]
+    values = rng.integers(0, 2**63, (50, 26), dtype=np.uint64)
+    sparse = values[rng.integers(0, 50, (n, 26)), np.arange(26)]
     return Criteo(dense, sparse, (rng.random(n) < 0.3).astype(np.float32))
 
 
@@ -27,8 +24,8 @@ def test_the_last_tenth_is_the_test_the_one_before_ends_training_and_no_row_is_i
     data = drawn(1000)
     train, test = criteo.split(data, 30)
     rows = [
-        own[..., 0].reshape(-1).astype(int).tolist()
-        for own in (train.dense_NF, train.valid.dense_QNF, test.dense_QNF)
+        dense[..., 0].reshape(-1).astype(int).tolist()
+        for dense in (train.dense_NF, train.valid.dense_QNF, test.dense_QNF)
     ]
     assert rows[0] == [*range(800)]
     assert rows[1] == [*range(800, 890)]  # three pools of 30, the rest is left out
@@ -76,38 +73,16 @@ def test_labels_are_read(tmp_path):
 
 def test_the_studies_run_on_rows_of_one_s_own(tmp_path):
     written(tmp_path / "train.txt")
-    own = (
-        "--data",
-        "criteo",
-        "--criteo",
-        str(tmp_path / "train.txt"),
-        "--quick",
-        "--cache",
-        str(tmp_path),
-    )
-    done = run_script("experiments/recpipe/quality.py", *own, "--out", str(tmp_path), cwd=tmp_path)
+    flags = f"--data criteo --criteo {tmp_path}/train.txt --quick --cache {tmp_path}"
+    words = f"experiments/recpipe/quality.py {flags} --out {tmp_path}"
+    done = run_script(*words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = pd.read_csv(tmp_path / "chain_quality_criteo.csv")
     assert set(rows["data"]) == {"criteo"}
     assert rows["ndcg"].between(0, 1).all()
-    done = run_script(
-        "experiments/recpipe/datasets/rankers.py",
-        *own,
-        "--queries",
-        "2",
-        "--out",
-        str(tmp_path / "files"),
-        cwd=tmp_path,
-    )
+    words = f"experiments/recpipe/datasets/rankers.py {flags} --queries 2 --out {tmp_path}/files"
+    done = run_script(*words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "files" / "queries.json").read_text())
     assert facts["n_queries"] == 2
     assert "unrelated impressions" in facts["what"]
-
-
-def test_the_study_says_what_it_misses(tmp_path):
-    done = run_script(
-        "experiments/recpipe/quality.py", "--data", "criteo", "--out", str(tmp_path), cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert "--criteo FILE" in done.stderr

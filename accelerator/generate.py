@@ -24,7 +24,6 @@ from accelerator.devices import (
 )
 from accelerator.profiler import standalone_rows, torch_device
 from infra.deployment import one_model
-from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
 from infra.settings.cli import parse

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models.embedding.planned import Planned
 
 from models.embedding.bags import FusedEmbeddingBags
 from models.embedding.cpu.jobs import split
@@ -16,7 +17,6 @@ from models.embedding.jagged import Bags
 from models.embedding.plan.catalogue import FIXED_IDS, ONE_ID, SCHEDULES
 from models.embedding.plan.plan import Bucket, Group, Plan, params
 from models.embedding.plan.spec import Layout, TableSpec
-from models.embedding.planned import Planned
 
 WIDTHS = (1, 3, 4, 6, 8, 48, 128, 200)
 ROWS = 37

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models.embedding.operators import bag, fused, split_by_table
 from scipy import stats
 
 from infra.settings.config import ModelConfig
-from models.embedding.operators import bag, fused, split_by_table
 from models.inputs.synthetic import InputPool, draw_distinct
 
 

@@ -38,9 +38,10 @@ class ModelCase:
     effort: Any
 
 
-def model_cases(effort: Any, options: ModelOptions) -> list[ModelCase]:
-    """A case a model."""
-    return [ModelCase(model, replace(options, models=()), effort) for model in options.models]
+def model_cases(effort: Any, options: Any) -> list[ModelCase]:
+    """A case a model: of those asked for, else the effort's."""
+    models = options.models or effort.models
+    return [ModelCase(model, replace(options, models=()), effort) for model in models]
 
 
 def config_of(model: str, words: str, flags: Iterable[str] = ()) -> RunConfig:

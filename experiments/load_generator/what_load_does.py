@@ -19,16 +19,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from backends.tuning.probe import Sla, latencies_ms, max_rate_qps, probe
+from backends.tuning.probe import Sla, latencies_ms, max_rate_qps
 from backends.virtual.simulated import SimulatedSession
 from experiments.common.panels import finish, legend, panels
-from experiments.common.servers import LARGEST, MEDIUM_SLA_MS, ladder, service_table
+from experiments.common.servers import LARGEST, MEDIUM_SLA_MS, best_of, ladder, service_table
 from experiments.common.study import Study, View, names
 from experiments.common.tails import P95, p95_of
 from infra.messages import ACCEL, CPU
 from infra.settings.cli import parse
 from loadGenerator import CommonLoad, draw_sizes
-from scheduler import Goal, HillClimb, Limit, Policy
+from scheduler import Goal, HillClimb, Policy
 
 POISSON = "Poisson"
 ARRIVALS = {
@@ -103,21 +103,6 @@ def size_flags(law: str, mean_items: float) -> str:
     return f"--batch_size_distribution {law} {moments}"
 
 
-def climb(session: SimulatedSession, load: CommonLoad, sla: Sla, start_qps: float) -> Limit:
-    """The hill climb over both knobs."""
-    knobs: dict[str, Sequence[int | None]] = {
-        "batch_items": ladder(2),
-        "offload_items": [*ladder(2), None],
-    }
-    search = HillClimb(knobs, Policy(LARGEST // N_ENGINES), Goal(start_qps, 0.02))
-    while (trial := search.propose()) is not None:
-        probed = probe(session, load, sla, trial)
-        assert probed is not None, "virtual time is not interrupted"
-        search.observe(probed.outcome)
-    assert search.best is not None, "every search ends with a policy"
-    return search.best
-
-
 def simulate(case: LoadCase) -> dict[str, list[LoadRow]]:
     """A row per arrival process."""
     words = f"--queue --num_batches 16 --max_mini_batch_size {LARGEST}"
@@ -131,7 +116,14 @@ def simulate(case: LoadCase) -> dict[str, list[LoadRow]]:
     session = SimulatedSession({CPU: N_ENGINES, ACCEL: 1}, table, keep_tasks=False)
     sla = Sla(MEDIUM_SLA_MS[case.model], max_queries=n)
     start_qps = N_ENGINES * 5e8 / float(table.cpu_ns[0, round(case.mean_items)])
-    best = {name: climb(session, load, sla, start_qps) for name, load in loads.items()}
+    knobs: dict[str, Sequence[int | None]] = {
+        "batch_items": ladder(2),
+        "offload_items": [*ladder(2), None],
+    }
+    best = {}
+    for name, load in loads.items():
+        climb = HillClimb(knobs, Policy(LARGEST // N_ENGINES), Goal(start_qps, 0.02))
+        best[name] = best_of(climb, session, load, sla)
     poisson = best[POISSON]
     rate_qps = LOAD * poisson.qps.value
     rows = []

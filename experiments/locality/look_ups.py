@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,14 @@ from backends.tuning.probe import capacity_qps, latencies_ms
 from experiments.common.core_limits import median_s
 from experiments.common.fresh_calls import SEED
 from experiments.common.panels import finish, legend, model_line, panels
-from experiments.common.released import LARGEST_ITEMS, MODELS, ONE_ENGINE, config_of
+from experiments.common.released import (
+    LARGEST_ITEMS,
+    MODELS,
+    ONE_ENGINE,
+    ModelCase,
+    config_of,
+    model_cases,
+)
 from experiments.common.study import Study, View, names, passed_on, progress
 from experiments.common.tails import load_for
 from experiments.locality.hit_rates import ALPHAS, law_name
@@ -68,15 +75,6 @@ class LookUpsOptions:
 
 
 @dataclass(frozen=True)
-class LookUpsCase:
-    """One model under all laws of ids."""
-
-    model: str
-    effort: LookUpsEffort
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class LookUpsRow:
     """Median time of a part with ids of a law; median, least and largest ratio of paired rounds."""
 
@@ -105,20 +103,18 @@ class ServedRow:
     p95_high: float
 
 
-def cases(effort: LookUpsEffort, options: LookUpsOptions) -> list[LookUpsCase]:
+def cases(effort: LookUpsEffort, options: LookUpsOptions) -> list[ModelCase]:
     """A case a model. Bad flags end the program here."""
-    models = options.models or effort.models
-    effort = replace(effort, models=(), seconds=options.seconds or effort.seconds)
-    chosen = [LookUpsCase(model, effort, options.flags) for model in models]
+    chosen = model_cases(effort, options)
     for case in chosen:
         config_with(0, case)
     return chosen
 
 
-def config_with(alpha: float, case: LookUpsCase) -> RunConfig:
+def config_with(alpha: float, case: ModelCase) -> RunConfig:
     """The model with ids by Zipf's law; 0: uniform, drawn as ever."""
     law = f"--data_generation zipf --zipf_alpha {alpha}" if alpha else ""
-    return config_of(case.model, f"{ONE_ENGINE} --num_batches {N_INPUTS} {law}", case.flags)
+    return config_of(case.model, f"{ONE_ENGINE} --num_batches {N_INPUTS} {law}", case.options.flags)
 
 
 def batches_of(config: RunConfig) -> list[Batch]:
@@ -134,7 +130,7 @@ def median_ms(call: Callable[[Batch], object], batches: Sequence[Batch]) -> floa
 
 
 @torch.inference_mode()
-def look_ups(case: LookUpsCase) -> list[LookUpsRow]:
+def look_ups(case: ModelCase) -> list[LookUpsRow]:
     """A row a law and part: the look-up alone and the whole model, in turn."""
     config = config_with(0, case)
     model = build(config.model, SEED, device=torch.device("cpu"))
@@ -155,9 +151,10 @@ def look_ups(case: LookUpsCase) -> list[LookUpsRow]:
     return rows
 
 
-def serve(case: LookUpsCase) -> list[ServedRow]:
+def serve(case: ModelCase) -> list[ServedRow]:
     """A row a law and round, at LOAD of what the engines carry with uniform ids."""
     rows: list[ServedRow] = []
+    seconds = case.options.seconds or case.effort.seconds
     rate_qps = 0.0
     for round_id in range(case.effort.p95_rounds):
         for alpha in ALPHAS if round_id % 2 == 0 else ALPHAS[::-1]:
@@ -167,7 +164,7 @@ def serve(case: LookUpsCase) -> list[ServedRow]:
                 rate_qps = rate_qps or LOAD * capacity_qps(
                     opened.session, config, POLICY, n_engines
                 )
-                schedule = load_for(case.effort.seconds, config, rate_qps, round_id, fewest=200)
+                schedule = load_for(seconds, config, rate_qps, round_id, fewest=200)
                 answered = opened.session.run(schedule, POLICY)
             latency_ms = latencies_ms(answered)[schedule.n_warmup :]
             service_ms = (answered.tasks["end_ns"] - answered.tasks["start_ns"]).mean() / 1e6
@@ -178,7 +175,7 @@ def serve(case: LookUpsCase) -> list[ServedRow]:
     return rows
 
 
-def measure(case: LookUpsCase) -> dict[str, list[Any]]:
+def measure(case: ModelCase) -> dict[str, list[Any]]:
     """Both tables' rows."""
     with progress().step(case.model) as on_fraction:
         on_fraction(0.0, "on engines")

@@ -63,7 +63,7 @@ from models.embedding.tuning.search import PlanSearch
 
 PEAK_BYTES_PER_S = 4.8e12  # H200, stated by its maker
 OFTEN = "every look-up at it"
-TESTS = "tests/models/test_triton_bags.py"
+TESTS = "tests/models/embedding/gpu/test_look_up.py"
 TESTS_S = 240.0
 WANTED_RATIO = 2.0  # over the CUDA-graphed per-table look-up
 WANTED_FRAC = 0.6  # of the memory roofline

@@ -1,6 +1,4 @@
-"""Costs against what the forward pass really does: PyTorch's own count of FLOPs, its operators, the
-bytes it holds.
-"""
+"""Costs against what the forward pass does: FLOPs, operators and bytes that PyTorch counts."""
 
 from collections import Counter
 
@@ -19,8 +17,10 @@ from models.inputs.synthetic import InputPool
 # FlopCounterMode has no formula for these. The look-up's sums are counted as bytes; the others
 # touch each element once.
 LOOK_UP = {"_embedding_bag_forward_only"}
-ELEMENT_WISE = {"add", "add_", "sub", "rsub", "mul", "rsqrt", "sigmoid", "sigmoid_", "tanh", "tanh_", "relu_", "sum",
-                "_softmax", "cat", "stack", "clone", "new_zeros", "index_select"}  # fmt: skip
+ELEMENT_WISE = {
+    *"add add_ sub rsub mul rsqrt sigmoid sigmoid_ tanh tanh_ relu_ sum".split(),
+    *"_softmax cat stack clone new_zeros index_select".split(),
+}
 PRODUCTS = {"addmm", "mm", "bmm", "baddbmm"}
 DOT = (
     "--model_type dlrm --arch_mlp_bot 8-4 --arch_sparse_feature_size 4 --arch_embedding_size "
@@ -44,23 +44,13 @@ class Operators(TorchDispatchMode):
 
 
 def config_of(name, variant="caffe2", *more):
-    words = [
-        "--table_scale",
-        "0.0001",
-        "--arch_variant",
-        variant,
-        "--num_batches",
-        "1",
-        "--max_mini_batch_size",
-        "64",
-    ]
+    flags = f"--table_scale 0.0001 --arch_variant {variant} --num_batches 1"
+    words = f"{flags} --max_mini_batch_size 64".split()
     return parse(["--config_file", str(model_configs()[name]), *words, *more]).model
 
 
 def unseen_flops(config, n_items):
-    """DIN as released has one hidden unit, whose product with a behaviour is computed element by
-    element.
-    """
+    """DIN as released has one hidden unit: its product with a behaviour is no operator's FLOPs."""
     if config.model_type == "din" and config.arch_variant == "caffe2" and config.bot_widths[0] == 1:
         return 2 * n_items * (len(config.table_rows) - 3) * config.arch_sparse_feature_size
     return 0
@@ -74,10 +64,8 @@ def test_flops_and_bytes_are_those_of_the_forward_pass(name, variant):
     for n_items in (1, 7, 64):
         batch = pool.batch(0, 0, n_items)
         expected = costs(config, n_items)
-        with (
-            torch.no_grad(),
-            FlopCounterMode(display=False) as counter,
-        ):  # inference mode hides operators from it
+        # Inference mode hides operators from the counter.
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             scores = model(batch)
         assert expected.flops == counter.get_total_flops() + unseen_flops(config, n_items)
         shipped = batch.ids_L.nbytes + batch.offsets.nbytes
@@ -97,9 +85,8 @@ def test_launches_are_the_operators_that_are_no_views(name, variant):
     with torch.no_grad(), Operators() as operators:
         model(batch)
     assert costs(config, 8).n_launches == operators.counts.total()
-    assert (
-        operators.counts.keys() <= LOOK_UP | ELEMENT_WISE | PRODUCTS
-    )  # so nothing with many FLOPs is left out
+    # So nothing with many FLOPs is left out.
+    assert operators.counts.keys() <= LOOK_UP | ELEMENT_WISE | PRODUCTS
     assert sum(operators.counts[name] for name in LOOK_UP) == 1
 
 
@@ -125,11 +112,10 @@ def test_a_wider_attention_unit_is_a_product_that_pytorch_sees():
     batch = InputPool(config, 1, 8, 1).batch(0, 0, 8)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, Operators() as operators:
         model(batch)
-    assert costs(config, 8).flops == counter.get_total_flops()
-    assert costs(config, 8).n_launches == operators.counts.total()
-    assert costs(config, 8).weight_bytes == sum(
-        parameter.nbytes for parameter in model.parameters()
-    )
+    cost = costs(config, 8)
+    assert cost.flops == counter.get_total_flops()
+    assert cost.n_launches == operators.counts.total()
+    assert cost.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
@@ -147,9 +133,8 @@ def test_bags_of_one_to_k_ids_are_counted_by_their_mean():
     config = config_of("rm1", "caffe2", "--num_indices_per_lookup_fixed", "false")
     bags = np.diff(InputPool(config, 1, 4096, 1).batch(0, 0, 4096).offsets.numpy())
     stderr = bags.std(ddof=1) / np.sqrt(len(bags))
-    assert (
-        abs(costs(config, 1).lookups_per_item / len(config.table_rows) - bags.mean()) < 4 * stderr
-    )
+    lookups_per_bag = costs(config, 1).lookups_per_item / len(config.table_rows)
+    assert abs(lookups_per_bag - bags.mean()) < 4 * stderr
 
 
 def test_no_items_cost_nothing_that_could_be_said():

@@ -1,6 +1,4 @@
-"""The nets against the recorded outputs of the release, and the published variants against slow
-NumPy.
-"""
+"""The nets against recorded outputs of the release, and the published variants against NumPy."""
 
 import json
 
@@ -37,10 +35,9 @@ def _no_grad():
 def reference_model(name, execution="fused"):
     arguments = ARGUMENTS[name]
     arrays = dict(np.load(DATA / f"nets/{name}.npz"))
+    model_type = arguments["model"]
     config = ModelConfig(
-        model_type={"rm1": "dlrm", "rm2": "dlrm", "rm3": "dlrm"}.get(
-            arguments["model"], arguments["model"]
-        ),
+        model_type="dlrm" if model_type in ("rm1", "rm2", "rm3") else model_type,
         arch_embedding_size="-".join([str(arguments["rows_per_table"])] * arguments["tables"]),
         num_indices_per_lookup_fixed=True,
         fused="off" if execution == "off" else "on",
@@ -232,11 +229,11 @@ def test_a_task_gives_the_scores_that_the_whole_query_gives(model_type):
 
 @pytest.mark.parametrize("model_type", sorted(MODELS))
 def test_weights_come_from_the_seed_alone(model_type):
-    first, again, other = (build(small(model_type), seed) for seed in (1, 1, 2))
+    first, again, another = (build(small(model_type), seed) for seed in (1, 1, 2))
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(first.tables.weight_RD, again.tables.weight_RD)
-    assert not torch.equal(first.tables.weight_RD, other.tables.weight_RD)
+    assert not torch.equal(first.tables.weight_RD, another.tables.weight_RD)
 
 
 def test_initial_weights_have_the_variances_of_the_release():

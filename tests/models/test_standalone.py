@@ -1,6 +1,4 @@
-"""Models on their own: the lines that scripts cut, time by operator, tables shared by forked
-engines.
-"""
+"""Models on their own: the lines that scripts cut, time by operator, tables shared by engines."""
 
 import os
 import re
@@ -17,58 +15,40 @@ from models.embedding.tables import allocate
 from models.inputs.synthetic import InputPool
 from models.operator_times import operator_times
 
-FILES = {
-    "dlrm": ["dlrm_rm1", "dlrm_rm2", "dlrm_rm3"], "ncf": ["ncf"], "wide_and_deep": ["wide_and_deep"],
-    "mtwnd": ["mtwnd"], "din": ["din"], "dien": ["dien"],
-}  # fmt: skip
-SMALL = [
-    "--inference_only",
-    "--num_batches",
-    "2",
-    "--nepochs",
-    "2",
-    "--mini_batch_size",
-    "8",
-    "--max_mini_batch_size",
-    "8",
-    "--table_scale",
-    "0.0005",
-]
+CONFIGS = {  # those of files with other names than their configuration
+    "dlrm": ["dlrm_rm1", "dlrm_rm2", "dlrm_rm3"],
+}
+FILES = ["dlrm", "ncf", "wide_and_deep", "mtwnd", "din", "dien"]
+SMALL = (
+    "--inference_only --num_batches 2 --nepochs 2 --mini_batch_size 8 --max_mini_batch_size 8 "
+    "--table_scale 0.0005"
+).split()
 LINE = re.compile(r"^Total (data loading|computation|execution) time: \*\*\*  (\S+)  (ms|ms/iter)$")
 
 
-@pytest.mark.parametrize("file", sorted(FILES))
+def run_model(file, config, *flags, cwd):
+    path = str(ROOT / f"models/configs/{config}.json")
+    return run_script(f"models/{file}.py", "--config_file", path, *SMALL, *flags, cwd=cwd)
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_a_model_file_runs_directly_and_prints_the_six_lines(file, tmp_path):
-    for config in FILES[file]:
-        done = run_script(
-            f"models/{file}.py",
-            "--config_file",
-            str(ROOT / f"models/configs/{config}.json"),
-            *SMALL,
-            cwd=tmp_path,
-        )
+    for config in CONFIGS.get(file, [file]):
+        done = run_model(file, config, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        found = [LINE.match(line).groups() for line in done.stdout.splitlines()]
-        assert [(name, unit) for name, _, unit in found] == [
+        parts = [LINE.match(line).groups() for line in done.stdout.splitlines()]
+        assert [(name, unit) for name, _, unit in parts] == [
             (name, unit)
             for name in ("data loading", "computation", "execution")
             for unit in ("ms", "ms/iter")
         ]
-        numbers = [float(number) for _, number, _ in found]
+        numbers = [float(number) for _, number, _ in parts]
         for total, each in zip(numbers[::2], numbers[1::2], strict=True):
             assert total == pytest.approx(4 * each, rel=1e-4)
         assert numbers[4] == pytest.approx(numbers[0] + numbers[2], rel=1e-4)
 
 
-RELEASED_OPERATORS = {
-    "FC",
-    "SparseLengthsSum",
-    "Concat",
-    "Relu",
-    "RecurrentNetwork",
-    "Softmax",
-    "Other",
-}
+RELEASED_OPERATORS = {*"FC SparseLengthsSum Concat Relu RecurrentNetwork Softmax Other".split()}
 
 
 @pytest.mark.parametrize(
@@ -76,16 +56,7 @@ RELEASED_OPERATORS = {
     [("off", RELEASED_OPERATORS), ("on", RELEASED_OPERATORS - {"Relu", "Softmax"})],
 )
 def test_profiling_names_the_operators_of_the_release(tmp_path, fused, operators):
-    done = run_script(
-        "models/dien.py",
-        "--config_file",
-        str(ROOT / "models/configs/dien.json"),
-        *SMALL,
-        "--enable_profiling",
-        "--fused",
-        fused,
-        cwd=tmp_path,
-    )
+    done = run_model("dien", "dien", "--enable_profiling", "--fused", fused, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {
         line.split()[0]: float(line.split()[2].rstrip("%"))
@@ -115,37 +86,29 @@ def test_operator_times_are_own_times_and_the_hooks_go_away(monkeypatch):
         Takes("RecurrentNetwork", 5, Takes("FC", 2), Takes("FC", 3)), Takes("Relu", 1)
     )
     monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: clock_ns[0])
-    with operator_times(model) as own_ms:
+    with operator_times(model) as self_ms:
         model(torch.zeros(1))
         model(torch.zeros(1))
     model(torch.zeros(1))
-    assert own_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
-    now = iter(
-        range(0, 10**12, 1_000_000)
-    )  # every look at the clock takes 1 ms: those of hooks are in nobody's time
+    assert self_ms == {"RecurrentNetwork": 10.0, "FC": 10.0, "Relu": 2.0}
+    # Each look at the clock takes 1 ms: those of hooks are in nobody's time.
+    now = iter(range(0, 10**12, 1_000_000))
     monkeypatch.setattr("models.operator_times.time.perf_counter_ns", lambda: next(now))
     with operator_times(
         torch.nn.Sequential(Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)]))
-    ) as own_ms:
+    ) as self_ms:
         pass
     outer = Takes("Concat", 0, *[Takes("FC", 0) for _ in range(5)])
-    with operator_times(outer) as own_ms:
+    with operator_times(outer) as self_ms:
         outer(torch.zeros(1))
-    assert own_ms["FC"] == 5.0  # one look each between its two
-    assert own_ms["Concat"] == 6.0  # between the children and around them
+    assert self_ms["FC"] == 5.0  # one look each between its two
+    assert self_ms["Concat"] == 6.0  # between the children and around them
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_use_accel_without_a_device_is_one_line(tmp_path):
-    done = run_script(
-        "models/ncf.py",
-        "--config_file",
-        str(ROOT / "models/configs/ncf.json"),
-        *SMALL,
-        "--use_accel",
-        cwd=tmp_path,
-    )
+    done = run_model("ncf", "ncf", "--use_accel", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -153,13 +116,7 @@ def test_use_accel_without_a_device_is_one_line(tmp_path):
 
 
 def test_a_configuration_of_another_architecture_is_refused(tmp_path):
-    done = run_script(
-        "models/ncf.py",
-        "--config_file",
-        str(ROOT / "models/configs/din.json"),
-        *SMALL,
-        cwd=tmp_path,
-    )
+    done = run_model("ncf", "din", cwd=tmp_path)
     assert done.returncode == 2
     assert "model_type is 'din'" in done.stderr
 
@@ -191,12 +148,12 @@ def test_forked_processes_share_the_tables():
     child = os.fork()
     if child == 0:
         total = float(np.add.reduce(weight.numpy()[::50, 0]))
-        own = psutil.Process().memory_full_info().uss
-        os.write(write, f"{total} {own}".encode())
+        unshared = psutil.Process().memory_full_info().uss
+        os.write(write, f"{total} {unshared}".encode())
         os._exit(0)
     os.waitpid(child, 0)
-    total, own = map(float, os.read(read, 100).split())
+    total, unshared = map(float, os.read(read, 100).split())
     os.close(read)
     os.close(write)
     assert total == 8000
-    assert own < 30e6
+    assert unshared < 30e6

@@ -38,7 +38,7 @@ timing._FLUSH_BYTES = 8
 gpu_setup.N_INPUTS = gpu_setup.WARM_UPS = contenders.MUTATED = 1
 knobs = params(launch="fused", warps=1), params(launch="grouped")
 gpu.QUICK[:] = [gpu.GpuCase("A", (1,), n_rounds=1, tune_s=2.0, knobs=knobs)]
-gpu.TESTS = "tests/models/test_gpu_schedules.py"
+gpu.TESTS = "tests/models/embedding/gpu/test_schedules.py"
 cuda.CudaBackend.__init__.__defaults__ = knobs[:1], 2
 main = tuner.main if sys.argv[1] == "tuner" else gpu.STUDY.command
 with device:

@@ -1,4 +1,4 @@
-"""The GPU's schedules as data: tiles, task maps, what is refused."""
+"""The GPU's schedules as data: tiles, branches, what is refused."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.embedding.gpu import backend as cuda
+from models.embedding.gpu.backend import CudaBackend
 from models.embedding.gpu.codegen import load_kernel
 from models.embedding.gpu.schedules import (
     CUDA_SCHEDULES,
@@ -19,46 +19,10 @@ from models.embedding.gpu.schedules import (
     combining,
     power_of_two,
 )
-from models.embedding.gpu.task_map import task_map
 from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import TableSpec
 
 POWERS = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256])
-TABLES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20), st.floats(0, 100)), max_size=12)
-
-
-@given(tables=TABLES)
-def test_every_tile_of_every_table_is_in_the_map_exactly_once(tables):
-    branch, tiles, cost = (
-        (list(column) for column in zip(*tables, strict=True)) if tables else ([], [], [])
-    )
-    found = task_map(branch, tiles, cost)
-    assert found.dtype == np.int32
-    assert found.flags["C_CONTIGUOUS"]
-    assert sorted(map(tuple, found.tolist())) == sorted(
-        (branch[table], table, tile) for table in range(len(tables)) for tile in range(tiles[table])
-    )
-
-
-@given(tables=TABLES.filter(bool))
-def test_heavy_tasks_come_first_and_a_tables_tiles_together(tables):
-    branch, tiles, cost = (list(column) for column in zip(*tables, strict=True))
-    _, which, tile = task_map(branch, tiles, cost).T
-    costs = np.array(cost)[which]
-    assert (np.diff(costs) <= 0).all()
-    for table in set(which.tolist()):
-        (at,) = np.nonzero(which == table)
-        assert (np.diff(at) == 1).all()
-        assert tile[at].tolist() == list(range(tiles[table]))
-
-
-def test_a_map_of_some_tables_names_them_by_their_own_numbers():
-    assert task_map([0, 1], [2, 1], [1, 2], [7, 3]).tolist() == [[1, 3, 0], [0, 7, 0], [0, 7, 1]]
-    assert task_map([], [], [], []).shape == (0, 3)
-    with pytest.raises(ValueError, match="1 branches, 2 tile counts"):
-        task_map([0], [2, 1], [1, 2])
-    with pytest.raises(ValueError, match="take a smaller batch or larger tiles"):
-        task_map([0], [1 << 31], [1.0])
 
 
 @settings(deadline=None)
@@ -70,8 +34,8 @@ def test_a_map_of_some_tables_names_them_by_their_own_numbers():
     parts=st.integers(1, 5),
 )
 def test_tiles_cover_every_bag_column_and_part(n_items, dim, bags, lanes, parts):
-    own = Branch("split", dim, 0, bags, 1, lanes, parts, 4, 1)
-    tiles = np.arange(own.tiles(n_items))
+    branch = Branch("split", dim, 0, bags, 1, lanes, parts, 4, 1)
+    tiles = np.arange(branch.tiles(n_items))
     n_blocks = -(-dim // lanes)  # as the kernel reads a tile's number
     first_bag = tiles // (n_blocks * parts) * bags
     part = tiles // n_blocks % parts
@@ -91,25 +55,20 @@ def test_the_next_power_of_two(n):
 
 def test_a_group_of_several_widths_is_a_branch_for_each():
     specs = [TableSpec(10, dim) for dim in (8, 6, 8, 200)]
-    own = branches(
-        specs, [Group("bags", params(tile_bags=2, tile_lanes=64, warps=2), (0, 1, 2, 3))]
-    )
-    assert [(own[t].dim, own[t].tile_lanes) for t in range(4)] == [
-        (8, 8),
-        (6, 8),
-        (8, 8),
-        (200, 64),
-    ]
-    assert own[0] == own[2]
-    assert {own[t].warps for t in range(4)} == {2}
-    assert own[3].tiles(5) == 3 * 4
+    knobs = params(tile_bags=2, tile_lanes=64, warps=2)
+    by_table = branches(specs, [Group("bags", knobs, (0, 1, 2, 3))])
+    lanes = [(by_table[t].dim, by_table[t].tile_lanes) for t in range(4)]
+    assert lanes == [(8, 8), (6, 8), (8, 8), (200, 64)]
+    assert by_table[0] == by_table[2]
+    assert {by_table[t].warps for t in range(4)} == {2}
+    assert by_table[3].tiles(5) == 3 * 4
 
 
 def test_columns_are_aligned_as_far_as_all_tables_of_a_branch_are():
     # columns begin at 0, 8, 14, 22; 24 in all
     specs = [TableSpec(10, dim) for dim in (8, 6, 8, 2)]
-    own = branches(specs, [Group("bags", (), (0, 1)), Group("bags", params(tile_bags=2), (2, 3))])
-    assert [own[t].column_align for t in range(4)] == [4, 4, 2, 2]
+    apart = branches(specs, [Group("bags", (), (0, 1)), Group("bags", params(tile_bags=2), (2, 3))])
+    assert [apart[t].column_align for t in range(4)] == [4, 4, 2, 2]
     together = branches(specs, [Group("bags", (), (0, 1, 2, 3))])
     assert together[0] == together[2]
     assert together[0].column_align == 2
@@ -118,23 +77,17 @@ def test_columns_are_aligned_as_far_as_all_tables_of_a_branch_are():
 
 
 def test_parts_are_combined_by_whole_rows_of_the_same_table():
-    own = branches([TableSpec(10, 200)], [Group("split", params(parts=16), (0,))])[0]
-    other = combining(own)
-    assert (other.schedule, other.dim, other.parts, other.column_align) == (
-        "combine",
-        200,
-        16,
-        own.column_align,
-    )
-    assert other.tiles(5) == -(-5 // other.tile_bags) * -(-200 // other.tile_lanes)
+    split = branches([TableSpec(10, 200)], [Group("split", params(parts=16), (0,))])[0]
+    sums = combining(split)
+    assert (sums.schedule, sums.dim, sums.parts) == ("combine", 200, 16)
+    assert sums.column_align == split.column_align
+    assert sums.tiles(5) == -(-5 // sums.tile_bags) * -(-200 // sums.tile_lanes)
 
 
 def test_the_defaults_of_every_schedule_can_be_built():
     for schedule in CUDA_SCHEDULES:
-        assert (
-            branches([TableSpec(9, 200, 1)], [Group(schedule, (), (0,))])[0].elements
-            <= MOST_ELEMENTS
-        )
+        branch = branches([TableSpec(9, 200, 1)], [Group(schedule, (), (0,))])[0]
+        assert branch.elements <= MOST_ELEMENTS
 
 
 @pytest.mark.parametrize(
@@ -171,17 +124,15 @@ def test_a_table_in_no_group_has_no_branch():
 
 def test_without_triton_a_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert cuda.make_backend().versions()["triton"] == "not installed"
-    with pytest.raises(
-        ValueError, match=r"needs Triton: pip install -r build/bench_requirements\.txt"
-    ):
+    assert CudaBackend().versions()["triton"] == "not installed"
+    words = r"needs Triton: pip install -r build/bench_requirements\.txt"
+    with pytest.raises(ValueError, match=words):
         load_kernel([Branch("bags", 4, 0, 2, 2, 4, 1, 4, 1)])
 
 
 def test_settings_have_defaults_and_are_checked():
-    assert check_settings(Bucket(None, ())) == {
-        name: values[0] for name, values in CUDA_SETTINGS.items()
-    }
+    defaults = {name: values[0] for name, values in CUDA_SETTINGS.items()}
+    assert check_settings(Bucket(None, ())) == defaults
     assert check_settings(Bucket(None, (), params(launch="grouped")))["launch"] == "grouped"
     with pytest.raises(ValueError, match="settings: launch is 'none'"):
         check_settings(Bucket(None, (), params(launch="none")))

@@ -1,19 +1,18 @@
-"""What TritonBags must do, run by test_triton_bags.py: in Triton's interpreter, and on a GPU where
-there is one.
+"""What TritonBags must do: in Triton's interpreter, and on a GPU where there is one.
 
-Weights are small whole numbers, so float32 sums are exact in any order and results are compared bit
-for bit.
+test_look_up.py runs it. Weights are small whole numbers, so float32 sums are exact in any order and
+results are compared bit for bit.
 """
 
 import numpy as np
 import pytest
 import torch
-from triton_cases import DEVICE, INTERPRETED, LookUpCase, make_case
 
 from experiments.embedding.length_map import LengthOrderedBags
 from models.embedding.gpu.look_up import TritonBags
 from models.embedding.plan.plan import Bucket, Group, params
 from models.embedding.plan.spec import Layout, TableSpec
+from tests.models.embedding.gpu.triton_cases import DEVICE, INTERPRETED, LookUpCase, make_case
 
 torch.set_num_threads(1)
 ON_GPU = pytest.mark.skipif(
@@ -73,11 +72,11 @@ def test_every_schedule_sums_every_bag_of_every_width(name, n_items, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs, n_items, seed=n_items)
     out = nan_out(n_items, int(case.layout.columns[-1]))
-    found = bags_of(case, everything(specs, schedule, knobs), tmp_path)(
+    sums = bags_of(case, everything(specs, schedule, knobs), tmp_path)(
         case.values, case.offsets, out
     )
-    assert found is out
-    assert torch.equal(found.cpu(), case.expected())
+    assert sums is out
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -97,15 +96,12 @@ def test_however_it_is_launched_it_gives_the_same_bits_and_the_sums(index, tmp_p
     grouped = bags_of(case, MIXED_GROUPS, tmp_path, "grouped")
     cut = [Group("bags", MIXED_GROUPS[2].params, tables) for tables in ((0,), (2, 5))]
     by_schedule = bags_of(case, [*MIXED_GROUPS[:2], *cut, MIXED_GROUPS[3]], tmp_path, "by_schedule")
-    assert [len(x.launches) for x in (fused, grouped, by_schedule)] == [
-        2,
-        5,
-        5,
-    ]  # of them one that combines parts
-    found = fused(case.values, case.offsets)
-    assert torch.equal(found.cpu(), case.expected())
+    # one of them combines parts
+    assert [len(bags.launches) for bags in (fused, grouped, by_schedule)] == [2, 5, 5]
+    sums = fused(case.values, case.offsets)
+    assert torch.equal(sums.cpu(), case.expected())
     for apart in (grouped, by_schedule):
-        assert torch.equal(apart(case.values, case.offsets), found)
+        assert torch.equal(apart(case.values, case.offsets), sums)
     assert (fused.count_writes(case.values, case.offsets) == 1).all()
 
 
@@ -125,19 +121,19 @@ def test_groups_of_other_warps_are_launched_apart(tmp_path):
 def test_narrow_rows_are_summed_in_float32(name, dtype, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs[2:7], 3, dtype=dtype)
-    found = bags_of(case, everything(specs[2:7], schedule, knobs), tmp_path)(
+    sums = bags_of(case, everything(specs[2:7], schedule, knobs), tmp_path)(
         case.values, case.offsets
     )
-    assert found.dtype == torch.float32
-    assert torch.equal(found.cpu(), case.expected())
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 def test_a_sum_of_narrow_rows_is_not_rounded_to_them(tmp_path):
     specs = [TableSpec(1, 4)]
     case = make_case(specs, 1, lengths=[[300]], dtype=torch.bfloat16)
     case.weight_E.fill_(1)
-    found = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets)
-    assert (found == 300).all()  # bfloat16 has no 300
+    sums = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets)
+    assert (sums == 300).all()  # bfloat16 has no 300
 
 
 @pytest.mark.parametrize("name", ["bags", "bags, one a tile", "split"])
@@ -146,8 +142,8 @@ def test_one_long_bag_among_short_and_empty_ones(name, tmp_path):
     specs = [TableSpec(30, 3), TableSpec(25, 8)]
     knobs = tuple(sorted({**dict(knobs), "tile_ids": 64}.items()))
     case = make_case(specs, 3, lengths=[[0, 2500, 1], [1999, 0, 0]])
-    found = bags_of(case, everything(specs, schedule, knobs), tmp_path)(case.values, case.offsets)
-    assert torch.equal(found.cpu(), case.expected())
+    sums = bags_of(case, everything(specs, schedule, knobs), tmp_path)(case.values, case.offsets)
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 @pytest.mark.parametrize("name", ["bags", "split", "bags, narrow tiles"])
@@ -156,20 +152,20 @@ def test_empty_bags_give_zeros_also_where_there_are_no_ids_at_all(name, tmp_path
     for lengths in ([np.zeros(3, np.int64)] * 3, [None, np.zeros(3, np.int64), None]):
         case = make_case(FREE[4:7], 3, lengths=lengths)
         out = nan_out(3, int(case.layout.columns[-1]))
-        found = bags_of(case, everything(FREE[4:7], schedule, knobs), tmp_path)(
+        sums = bags_of(case, everything(FREE[4:7], schedule, knobs), tmp_path)(
             case.values, case.offsets, out
         )
-        assert torch.equal(found.cpu(), case.expected())
+        assert torch.equal(sums.cpu(), case.expected())
 
 
 @pytest.mark.parametrize("name", ["bags", "gather", "fixed_length", "split"])
 def test_one_table(name, tmp_path):
     specs, (schedule, knobs) = SCHEDULES[name]
     case = make_case(specs[3:4], 16)
-    found = bags_of(case, everything(specs[3:4], schedule, knobs), tmp_path)(
+    sums = bags_of(case, everything(specs[3:4], schedule, knobs), tmp_path)(
         case.values, case.offsets
     )
-    assert torch.equal(found.cpu(), case.expected())
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 def test_ids_may_begin_anywhere_in_their_memory(tmp_path):
@@ -182,16 +178,16 @@ def test_ids_may_begin_anywhere_in_their_memory(tmp_path):
 
 def test_bags_may_lie_item_after_item(tmp_path):
     case = make_case(MIXED, 3)
-    found = bags_of(case, MIXED_GROUPS, tmp_path, check=True)(*case.item_major(), item_major=True)
-    assert torch.equal(found.cpu(), case.expected())
+    sums = bags_of(case, MIXED_GROUPS, tmp_path, check=True)(*case.item_major(), item_major=True)
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 def test_ids_may_count_through_all_tables(tmp_path):
     specs = [TableSpec(9, 16), TableSpec(5, 16, 1), TableSpec(7, 16)]
     case = make_case(specs, 5, layout=Layout.joined(specs))
     groups = [Group("bags", (), (0, 2)), Group("gather", (), (1,))]
-    found = bags_of(case, groups, tmp_path, check=True)(*case.item_major(), item_major=True)
-    assert torch.equal(found.cpu(), case.expected())
+    sums = bags_of(case, groups, tmp_path, check=True)(*case.item_major(), item_major=True)
+    assert torch.equal(sums.cpu(), case.expected())
 
 
 def test_columns_of_tables_in_no_group_and_beyond_the_rows_stay_as_they_are(tmp_path):
@@ -204,26 +200,26 @@ def test_columns_of_tables_in_no_group_and_beyond_the_rows_stay_as_they_are(tmp_
     )
     left = {0, 2, 5}
     for table in range(len(MIXED)):
-        own = out[:, int(columns[table]) : int(columns[table + 1])].cpu()
-        expected = case.expected()[:, int(columns[table]) : int(columns[table + 1])]
-        assert torch.equal(own, torch.full_like(own, 77) if table in left else expected)
+        of_table = slice(*columns[table : table + 2].tolist())
+        written = out[:, of_table].cpu()
+        expected = case.expected()[:, of_table]
+        assert torch.equal(written, torch.full_like(written, 77) if table in left else expected)
     assert (wider[:, :4] == 77).all()
     assert (wider[:, 4 + int(columns[-1]) :] == 77).all()
 
 
 def test_some_tables_are_looked_up_until_they_load_a_device_as_all_do(tmp_path):
     case = make_case([FREE[2], FREE[3], FREE[2]], 3)
-    groups = [
-        Group("bags", (), (0, 2))
-    ]  # of 2 and 2 ids of 4 columns, beside 6 ids of 6: 16 of 52 elements
+    # of 2 and 2 ids of 4 columns, beside 6 ids of 6: 16 of 52 elements
+    groups = [Group("bags", (), (0, 2))]
     for most, times in ((1000, 3), (3 * 32, 2), (5, 1), (0, 1)):
         filled = bags_of(case, groups, tmp_path, mean_bag_ids=[2, 6, 2], fill_elements=most)
         counts = filled.count_writes(case.values, case.offsets).cpu()
         assert filled.repeats(3) == times
         assert (counts[:, :4] == times).all()
         assert (counts[:, 4:10] == 0).all()
-        found = filled(case.values, case.offsets, nan_out(3, 14)).cpu()
-        assert torch.equal(found[:, 10:], case.expected()[:, 10:])
+        sums = filled(case.values, case.offsets, nan_out(3, 14)).cpu()
+        assert torch.equal(sums[:, 10:], case.expected()[:, 10:])
 
 
 def test_the_first_batch_of_a_size_says_how_often_few_tables_are_looked_up(tmp_path):
@@ -241,25 +237,27 @@ def test_the_first_batch_of_a_size_says_how_often_few_tables_are_looked_up(tmp_p
 
 @pytest.mark.parametrize("launch", ["fused", "grouped"])
 def test_programs_in_the_order_of_actual_lengths_give_the_same_bits(launch, tmp_path):
-    case, other = (make_case(MIXED, 7, seed=seed, most=30) for seed in (0, 1))
+    case, second = (make_case(MIXED, 7, seed=seed, most=30) for seed in (0, 1))
     bucket = Bucket(None, tuple(MIXED_GROUPS), params(launch=launch))
-    own = LengthOrderedBags(case.layout, bucket, case.weight_E, cache=tmp_path)
+    ordered = LengthOrderedBags(case.layout, bucket, case.weight_E, cache=tmp_path)
     usual = bags_of(case, MIXED_GROUPS, tmp_path, launch)
-    assert (own.count_writes(case.values, case.offsets) == 1).all()
-    for one in (case, other):  # another batch of the same size has an order of its own
+    assert (ordered.count_writes(case.values, case.offsets) == 1).all()
+    for batch in (case, second):  # another batch of the same size has an order of its ordered
         out = nan_out(7, int(case.layout.columns[-1]))
-        assert torch.equal(own(one.values, one.offsets, out), usual(one.values, one.offsets))
-    orders = [torch.cat(own.maps_of(one.offsets)) for one in (case, other)]
+        assert torch.equal(
+            ordered(batch.values, batch.offsets, out), usual(batch.values, batch.offsets)
+        )
+    orders = [torch.cat(ordered.maps_of(batch.offsets)) for batch in (case, second)]
     assert not torch.equal(*orders)
-    made = own.maps_of(other.offsets)
+    made = ordered.maps_of(second.offsets)
     assert torch.equal(
-        own.with_maps(other.values, other.offsets, made), usual(other.values, other.offsets)
+        ordered.with_maps(second.values, second.offsets, made), usual(second.values, second.offsets)
     )
     out = nan_out(7, int(case.layout.columns[-1]))
-    own.with_maps(other.values, other.offsets, [tasks[:1] for tasks in made], out)
+    ordered.with_maps(second.values, second.offsets, [tasks[:1] for tasks in made], out)
     assert 0 < out.isnan().sum() < out.numel()
     with pytest.raises(ValueError, match="table after table"):
-        own(*case.item_major(), item_major=True)
+        ordered(*case.item_major(), item_major=True)
 
 
 def test_the_order_of_programs_changes_no_bit(tmp_path):
@@ -267,11 +265,11 @@ def test_the_order_of_programs_changes_no_bit(tmp_path):
     case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(1)).to(
         DEVICE
     )
-    found = [
+    sums = [
         bags_of(case, MIXED_GROUPS, tmp_path, mean_bag_ids=mean)(case.values, case.offsets)
         for mean in (list(range(8)), list(range(8, 0, -1)))
     ]
-    assert torch.equal(*found)
+    assert torch.equal(*sums)
 
 
 def test_sums_of_any_floats_are_as_exact_as_float32_allows(tmp_path):
@@ -279,11 +277,10 @@ def test_sums_of_any_floats_are_as_exact_as_float32_allows(tmp_path):
     case.weight_E = torch.randn(case.weight_E.shape, generator=torch.Generator().manual_seed(2)).to(
         DEVICE
     )
-    found = bags_of(case, MIXED_GROUPS, tmp_path)(case.values, case.offsets).cpu()
-    bound = (
-        torch.finfo(torch.float32).eps * 40 * float(case.weight_E.abs().max())
-    )  # n ids: n roundings of half an ulp
-    assert float((found - case.expected()).abs().max()) <= bound
+    sums = bags_of(case, MIXED_GROUPS, tmp_path)(case.values, case.offsets).cpu()
+    # n ids: n roundings of half an ulp
+    bound = torch.finfo(torch.float32).eps * 40 * float(case.weight_E.abs().max())
+    assert float((sums - case.expected()).abs().max()) <= bound
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -395,14 +392,14 @@ def test_rows_beyond_two_to_the_31_elements_are_found(tmp_path):
     weight.view(-1, 128)[-1050:] = torch.arange(1050, device=DEVICE)[:, None] % 8
     values = torch.tensor([specs[0].rows - 1, specs[0].rows - 3, 49, 0], device=DEVICE)
     case = LookUpCase(layout, weight, values, torch.tensor([0, 2, 4], device=DEVICE), 1)
-    found = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets).cpu()
+    sums = bags_of(case, everything(specs, "bags", ()), tmp_path)(case.values, case.offsets).cpu()
     assert torch.equal(
-        found[0, ::128], torch.tensor([(999 % 8) + (997 % 8), (1049 % 8) + (1000 % 8)]).float()
+        sums[0, ::128], torch.tensor([(999 % 8) + (997 % 8), (1049 % 8) + (1000 % 8)]).float()
     )
 
 
 @ON_GPU
 def test_a_large_batch(tmp_path):
     case = make_case(MIXED, 512, most=100)
-    found = bags_of(case, MIXED_GROUPS, tmp_path)(case.values, case.offsets)
-    assert torch.equal(found.cpu(), case.expected())
+    sums = bags_of(case, MIXED_GROUPS, tmp_path)(case.values, case.offsets)
+    assert torch.equal(sums.cpu(), case.expected())

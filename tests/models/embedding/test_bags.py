@@ -1,6 +1,4 @@
-"""Every schedule against a slow and obvious sum in float64; weights are small whole numbers, so
-sums are exact.
-"""
+"""Every schedule against a slow and obvious sum in float64: weights are small whole numbers."""
 
 import itertools
 
@@ -9,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.embedding.planned import Planned
 
+from models.embedding.backend import Planned
 from models.embedding.bags import FusedEmbeddingBags
-from models.embedding.cpu.jobs import split
 from models.embedding.jagged import Bags
 from models.embedding.plan.catalogue import FIXED_IDS, ONE_ID, SCHEDULES
 from models.embedding.plan.plan import Bucket, Group, Plan, params
 from models.embedding.plan.spec import Layout, TableSpec
+from tests.models.drawn import jagged
 
 WIDTHS = (1, 3, 4, 6, 8, 48, 128, 200)
 ROWS = 37
@@ -34,36 +32,21 @@ def whole_weights(module, seed=0):
     module.weight_E.copy_(torch.from_numpy(weight.astype(np.float32)))
 
 
-def drawn(specs, n_items, rng, dtype=np.int32, longest=9):
-    """Feature-major ids and offsets: some bags empty, where the table allows it."""
-    lengths = [
-        np.full(n_items, spec.bag_ids)
-        if spec.bag_ids
-        else rng.integers(0, longest + 1, n_items) * (rng.random(n_items) < 0.8)
-        for spec in specs
-    ]
-    ids = [rng.integers(0, spec.rows, own.sum()) for spec, own in zip(specs, lengths, strict=True)]
-    offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths))))
-    return torch.from_numpy(np.concatenate(ids).astype(dtype)), torch.from_numpy(
-        offsets.astype(dtype)
-    )
-
-
 def oracle(module, values, offsets):
     """index_add in float64, table by table."""
     specs = module.layout.specs
     n_items = (len(offsets) - 1) // len(specs)
     columns = []
     for t, spec in enumerate(specs):
-        own = offsets[t * n_items : (t + 1) * n_items + 1].long()
-        bag = torch.repeat_interleave(torch.arange(n_items), torch.diff(own))
+        ends = offsets[t * n_items : (t + 1) * n_items + 1].long()
+        bag = torch.repeat_interleave(torch.arange(n_items), torch.diff(ends))
         sums = torch.zeros(n_items, spec.dim, dtype=torch.float64)
-        sums.index_add_(0, bag, module.table(t).double()[values[own[0] : own[-1]].long()])
+        sums.index_add_(0, bag, module.table(t).double()[values[ends[0] : ends[-1]].long()])
         columns.append(sums)
     return torch.cat(columns, dim=1)
 
 
-def one_schedule(specs, schedule, threads=1, **knobs):
+def plan_of(specs, schedule, threads=1, **knobs):
     group = Group(schedule, params(**knobs), tuple(range(len(specs))))
     return Plan("cpu", tuple(specs), (Bucket(None, (group,), params(threads=threads)),))
 
@@ -98,9 +81,9 @@ def test_every_schedule_gives_the_exact_sum(schedule, knobs, n_items):
     bag_ids = 1 if schedule in ONE_ID else 3 if schedule in FIXED_IDS else None
     for dtype, widths in ((np.int32, (*WIDTHS, *WIDTHS[::-3])), (np.int64, WIDTHS[::3])):
         specs = [TableSpec(ROWS + i, width, bag_ids) for i, width in enumerate(widths)]
-        module = FusedEmbeddingBags(specs, one_schedule(specs, schedule, **knobs))
+        module = FusedEmbeddingBags(specs, plan_of(specs, schedule, **knobs))
         whole_weights(module)
-        check(module, *drawn(specs, n_items, np.random.default_rng(n_items), dtype))
+        check(module, *jagged(specs, n_items, np.random.default_rng(n_items), dtype))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +91,7 @@ def test_every_schedule_gives_the_exact_sum(schedule, knobs, n_items):
 )
 def test_empty_single_and_very_long_bags(schedule, knobs):
     specs = [TableSpec(ROWS, 8), TableSpec(5, 3), TableSpec(1, 8), TableSpec(ROWS, 8)]
-    module = FusedEmbeddingBags(specs, one_schedule(specs, schedule, **knobs))
+    module = FusedEmbeddingBags(specs, plan_of(specs, schedule, **knobs))
     whole_weights(module)
     rng = np.random.default_rng(0)
     lengths = np.array([[0, 10_000, 1, 0], [0, 0, 0, 0], [1, 0, 0, 33], [2, 0, 10_000, 17]])
@@ -139,7 +122,9 @@ def test_any_mix_of_schedules_gives_what_no_plan_gives(data):
         ]
         schedule, knobs = data.draw(st.sampled_from(usable))
         groups.setdefault((schedule, params(**knobs)), []).append(t)
-    parts = tuple(Group(schedule, own, tuple(tables)) for (schedule, own), tables in groups.items())
+    parts = tuple(
+        Group(schedule, knobs, tuple(tables)) for (schedule, knobs), tables in groups.items()
+    )
     threads = params(threads=data.draw(st.integers(1, 3)))
     plan = Plan(
         "cpu", tuple(specs), (Bucket(2, parts, threads), Bucket(None, parts[::-1], threads))
@@ -149,7 +134,7 @@ def test_any_mix_of_schedules_gives_what_no_plan_gives(data):
     for module in (planned, default):
         whole_weights(module)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    values, offsets = drawn(specs, data.draw(st.integers(0, 6)), rng)
+    values, offsets = jagged(specs, data.draw(st.integers(0, 6)), rng)
     assert torch.equal(planned(values, offsets), default(values, offsets))
     check(planned, values, offsets)
 
@@ -169,7 +154,7 @@ def test_item_major_bags_with_ids_through_all_tables_give_the_same(
     specs = [TableSpec(int(rows), 8) for rows in rng.integers(1, 40, n_tables)]
     module = FusedEmbeddingBags(specs)
     whole_weights(module)
-    values, offsets = drawn(specs, n_items, rng, longest=40)
+    values, offsets = jagged(specs, n_items, rng, longest=40)
     joined = Layout.joined(specs)
     dense = torch.cat([module.table(t) for t in range(n_tables)]).view(-1)
     lengths = torch.diff(offsets).view(n_tables, n_items)
@@ -179,7 +164,7 @@ def test_item_major_bags_with_ids_through_all_tables_give_the_same(
     )
     turned = [bags[t * n_items + b] for b, t in itertools.product(range(n_items), range(n_tables))]
     turned_offsets = torch.cat((offsets[:1], lengths.T.reshape(-1).cumsum(0, dtype=torch.int32)))
-    plan = one_schedule(specs, variant[0], threads=threads, **variant[1])
+    plan = plan_of(specs, variant[0], threads=threads, **variant[1])
     out = torch.full((n_items, 8 * n_tables), torch.nan)
     Planned(joined, dense, plan, checked=True)(
         Bags(torch.cat(turned), turned_offsets, n_tables, True), out
@@ -191,20 +176,23 @@ def test_item_major_bags_with_ids_through_all_tables_give_the_same(
 @pytest.mark.parametrize("wrong", [37, -1, 2**31 - 1])
 def test_an_id_that_is_no_row_is_named(schedule, wrong):
     specs = [TableSpec(90, 4), TableSpec(37, 4), TableSpec(90, 8)]
-    module = FusedEmbeddingBags(specs, one_schedule(specs, schedule))
+    module = FusedEmbeddingBags(specs, plan_of(specs, schedule))
     values = torch.tensor([88, 3, wrong, 5, 89], dtype=torch.int32)
     with pytest.raises(ValueError, match=rf"table 1: id {wrong}; the table has 37 rows$"):
         module(values, torch.tensor([0, 1, 1, 2, 3, 3, 5], dtype=torch.int32))
 
 
-@pytest.mark.parametrize(("offsets", "message"), [
-    ([0, 3, 2, 3, 4], r"table 0, item 1: offsets 3 to 2"),
-    ([-1, 1, 2, 3, 4], r"table 0, item 0: offsets -1 to 1"),
-    ([0, 1, 2, 3, 5], r"table 1, item 1: offsets 3 to 5 of 4 ids"),
-    ([0, 1, 2, 3, 4, 4, 5], r"table 2, item 1: offsets 4 to 5 of 4 ids"),
-    ([0, 1, 2, 2, 4], r"table 1, item 0: 0 ids; every bag of this table has 1"),
-    ([0, 1, 1, 3, 4], r"table 1, item 0: 2 ids; every bag of this table has 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 3, 2, 3, 4], r"table 0, item 1: offsets 3 to 2"),
+        ([-1, 1, 2, 3, 4], r"table 0, item 0: offsets -1 to 1"),
+        ([0, 1, 2, 3, 5], r"table 1, item 1: offsets 3 to 5 of 4 ids"),
+        ([0, 1, 2, 3, 4, 4, 5], r"table 2, item 1: offsets 4 to 5 of 4 ids"),
+        ([0, 1, 2, 2, 4], r"table 1, item 0: 0 ids; every bag of this table has 1"),
+        ([0, 1, 1, 3, 4], r"table 1, item 0: 2 ids; every bag of this table has 1"),
+    ],
+)
 def test_offsets_that_cannot_be_are_named(offsets, message):
     specs = [TableSpec(9, 4), TableSpec(9, 4, 1), TableSpec(9, 4)]
     module = FusedEmbeddingBags(specs[: len(offsets) // 2])
@@ -244,36 +232,3 @@ def test_ids_of_another_kind_than_the_offsets_are_refused(values):
 def test_an_output_of_another_shape_is_refused(out):
     with pytest.raises(ValueError, match=r"expected float32 \(4, 4\) with dense rows"):
         FusedEmbeddingBags([TableSpec(9, 4)])(torch.zeros(4, dtype=int), torch.arange(5), out=out)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 999),
-    n_threads=st.integers(2, 5),
-    n_items=st.integers(1, 12),
-    n_tables=st.integers(1, 8),
-)
-def test_threads_share_every_bag_once_and_the_cost_evenly(seed, n_threads, n_items, n_tables):
-    rng = np.random.default_rng(seed)
-    _, offsets = drawn(
-        [TableSpec(50, 8)] * n_tables, n_items, rng, longest=int(rng.integers(1, 60))
-    )
-    bags = Bags(torch.zeros(int(offsets[-1]), dtype=torch.int32), offsets, n_tables)
-    order = rng.permutation(n_tables)
-    cut = int(rng.integers(0, n_tables))
-    tables = [np.sort(order[:cut]), np.sort(order[cut:])]
-    parts = np.array(
-        [[k, 0, 0, 0, len(own), 0, n_items, n_items, len(own), 32] for k, own in enumerate(tables)]
-    )
-    bag_costs = 64 + 32 * np.diff(offsets.numpy()).reshape(n_tables, n_items)
-    seen = np.zeros((n_tables, n_items), int)
-    costs = []
-    for share in split(parts, tables, [8, 8], bags, n_threads):
-        costs.append(0)
-        for k, _, _, first, end, first_item, end_item, run_bags, n_runs, _ in share:
-            assert run_bags * n_runs == (end - first) * (end_item - first_item)
-            place = np.ix_(tables[k][first:end], range(first_item, end_item))
-            seen[place] += 1
-            costs[-1] += bag_costs[place].sum()
-    assert (seen == 1).all()
-    assert max(costs) <= bag_costs.sum() / n_threads + 2 * bag_costs.max()

@@ -1,5 +1,4 @@
-"""The GPU's look-up: its suite in Triton's interpreter (and on a GPU), and its kernels compiled for
-sm_90 without one.
+"""The GPU's look-up: its suite in Triton's interpreter (and on a GPU), its kernels for sm_90.
 
 Needs Triton: pip install -r build/bench_requirements.txt
 """
@@ -30,8 +29,9 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip(
         "needs triton (pip install -r build/bench_requirements.txt)", allow_module_level=True
     )
-ROOT = Path(__file__).resolve().parents[2]  # helpers needs SciPy, which a GPU machine may lack
-SUITE = ROOT / "tests" / "models" / "triton_suite.py"
+ROOT = Path(__file__).resolve().parents[4]  # helpers needs SciPy, which a GPU machine may lack
+SUITE = Path(__file__).with_name("triton_suite.py")
+PYTEST = (sys.executable, "-m", "pytest", "-q")
 TESTS = [
     node.name
     for node in ast.parse(SUITE.read_text()).body
@@ -53,15 +53,7 @@ def run_suite(folder, **environment):
     """Outcomes of the suite's cases by test: (case, what went wrong, skipped)."""
     report = folder / "report.xml"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            f"--junitxml={report}",
-            f"--basetemp={folder / 'tmp'}",
-            str(SUITE),
-        ],
+        [*PYTEST, f"--junitxml={report}", f"--basetemp={folder / 'tmp'}", str(SUITE)],
         cwd=ROOT,
         env=compiling() | environment | {"TRITON_CACHE_DIR": str(folder / "triton")},
         capture_output=True,
@@ -123,9 +115,9 @@ COMPILED = {
     ],
     "split": [branch("split", 64, 1, 8, parts=8), branch("split", 4, 1, 64, parts=16)],
 }
-COMPILED["combine"] = [combining(own) for own in COMPILED["split"]]
+COMPILED["combine"] = [combining(split) for split in COMPILED["split"]]
 COMPILED["all"] = [
-    own for name in ("gather", "fixed_length", "bags", "split") for own in COMPILED[name]
+    piece for name in ("gather", "fixed_length", "bags", "split") for piece in COMPILED[name]
 ]
 
 
@@ -134,13 +126,14 @@ import dataclasses, json, sys
 from pathlib import Path
 from models.embedding.gpu.schedules import Branch
 from experiments.embedding.gpu_static import kernel_needs
-found = {}
-for name, own, rows, indices in json.load(sys.stdin):
-    got = kernel_needs(
-        [Branch(*b) for b in own], warps=4, rows=rows, indices=indices, cache=Path(sys.argv[1])
+needs_of = {}
+for name, numbers, rows, indices in json.load(sys.stdin):
+    branches = [Branch(*branch) for branch in numbers]
+    needs = kernel_needs(
+        branches, warps=4, rows=rows, indices=indices, cache=Path(sys.argv[1])
     )
-    found[name] = dataclasses.asdict(got) | {"threads": got.threads_per_sm(4)}
-print(json.dumps(found))
+    needs_of[name] = dataclasses.asdict(needs) | {"threads": needs.threads_per_sm(4)}
+print(json.dumps(needs_of))
 """
 
 
@@ -148,18 +141,19 @@ print(json.dumps(found))
 def compiled(tmp_path_factory):
     """Resources by name of COMPILED, from a process of its own: nothing is interpreted there."""
     folder = tmp_path_factory.mktemp("compiled")
-    wanted = [(name, own, "fp32", "i64") for name, own in COMPILED.items()]
+    wanted = [(name, branches, "fp32", "i64") for name, branches in COMPILED.items()]
     wanted += [
         ("half", COMPILED["bags"], "fp16", "i32"),
         ("bfloat16", COMPILED["split"], "bf16", "i32"),
     ]
-    words = json.dumps(
-        [(name, [dataclasses.astuple(b) for b in own], *types) for name, own, *types in wanted]
-    )
+    rows = [
+        (name, [dataclasses.astuple(branch) for branch in branches], *types)
+        for name, branches, *types in wanted
+    ]
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(folder)],
         cwd=ROOT,
-        input=words,
+        input=json.dumps(rows),
         capture_output=True,
         text=True,
         timeout=99,
@@ -172,10 +166,10 @@ def compiled(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [*COMPILED, "half", "bfloat16"])
 def test_every_branch_compiles_for_sm_90_without_spills(name, compiled):
-    found = compiled[name]
-    assert found["stack_bytes"] == 0
-    assert 0 < found["registers"] <= 128
-    assert found["threads"] >= 512
+    needs = compiled[name]
+    assert needs["stack_bytes"] == 0
+    assert 0 < needs["registers"] <= 128
+    assert needs["threads"] >= 512
 
 
 @pytest.mark.parametrize("name", ["gather", "fixed_length", "bags", "split"])
@@ -190,18 +184,16 @@ def test_one_kernel_of_all_branches_needs_the_registers_of_its_largest(compiled)
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """What look-ups would launch, from Triton's own compiler and launcher with a device that does
-    nothing.
-    """
+    """What look-ups would launch, from Triton's compiler and launcher: the device does nothing."""
     folder = tmp_path_factory.mktemp("launched")
-    own = {
+    environment = {
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
         [sys.executable, str(SUITE.with_name("triton_launches.py")), str(folder)],
         cwd=ROOT,
-        env=compiling() | own,
+        env=compiling() | environment,
         capture_output=True,
         text=True,
         timeout=99,
@@ -212,9 +204,8 @@ def launched(tmp_path_factory):
 
 
 def test_groups_of_equal_warps_share_a_launch_and_parts_are_combined_in_another(launched):
-    def tiles(
-        n,
-    ):  # bags: two tables, 4 bags a tile; split: 4 parts of every bag; 32 bags are gathered a tile
+    # bags: two tables, 4 bags a tile; split: 4 parts of every bag; 32 bags are gathered a tile
+    def tiles(n):
         return [2 * -(-n // 4) + 4 * n, -(-n // 32), -(-n // 8)]
 
     for n in (1, 2, 16, 5, 64):
@@ -228,15 +219,16 @@ def test_groups_of_equal_warps_share_a_launch_and_parts_are_combined_in_another(
 
 def test_schedules_may_be_launched_apart(launched):
     for name, warps in (("by schedule", [2, 2, 4, 4]), ("by schedule, alike", [2, 2, 2, 4])):
-        found = {(launch["grid"][0], launch["warps"]) for launch in launched[name]}
-        assert found == {*zip([4, 20, 1, 1], warps, strict=True)}
+        numbers = {(launch["grid"][0], launch["warps"]) for launch in launched[name]}
+        assert numbers == {*zip([4, 20, 1, 1], warps, strict=True)}
 
 
 def test_settings_reach_the_compiler(launched):
-    assert [
+    numbers = [
         (launch["grid"][0], launch["warps"], launch["registers"])
         for launch in launched["one launch"]
-    ] == [(25, 8, 40), (1, 4, 40)]
+    ]
+    assert numbers == [(25, 8, 40), (1, 4, 40)]
 
 
 def test_what_is_compiled_before_is_what_is_launched(launched):
@@ -244,22 +236,25 @@ def test_what_is_compiled_before_is_what_is_launched(launched):
 
 
 def test_no_batch_size_or_width_is_compiled_anew_but_other_types_are(launched):
-    kernels = {n: [launch["hash"] for launch in launched[f"fused {n}"]] for n in (1, 2, 16, 5, 64)}
-    assert all(own == kernels[1] for own in kernels.values())
+    def kernels(name):
+        return [launch["hash"] for launch in launched[name]]
+
+    usual = kernels("fused 1")
+    for n in (2, 16, 5, 64):
+        assert kernels(f"fused {n}") == usual
     for wider in ("wider 112", "wider 128"):
-        assert [launch["hash"] for launch in launched[wider]] == kernels[1]
-    for other in ("int32", "item-major"):
-        assert all(own["hash"] not in kernels[1] for own in launched[other][:2])
+        assert kernels(wider) == usual
+    for changed in ("int32", "item-major"):
+        assert not {*kernels(changed)[:2]} & {*usual}
 
 
 def test_a_kernel_has_one_branch_for_each_schedule_and_literals_for_its_numbers():
     text = source(COMPILED["all"])
     assert text.count("if branch < ") == len(COMPILED["all"]) - 1
-    assert max(
-        len(line) - len(line.lstrip()) for line in text.splitlines() if "(values" in line
-    ) <= 4 * (1 + 4)
+    depths = [len(line) - len(line.lstrip()) for line in text.splitlines() if "(values" in line]
+    assert max(depths) <= 4 * (1 + 4)
     calls = re.findall(r"^ +(gather|fixed_length|bags|split)\(", text, re.MULTILINE)
-    assert calls == [own.schedule for own in COMPILED["all"]]
+    assert calls == [piece.schedule for piece in COMPILED["all"]]
     assert "D=200, L=50, BB=2, BL=8, BD=64, AO=4, COUNT=COUNT" in text
     assert "D=4, K=16, BB=1, BL=64, BD=4)" in text
     with pytest.raises(ValueError, match="at least one branch"):
@@ -278,10 +273,10 @@ def test_equal_kernels_are_one_file_and_others_are_not_touched(tmp_path):
 
 
 def test_a_file_that_was_tampered_with_is_written_again(tmp_path):
-    own = [branch("bags", 8, 2, 2)]
-    name = f"look_up_{hashlib.sha256(source(own).encode()).hexdigest()[:16]}"
+    branches = [branch("bags", 8, 2, 2)]
+    name = f"look_up_{hashlib.sha256(source(branches).encode()).hexdigest()[:16]}"
     (tmp_path / f"{name}.py").write_text("look_up = None")
-    assert load_kernel(own, tmp_path) is not None
+    assert load_kernel(branches, tmp_path) is not None
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
@@ -296,7 +291,6 @@ def test_tables_on_the_cpu_are_refused_where_triton_compiles(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     specs = [TableSpec(4, 4)]
     weight = torch.zeros(int(element_offsets(specs)[-1]))
-    with pytest.raises(
-        ValueError, match="the tables are on cpu; Triton's kernels need a CUDA device"
-    ):
+    words = "the tables are on cpu; Triton's kernels need a CUDA device"
+    with pytest.raises(ValueError, match=words):
         TritonBags(Layout.apart(specs), Bucket(None, (Group("bags", params(), (0,)),)), weight)

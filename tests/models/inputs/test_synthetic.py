@@ -1,15 +1,10 @@
-"""Generated inputs: ids that differ inside a bag and are uniform, slices that are what was
-generated.
-"""
-
-import itertools
+"""Generated inputs: ids that differ inside a bag and are uniform, slices of what was generated."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.embedding.operators import bag, fused, split_by_table
 from scipy import stats
 
 from infra.settings.config import ModelConfig
@@ -115,35 +110,3 @@ def test_inputs_differ_from_each_other_and_repeat_with_the_seed():
     b = InputPool(config(fixed=True), 2, 30, seed=4)
     assert torch.equal(a.batch(1, 0, 30).ids_L, b.batch(1, 0, 30).ids_L)
     assert not torch.equal(a.batch(0, 0, 30).ids_L, a.batch(1, 0, 30).ids_L)
-
-
-def test_bags_of_equal_length_are_split_by_table_without_copying():
-    ids = torch.arange(24, dtype=torch.int32)
-    offsets = torch.arange(0, 25, 3, dtype=torch.int32)
-    views = split_by_table(ids, offsets, 2, 3)
-    copies = split_by_table(ids, offsets, 2)
-    for (own, ends), (same, same_ends) in zip(views, copies, strict=True):
-        assert own.untyped_storage().data_ptr() == ids.untyped_storage().data_ptr()
-        assert torch.equal(own.reshape(-1), same)
-        assert torch.equal(ends, same_ends)
-
-
-def one_by_one(weight, ids, offsets, n_tables):
-    return torch.stack([bag(weight, *own) for own in split_by_table(ids, offsets, n_tables)], dim=1)
-
-
-@pytest.mark.parametrize("operator", [fused, one_by_one])
-@settings(max_examples=25, deadline=None)
-@given(n_items=st.integers(1, 8), n_tables=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_every_embedding_operator_gathers_and_sums(operator, n_items, n_tables, seed):
-    rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((100, 4)).astype(np.float32)
-    lengths = rng.integers(1, 5, n_items * n_tables)
-    ids = rng.integers(0, 100, lengths.sum()).astype(np.int32)
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    expected = np.stack([weight[ids[a:b]].sum(0) for a, b in itertools.pairwise(offsets)])
-    pooled = operator(*map(torch.from_numpy, (weight, ids, offsets)), n_tables)
-    assert pooled.shape == (n_items, n_tables, 4)
-    np.testing.assert_allclose(
-        pooled.numpy(), expected.reshape(n_items, n_tables, 4), rtol=1e-5, atol=1e-5
-    )

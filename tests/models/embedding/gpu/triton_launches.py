@@ -1,7 +1,7 @@
-"""Runs TritonBags against a driver that compiles for sm_90 and writes down what would be launched;
-prints it as JSON.
+"""Runs TritonBags against a driver that compiles for sm_90 and writes down what would be launched.
 
-test_triton_bags.py runs it in a process of its own, as Triton's driver belongs to the process.
+Prints it as JSON. test_look_up.py runs it in a process of its own, as the driver belongs to the
+process.
 """
 
 import json
@@ -112,20 +112,23 @@ def main():
             layout, bucket, torch.zeros(layout.n_elements), cache=Path(sys.argv[1])
         )
 
-    own = bags()
-    found = {f"fused {n}": launches(own, n) for n in (1, 2, 16, 5, 64)}
-    found["wider 112"], found["wider 128"] = (
-        launches(own, 5, out=torch.zeros(5, width)[:, : own.width]) for width in (112, 128)
-    )
-    found["int32"] = launches(own, 5, torch.int32)
-    found["item-major"] = launches(own, 5, item_major=True)
-    found["grouped"] = launches(bags(launch="grouped"), 5)
-    found["by schedule"] = launches(bags(launch="by_schedule"), 5)
-    found["by schedule, alike"] = launches(bags(launch="by_schedule", warps=2), 5)
-    found["one launch"] = launches(bags(warps=8, max_registers=40), 5)
-    found["empty"] = launches(own, 0)
-    found["compiled"] = compiled_before(bags(max_registers=48))
-    sys.stdout.write(json.dumps(found | {"triton": triton.__version__}))
+    fused = bags()
+    launched = {f"fused {n}": launches(fused, n) for n in (1, 2, 16, 5, 64)}
+    for width in (112, 128):
+        out = torch.zeros(5, width)[:, : fused.width]
+        launched[f"wider {width}"] = launches(fused, 5, out=out)
+    launched |= {
+        "int32": launches(fused, 5, torch.int32),
+        "item-major": launches(fused, 5, item_major=True),
+        "grouped": launches(bags(launch="grouped"), 5),
+        "by schedule": launches(bags(launch="by_schedule"), 5),
+        "by schedule, alike": launches(bags(launch="by_schedule", warps=2), 5),
+        "one launch": launches(bags(warps=8, max_registers=40), 5),
+        "empty": launches(fused, 0),
+        "compiled": compiled_before(bags(max_registers=48)),
+        "triton": triton.__version__,
+    }
+    sys.stdout.write(json.dumps(launched))
 
 
 if __name__ == "__main__":

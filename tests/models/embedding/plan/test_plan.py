@@ -38,16 +38,7 @@ PLAN = Plan(
     ),
     {"date": "today"},
 )
-TINY = [
-    "--table_scale",
-    "0.0005",
-    "--num_batches",
-    "2",
-    "--max_mini_batch_size",
-    "8",
-    "--mini_batch_size",
-    "8",
-]
+TINY = "--table_scale 0.0005 --num_batches 2 --max_mini_batch_size 8 --mini_batch_size 8".split()
 
 specs = st.lists(
     st.builds(TableSpec, st.integers(1, 9999), st.integers(1, 300), st.none() | st.integers(1, 9)),
@@ -62,9 +53,8 @@ def test_tables_do_not_overlap_and_are_rows_of_one_matrix(tables):
         assert starts[t] % LINE_ELEMENTS == 0
         assert starts[t] % spec.dim == 0
         assert starts[t] + spec.rows * spec.dim <= starts[t + 1]
-    assert column_offsets(tables).tolist() == [
-        sum(s.dim for s in tables[:t]) for t in range(len(tables) + 1)
-    ]
+    columns = [sum(spec.dim for spec in tables[:t]) for t in range(len(tables) + 1)]
+    assert column_offsets(tables).tolist() == columns
 
 
 @given(tables=st.sets(st.integers(0, 60)))
@@ -72,9 +62,9 @@ def test_ranges_are_read_as_they_are_written(tables):
     assert from_ranges(ranges(sorted(tables))) == tuple(sorted(tables))
 
 
-@given(one=specs, other=specs)
-def test_equal_tables_have_equal_hashes_and_others_have_others(one, other):
-    assert (specs_hash(one) == specs_hash(other)) == (one == other)
+@given(left=specs, right=specs)
+def test_equal_tables_have_equal_hashes_and_others_have_others(left, right):
+    assert (specs_hash(left) == specs_hash(right)) == (left == right)
 
 
 @given(tables=specs.filter(len), data=st.data())
@@ -82,18 +72,14 @@ def test_a_plan_is_read_as_it_was_written(tables, data):
     limits = sorted(data.draw(st.sets(st.integers(1, 999), max_size=3)))
     buckets = []
     for limit in (*limits, None):
-        of = data.draw(
-            st.lists(
-                st.sampled_from(("fused", "compiled", "dedup")),
-                min_size=len(tables),
-                max_size=len(tables),
-            )
-        )
+        n = len(tables)
+        names = st.lists(st.sampled_from(("fused", "compiled", "dedup")), min_size=n, max_size=n)
+        schedules = data.draw(names)
         knobs = {"compiled": params(unroll=2)}
-        tables_of = {
-            name: tuple(t for t, own in enumerate(of) if own == name) for name in sorted({*of})
-        }
-        groups = tuple(Group(name, knobs.get(name, ()), own) for name, own in tables_of.items())
+        groups = tuple(
+            Group(name, knobs.get(name, ()), tuple(t for t in range(n) if schedules[t] == name))
+            for name in sorted({*schedules})
+        )
         buckets.append(Bucket(limit, groups))
     plan = Plan("cpu", tuple(tables), tuple(buckets))
     assert from_json(plan.to_json()) == plan
@@ -104,10 +90,10 @@ def test_a_plan_is_read_as_it_was_written(tables, data):
 
 def test_a_saved_plan_keeps_where_it_comes_from(tmp_path):
     PLAN.save(tmp_path / "new" / "plan.json")
-    found = load_plan(str(tmp_path / "new" / "plan.json"), SPECS, ["cpu"])
-    assert found == PLAN
-    assert found.provenance == {"date": "today"}
-    table = explain(found)
+    plan = load_plan(str(tmp_path / "new" / "plan.json"), SPECS, ["cpu"])
+    assert plan == PLAN
+    assert plan.provenance == {"date": "today"}
+    table = explain(plan)
     assert table["tables"].tolist() == [1, 2, 3]
     assert table["batch"].tolist() == ["1-8", "1-8", "9-"]
 
@@ -163,7 +149,7 @@ def test_settings_are_checked_too():
 
 
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("specs", "message"),
     [
         (
             (*SPECS[:2], TableSpec(10, 32, 3)),
@@ -174,9 +160,9 @@ def test_settings_are_checked_too():
         (SPECS[:2], "plan has 3 tables, model has 2"),
     ],
 )
-def test_a_plan_for_other_tables_names_the_first_difference(own, message):
+def test_a_plan_for_other_tables_names_the_first_difference(specs, message):
     with pytest.raises(ValueError, match=message):
-        PLAN.check_specs(own)
+        PLAN.check_specs(specs)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +198,9 @@ def test_what_is_no_json_object_is_refused(text):
 
 
 def test_a_plan_beside_another_choice_of_operators_is_refused():
-    for other in ({"fused": "off"}, {"embedding_operator": "per_table"}):
+    for choice in ({"fused": "off"}, {"embedding_operator": "per_table"}):
         with pytest.raises(ConfigError, match="a plan chooses the operators itself"):
-            ModelConfig(embedding_plan="x.json", **other)
+            ModelConfig(embedding_plan="x.json", **choice)
 
 
 def test_every_schedule_is_told_apart_by_its_first_values():
@@ -242,16 +228,10 @@ def test_an_unusable_plan_ends_with_one_line_and_code_2(mode, text, message, tmp
     file = tmp_path / "plan.json"
     if text is not None:
         file.write_text(text)
-    done = run_script(
-        mode[0],
-        "--config_file",
-        str(ROOT / "models/configs/wide_and_deep.json"),
-        *mode[1:],
-        *TINY,
-        "--embedding_plan",
-        str(file),
-        cwd=tmp_path,
-    )
+    script, *flags = mode
+    config = str(ROOT / "models/configs/wide_and_deep.json")
+    words = ["--config_file", config, *flags, *TINY, "--embedding_plan", str(file)]
+    done = run_script(script, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

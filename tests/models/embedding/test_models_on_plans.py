@@ -36,17 +36,8 @@ def _one_thread():
 
 
 def config_of(name, *flags):
-    return parse(
-        [
-            "--config_file",
-            str(model_configs()[name]),
-            "--num_batches",
-            "2",
-            "--table_scale",
-            "0.0005",
-            *flags,
-        ]
-    )
+    words = "--num_batches 2 --table_scale 0.0005".split()
+    return parse(["--config_file", str(model_configs()[name]), *words, *flags])
 
 
 def save(path, specs, buckets):
@@ -61,14 +52,11 @@ def test_every_model_scores_the_same_on_a_plan(name, tmp_path):
     plain = build(config.model, 4, device=CPU)
     pool = InputPool(config.model, 2, N_ITEMS, seed=1)
     batches = [pool.batch(i, 0, n_items) for i, n_items in ((0, N_ITEMS), (1, 1))]
-    every = tuple(range(len(specs)))
+    tables = tuple(range(len(specs)))
     assert plain(batches[0]).abs().max() > 0
     for schedule, knobs in SAME_ORDER + OTHER_ORDER:
-        flags = save(
-            tmp_path / "plan.json",
-            specs,
-            (Bucket(None, (Group(schedule, params(**knobs), every),)),),
-        )
+        group = Group(schedule, params(**knobs), tables)
+        flags = save(tmp_path / "plan.json", specs, (Bucket(None, (group,)),))
         planned = build(config_of(name, *flags).model, 4, device=CPU, tables_of=plain)
         assert planned.tables.is_packed
         for batch in batches:
@@ -85,11 +73,8 @@ def test_a_mixed_plan_with_buckets(tmp_path):
     odd = tuple(range(1, len(specs), 2))
     even = tuple(range(0, len(specs), 2))
     mixed = (Group("per_table", (), odd), Group("compiled", params(unroll=2), even))
-    flags = save(
-        tmp_path / "plan.json",
-        specs,
-        (Bucket(4, mixed), Bucket(None, mixed[::-1], params(threads=2))),
-    )
+    buckets = (Bucket(4, mixed), Bucket(None, mixed[::-1], params(threads=2)))
+    flags = save(tmp_path / "plan.json", specs, buckets)
     planned = build(config_of("rm2", *flags).model, 4, device=CPU, tables_of=plain)
     pool = InputPool(config.model, 1, 64, seed=1)
     for n_items in (1, 4, 5, 64):
@@ -110,16 +95,8 @@ def test_engines_serve_on_a_plan(tmp_path):
     specs = model_specs(config.model)
     group = Group("compiled", params(ahead="none", order="item"), tuple(range(len(specs))))
     flags = save(tmp_path / "plan.json", specs, (Bucket(None, (group,)),))
-    done = run_script(
-        "DeepRecSys.py",
-        *TINY,
-        *flags,
-        "--results_dir",
-        str(tmp_path),
-        "--log_file",
-        "",
-        cwd=tmp_path,
-    )
+    folder = ["--results_dir", str(tmp_path), "--log_file", ""]
+    done = run_script("DeepRecSys.py", *TINY, *flags, *folder, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Measured QPS" in done.stdout
 
@@ -127,10 +104,10 @@ def test_engines_serve_on_a_plan(tmp_path):
 def test_profiles_are_known_by_the_plans_content_and_not_by_its_name(tmp_path):
     plain = config_of("ncf").model
     specs = model_specs(plain)
-    every = (0, 1, 2, 3)
+    tables = (0, 1, 2, 3)
     keys = []
     for file, schedule in (("a", "fused"), ("b", "fused"), ("c", "compiled")):
-        flags = save(tmp_path / file, specs, (Bucket(None, (Group(schedule, (), every),)),))
+        flags = save(tmp_path / file, specs, (Bucket(None, (Group(schedule, (), tables),)),))
         keys.append(profile_key(config_of("ncf", *flags).model, 8))
     assert keys[0] == keys[1]
     assert len({*keys, profile_key(plain, 8)}) == 3

@@ -12,6 +12,10 @@ from models.embedding.plan.spec import TableSpec
 from models.embedding.tuning.problem import exact_sums
 
 
+def fill_normal(weight_E):
+    weight_E.copy_(torch.from_numpy(np.random.default_rng(1).normal(size=len(weight_E))))
+
+
 @pytest.mark.parametrize(
     ("storage", "part"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("int8", 1 / 255)]
 )
@@ -21,9 +25,7 @@ def test_narrow_storage_stays_within_its_error(storage, part, schedule, width):
     specs = [TableSpec(40, width, 1 if schedule == "copy" else None)]
     module = FusedEmbeddingBags(specs)
     n_items = 30
-    module.weight_E.copy_(
-        torch.from_numpy(np.random.default_rng(1).normal(size=len(module.weight_E)))
-    )
+    fill_normal(module.weight_E)
     rng = np.random.default_rng(2)
     lengths = np.ones(n_items, int) if schedule == "copy" else rng.integers(0, 9, n_items)
     values = torch.from_numpy(rng.integers(0, 40, lengths.sum()))
@@ -31,10 +33,8 @@ def test_narrow_storage_stays_within_its_error(storage, part, schedule, width):
     expected = exact_sums(module.layout, module.weight_E, Bags(values, offsets, 1))
     group = Group(schedule, params(storage=storage), (0,))
     module.use(Plan("cpu", tuple(specs), (Bucket(None, (group,)),)))
-    bound = (
-        part * module.table(0).abs().max() * torch.diff(offsets).clamp_min(1)[:, None] * 1.001
-        + 1e-5
-    )
+    largest = module.table(0).abs().max()
+    bound = part * largest * torch.diff(offsets).clamp_min(1)[:, None] * 1.001 + 1e-5
     error = (module(values, offsets).double() - expected).abs()
     assert (error <= bound).all()
     assert error.max() > 0 or (storage, width) == ("int8", 1)  # one element is its own scale
@@ -44,19 +44,17 @@ def test_narrow_storage_stays_within_its_error(storage, part, schedule, width):
 @pytest.mark.parametrize("storage", ["float16", "bfloat16", "int8"])
 def test_the_kernel_reads_what_was_stored(storage):
     specs = (TableSpec(20, 17),)
-    module = FusedEmbeddingBags(
-        specs, Plan("cpu", specs, (Bucket(None, (Group("compiled", (), (0,)),)),))
-    )
-    module.weight_E.copy_(
-        torch.from_numpy(np.random.default_rng(1).normal(size=len(module.weight_E)))
-    )
+
+    def plan(**knobs):
+        group = Group("compiled", params(**knobs), (0,))
+        return Plan("cpu", specs, (Bucket(None, (group,)),))
+
+    module = FusedEmbeddingBags(specs, plan())
+    fill_normal(module.weight_E)
     module.table(0)[3] = 0.5  # a row without a range
-    module.use(
-        Plan("cpu", specs, (Bucket(None, (Group("compiled", params(storage=storage), (0,)),)),))
-    )
-    found = module(torch.arange(20), torch.arange(21))
+    module.use(plan(storage=storage))
+    rows = module(torch.arange(20), torch.arange(21))
     stored = decoded(encoded(module.table(0), storage), 17, storage)
-    torch.testing.assert_close(
-        found, stored, rtol=1e-6, atol=1e-6
-    )  # one rounding less where it is fused
-    assert torch.equal(found[3], module.table(0)[3])
+    # one rounding less where it is fused
+    torch.testing.assert_close(rows, stored, rtol=1e-6, atol=1e-6)
+    assert torch.equal(rows[3], module.table(0)[3])

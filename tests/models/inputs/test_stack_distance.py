@@ -1,8 +1,4 @@
-"""Ids with locality: Zipf's law, LRU stack distances and ids drawn from them, the command line for
-traces.
-"""
-
-from pathlib import Path
+"""LRU stack distances of traces, and ids drawn from them."""
 
 import numpy as np
 import pytest
@@ -10,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from models.inputs.__main__ import main
 from models.inputs.stack_distance import (
     Locality,
     generate,
@@ -89,9 +84,9 @@ def test_the_profile_of_generated_ids_is_the_profile(law):
     ids = generate(wanted, n_rows, n, rng)
     assert ids.min() >= 0
     assert ids.max() < n_rows
-    found = locality_of(ids)
-    both = np.union1d(wanted.distance, found.distance)
-    a, b = (counts_by_distance(locality, n, both) for locality in (wanted, found))
+    drawn = locality_of(ids)
+    both = np.union1d(wanted.distance, drawn.distance)
+    a, b = (counts_by_distance(locality, n, both) for locality in (wanted, drawn))
     # Distances in groups of at least 50 expected, so that chi-square holds.
     group = (np.cumsum(a) // 50).astype(int)
     expected, observed = (np.bincount(group, x)[np.bincount(group, a) >= 25] for x in (a, b))
@@ -109,8 +104,8 @@ def test_new_ids_come_in_the_profile_s_order_and_then_from_the_rest_of_the_table
 
 def test_distances_beyond_what_was_profiled_take_rows_of_the_rest_of_the_table():
     locality = Locality(np.arange(10), np.array([0, 50]), np.array([1e-4, 1.0]))
-    found = locality_of(generate(locality, 1_000_000, 20_000, np.random.default_rng(1)))
-    assert dict(zip(found.distance, found.share, strict=True))[50] > 0.99
+    drawn = locality_of(generate(locality, 1_000_000, 20_000, np.random.default_rng(1)))
+    assert dict(zip(drawn.distance, drawn.share, strict=True))[50] > 0.99
 
 
 def test_too_few_ids_for_their_profile_are_said(caplog):
@@ -146,43 +141,13 @@ def test_deeper_accesses_count_as_first_ones():
 
 def test_generating_repeats_with_its_seed():
     locality = locality_of(draw_rows(100, 1.0, 500, np.random.default_rng(1)))
-    one, again = (generate(locality, 100, 300, np.random.default_rng(9)) for _ in range(2))
-    assert (one == again).all()
+    first, again = (generate(locality, 100, 300, np.random.default_rng(9)) for _ in range(2))
+    assert (first == again).all()
 
 
 def test_an_id_outside_of_the_table_is_refused():
     with pytest.raises(ValueError, match="id 9 is outside of its table of 9 rows"):
         generate(locality_of([0, 9]), 9, 5, np.random.default_rng(1))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0, 1.0 + 1e-12, 1.05, 3.0])
-@pytest.mark.parametrize("n_rows", [1, 2, 40, 5000])
-def test_ranks_follow_zipf_s_law(alpha, n_rows):
-    n = 40_000
-    ranks = draw_ranks(n_rows, alpha, n, np.random.default_rng(5))
-    expected = np.arange(1, n_rows + 1) ** -alpha
-    expected *= n / expected.sum()
-    group = np.minimum((np.cumsum(expected) // 20).astype(int), n // 20)
-    observed = np.bincount(group[ranks - 1], minlength=group[-1] + 1)
-    wanted = np.bincount(group, expected)
-    kept = wanted > 10
-    if kept.sum() > 1:
-        chi2 = ((observed[kept] - wanted[kept]) ** 2 / wanted[kept]).sum()
-        assert stats.chi2.sf(chi2, kept.sum() - 1) > P_LIMIT
-    else:
-        assert (ranks == 1).mean() == pytest.approx(expected[0] / n, abs=1e-3)
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 3, 6, 100, 997, 4096])
-def test_ranks_become_different_rows(n_rows):
-    rng = np.random.default_rng(4)
-    assert len(np.unique(draw_rows(n_rows, 0.0, 40 * n_rows, rng))) == n_rows
-
-
-@pytest.mark.parametrize(("n_rows", "alpha"), [(0, 1.0), (5, -0.1), (5, np.nan)])
-def test_no_law_without_rows_or_with_a_negative_alpha(n_rows, alpha):
-    with pytest.raises(ValueError, match="Zipf's law needs"):
-        draw_ranks(n_rows, alpha, 5, np.random.default_rng(1))
 
 
 def test_a_profile_survives_its_file(tmp_path):
@@ -214,119 +179,3 @@ def test_a_bad_profile_is_named(text, message, tmp_path):
     file.write_text(text)
     with pytest.raises(ValueError, match=rf"sd_0\.log: .*{message}"):
         read_locality(file)
-
-
-def test_the_command_line_profiles_and_generates(tmp_path, capsys):
-    trace, profile, out = (tmp_path / name for name in ("trace.txt", "sd.log", "new.txt"))
-    ids = draw_rows(500, 1.0, 3000, np.random.default_rng(1))
-    trace.write_text("\n".join(", ".join(map(str, row)) for row in ids.reshape(-1, 10)))
-    shares = tmp_path / "shares.log"
-    words = [
-        "profile",
-        "--profile_trace_file",
-        str(trace),
-        "--sd_file_cumm",
-        str(profile),
-        "--sd_file",
-        str(shares),
-    ]
-    assert main(words) == 0
-    assert "3000 accesses" in capsys.readouterr().out
-    assert (read_locality(profile).distance == locality_of(ids).distance).all()
-    assert sum(map(float, shares.read_text().splitlines()[2].split(","))) == pytest.approx(
-        1, abs=1e-9
-    )
-    words = [
-        "generate",
-        "--sd_file_cumm",
-        str(profile),
-        "--trace_file",
-        str(out),
-        "--table_size",
-        "600",
-        "--num_batches",
-        "4",
-        "--mini_batch_size",
-        "5",
-        "--pooling_factor",
-        "10",
-    ]
-    assert main(words) == 0
-    lines = out.read_text().splitlines()
-    assert len(lines) == 20
-    assert {len(line.split()) for line in lines} == {10}
-    assert main([*words[:4], str(out.with_suffix(".npy")), *words[5:]]) == 0
-    assert list(np.load(out.with_suffix(".npy"))) == [
-        int(word) for line in lines for word in line.split()
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("", "is empty"), ("id\n1\n", "line 1: 'id' is no id"), ("1 2\n3 -4\n", "line 2: '-4'"),
-     ("1\n2.5\n", "line 2: '2.5'"), ("1\n18446744073709551615\n", "line 2: '18446744073709551615'"),
-     ("1 \u0663\n", "line 1: '\u0663'"), ("1\nnan\n", "line 2: 'nan'"), (None, "no such file")],
-)  # fmt: skip
-def test_a_bad_trace_is_one_line_and_exit_code_2(text, message, tmp_path, capsys):
-    trace = tmp_path / "trace.txt"
-    if text is not None:
-        trace.write_text(text)
-    assert (
-        main(
-            [
-                "profile",
-                "--profile_trace_file",
-                str(trace),
-                "--sd_file_cumm",
-                str(tmp_path / "sd.log"),
-            ]
-        )
-        == 2
-    )
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert not Path(tmp_path / "sd.log").exists()
-
-
-def test_an_empty_or_fractional_array_is_one_line(tmp_path, capsys):
-    for name, content in (("a.npy", b""), ("b.npy", np.array([0.5]))):
-        if isinstance(content, bytes):
-            (tmp_path / name).write_bytes(content)
-        else:
-            np.save(tmp_path / name, content)
-        words = [
-            "--profile_trace_file",
-            str(tmp_path / name),
-            "--sd_file_cumm",
-            str(tmp_path / "sd.log"),
-        ]
-        assert main(["profile", *words]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--table_size", "0"], "table_size is 0"),
-        (["--table_size", "3"], "id 7 is outside of its table of 3 rows"),
-    ],
-)
-def test_generating_refuses_tables_that_do_not_fit(words, message, tmp_path, capsys):
-    write_locality(tmp_path / "sd.log", locality_of([7, 7, 2]))
-    out = tmp_path / "out.txt"
-    assert (
-        main(
-            [
-                "generate",
-                "--sd_file_cumm",
-                str(tmp_path / "sd.log"),
-                "--trace_file",
-                str(out),
-                *words,
-            ]
-        )
-        == 2
-    )
-    assert message in capsys.readouterr().err
-    assert not out.exists()

@@ -1,6 +1,4 @@
-"""Inputs with ids from Zipf's law, stack distances and data sets: what tables see, in which order,
-and bad files.
-"""
+"""Inputs with ids from Zipf's law, stack distances and data sets: what tables see; bad files."""
 
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ from models.inputs.sources import source_of
 from models.inputs.stack_distance import locality_of, write_locality
 from models.inputs.synthetic import InputPool
 
-N_INPUTS, N_ITEMS = 3, 16
+N_INPUTS = 3
+N_ITEMS = 16
 
 
 def small(model_type="wnd", **settings):
@@ -36,9 +35,7 @@ def run_of(model, **settings):
 
 
 def ids_by_table(config):
-    """What every table is asked for, input after input, item after item, from the batches that
-    engines slice.
-    """
+    """What every table is asked for, in order, from the batches that engines slice."""
     pool = InputPool.of(config)
     rows = config.model.table_rows
     seen = [[] for _ in rows]
@@ -48,9 +45,8 @@ def ids_by_table(config):
             batch = pool.batch(i, first, 8)
             for bag in range(len(batch.offsets) - 1):
                 table = bag % len(rows)
-                ids = (
-                    batch.ids_L[batch.offsets[bag] : batch.offsets[bag + 1]].numpy() - starts[table]
-                )
+                first_id, end = batch.offsets[bag : bag + 2]
+                ids = batch.ids_L[first_id:end].numpy() - starts[table]
                 assert ids.min() >= 0
                 assert ids.max() < rows[table]
                 seen[table] += ids.tolist()
@@ -66,9 +62,8 @@ def test_zipf_ids_are_skewed_and_popular_rows_differ_between_tables():
     seen = ids_by_table(config)
     tops = [np.bincount(ids, minlength=1000) for ids in seen]
     for counts in tops:
-        assert counts.max() / counts.sum() == pytest.approx(
-            1 / 1.6439, abs=0.06
-        )  # 1 / (1 + 1/4 + 1/9 + ...)
+        expected = 1 / 1.6439  # 1 / (1 + 1/4 + 1/9 + ...)
+        assert counts.max() / counts.sum() == pytest.approx(expected, abs=0.06)
     assert tops[0].argmax() != tops[1].argmax()
 
 
@@ -94,8 +89,8 @@ def test_stack_distances_come_from_one_file_a_table_and_run_through_all_inputs(f
 def test_ids_repeat_with_their_seed(generation, tmp_path):
     write_locality(tmp_path / "sd.log", locality_of([1, 2, 1, 3, 2, 1]))
     settings = {"data_generation": generation, "data_trace_file": str(tmp_path / "sd.log")}
-    one, again = (ids_by_table(run_of(small(), **settings)) for _ in range(2))
-    assert one == again
+    first, again = (ids_by_table(run_of(small(), **settings)) for _ in range(2))
+    assert first == again
 
 
 def test_a_profile_outside_of_its_table_is_refused(tmp_path):
@@ -262,10 +257,8 @@ def criteo_line(label=1, dense="5", sparse="68fd1e64"):
 
 def test_click_logs_give_dense_features_and_one_column_a_table(tmp_path):
     file = tmp_path / "train.txt"
-    file.write_text(
-        "\n".join([criteo_line(dense="-1"), criteo_line(0, "", ""), criteo_line(1, "9", "aa")] * 10)
-        + "\n"
-    )
+    lines = [criteo_line(dense="-1"), criteo_line(0, "", ""), criteo_line(1, "9", "aa")] * 10
+    file.write_text("\n".join(lines) + "\n")
     model = small(
         arch_embedding_size="-".join(["1000"] * 27), arch_mlp_bot="15", num_indices_per_lookup=1
     )

@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from infra.deployment import Deployment
+if TYPE_CHECKING:  # SciPy comes with it; what runs on a borrowed GPU does without
+    from infra.deployment import Deployment
 
 GIB = 1 << 30
 LEAST_SCALE = 0.001

@@ -23,8 +23,9 @@ ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 TORCH = {
     "models", "accelerator/profiler.py", "inferenceEngine.py", "accelInferenceEngine.py", "DeepRecSys.py",
     "experiments/embedding", "experiments/model_speed", "experiments/operator_breakdown", "experiments/roofline",
-    "experiments/common/core_limits.py", "experiments/common/look_up_peers.py",
-    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/datasets",
+    "experiments/common/core_limits.py", "experiments/common/fresh_calls.py", "experiments/common/look_up_peers.py",
+    "experiments/colocation/pairs.py", "experiments/locality/look_ups.py", "experiments/recpipe/datasets/movielens.py",
+    "experiments/recpipe/datasets/click_rankers.py", "experiments/recpipe/datasets/ranked.py",
 }  # fmt: skip
 FILES = [
     p

@@ -33,7 +33,6 @@ from infra.settings.fields import flag
 from models.embedding.plan.plan import Bucket, params
 from models.embedding.tuning.search import PlanSearch
 
-MUTATED = 8
 KNOBS = (params(launch="fused", warps=4),)  # all methods get the same
 BY_LENGTH = "map from lengths"
 

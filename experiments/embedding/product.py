@@ -64,7 +64,7 @@ class ProductCase:
 
 
 @dataclass(frozen=True)
-class LoadRow:
+class ProductRow:
     """One run of one engine."""
 
     model: str
@@ -87,7 +87,7 @@ def config_with(case: ProductCase, label: str) -> RunConfig:
     return config_of(case.model, f"{COMMON} {sla}", [*plan, *case.flags])
 
 
-def drive(case: ProductCase) -> dict[str, list[LoadRow]]:
+def drive(case: ProductCase) -> dict[str, list[ProductRow]]:
     """A row a run; both sessions are open, the one that does not run is idle."""
     configs = {label: config_with(case, label) for label in (WITHOUT, WITH)}
     rows = []
@@ -112,7 +112,7 @@ def drive(case: ProductCase) -> dict[str, list[LoadRow]]:
                 p95 = quantile(latency, 0.95)
                 load = (fraction, rate_qps, len(latency), capacity[label])
                 tail = (float(np.median(latency)), p95.value, p95.low, p95.high)
-                rows.append(LoadRow(case.model, label, *load, *tail, MEDIUM_SLA_MS[case.model]))
+                rows.append(ProductRow(case.model, label, *load, *tail, MEDIUM_SLA_MS[case.model]))
     return {"product": rows}
 
 

@@ -49,7 +49,7 @@ Call = Callable[[int], Any]  # number of a slice -> whatever; fresh inputs from 
 
 
 @dataclass(frozen=True)
-class SpeedCase:
+class ModelSpeedCase:
     """One model at these batches."""
 
     model: str
@@ -177,7 +177,7 @@ def _from(call: Call, first: int) -> Call:
 
 
 @torch.inference_mode()
-def measure_model(case: SpeedCase) -> dict[str, list[ContenderRound]]:
+def measure_model(case: ModelSpeedCase) -> dict[str, list[ContenderRound]]:
     """All batches of one model; the limit is the best of those measured around each."""
     torch.set_num_threads(1)
     bench = Bench(case.model)
@@ -208,10 +208,10 @@ STUDY = Study(
     of_models,
     measure_model,
     efforts={
-        "quick": [SpeedCase("ncf", (1, 64), rounds=2, no_compile=True)],
-        "full": [SpeedCase(model) for model in model_configs()],
+        "quick": [ModelSpeedCase("ncf", (1, 64), rounds=2, no_compile=True)],
+        "full": [ModelSpeedCase(model) for model in model_configs()],
     },
-    options=flags_of(SpeedCase, model_configs()),
+    options=flags_of(ModelSpeedCase, model_configs()),
     figures={"model_speed": View(plot.draw, "model_speed")},
     report={"Time over ours": View(plot.summary, "model_speed")},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import yaml
 from accelerator.latency import Profile, read_profile, write_profile
 from accelerator.roofline import Roofline, read_roofline, roofline_profile
 from infra.provenance import cpu_name, package_versions
-from infra.settings.cli import read_file
-from infra.settings.config import ConfigError, ModelConfig
+from infra.settings.cli import parse, read_file
+from infra.settings.config import ConfigError, ModelConfig, RunConfig
 
 BATCHES = tuple(4**i for i in range(6))  # the sizes that the release profiles
 KINDS = ("measured", "speedup", "roofline")
@@ -26,18 +26,33 @@ CONFIGS = ROOT.parent / "models" / "configs"
 
 def model_configs() -> dict[str, Path]:
     """{model name: configuration file} of the release."""
-    return {
-        str(read_file(str(file))["model_name"]): file for file in sorted(CONFIGS.glob("*.json"))
-    }
+    files = sorted(CONFIGS.glob("*.json"))
+    return {str(read_file(str(file))["model_name"]): file for file in files}
+
+
+def model_config(flag: str, name: str) -> str:
+    """The configuration file of the model that `flag` names; raises ValueError."""
+    files = model_configs()
+    if name not in files:
+        raise ValueError(f"{flag}: {name!r} is not among {', '.join(files)}")
+    return str(files[name])
+
+
+def configurations(
+    names: str, flags: Sequence[str], prog: str, defaults: dict[str, Any]
+) -> list[RunConfig]:
+    """The configurations of --models, comma-separated, under other flags; raises ValueError."""
+    files = [model_config("--models", name) for name in names.split(",")]
+    return [parse(["--config_file", file, *flags], prog, forced=defaults) for file in files]
 
 
 @dataclass(frozen=True)
 class Device:
-    """One folder under accelerator/."""
+    """A folder under accelerator/."""
 
     folder: Path
     name: str
-    kind: str  # measured | speedup | roofline
+    kind: str  # of KINDS
     settings: dict[str, Any]
 
     @property
@@ -64,21 +79,22 @@ class Device:
 
 
 def accelerator_root(path: str) -> Path:
-    """--accel_root_dir: as given, else beside this program."""
-    given = Path(path)
-    return given if given.is_dir() else ROOT.parent / given
+    """The folder of --accel_root_dir: as it stands, else beside this program."""
+    root = Path(path)
+    return root if root.is_dir() else ROOT.parent / root
 
 
 def load_device(root: Path, name: str) -> Device:
-    """The device in folder `name`; raises ConfigError if there is none or its device.yaml is
-    unusable.
+    """The device in folder `name`.
+
+    Raises ConfigError if there is none or its device.yaml is unusable.
     """
     file = root / name / "device.yaml"
     if not file.is_file():
-        known = sorted(f.parent.name for f in root.glob("*/device.yaml")) if root.is_dir() else []
+        folders = sorted(file.parent.name for file in root.glob("*/device.yaml"))
         raise ConfigError(
             "accel_device",
-            f"is {name!r}; expected cuda or a folder of {root}: {', '.join(known) or 'none'}",
+            f"is {name!r}; expected cuda or a folder of {root}: {', '.join(folders) or 'none'}",
         )
     settings = yaml.safe_load(file.read_text())
     kind = settings.get("kind") if isinstance(settings, dict) else None
@@ -86,19 +102,16 @@ def load_device(root: Path, name: str) -> Device:
         raise ConfigError("accel_device", f"{file}: kind is {kind!r}; expected {', '.join(KINDS)}")
     tdp_w = settings.get("tdp_w")
     if tdp_w is not None and not (isinstance(tdp_w, (int, float)) and tdp_w > 0):
-        raise ConfigError(
-            "accel_device", f"{file}: tdp_w is {tdp_w!r}; expected watts above 0, or null"
-        )
+        problem = f"{file}: tdp_w is {tdp_w!r}; expected watts above 0, or null"
+        raise ConfigError("accel_device", problem)
     device = Device(file.parent, str(settings.get("name", name)), kind, settings)
     if kind == "roofline":
-        _ = device.roofline  # complete, or said so now
+        _ = device.roofline  # complete, or refused now
     return device
 
 
 def profile_key(model: ModelConfig, max_items: int) -> str:
-    """What a measured profile depends on: the net, its largest batch, the processor, PyTorch's
-    version.
-    """
+    """What a measured profile depends on: the net, its largest batch, the processor, PyTorch."""
     settings = asdict(model)
     plan = settings.pop("embedding_plan")
     if plan:
@@ -108,9 +121,7 @@ def profile_key(model: ModelConfig, max_items: int) -> str:
 
 
 def published_speedups(device: Device, model: str) -> dict[int, float]:
-    """{batch: speedup over the baseline} as published; raises ConfigError if the model is not in
-    the file.
-    """
+    """{batch: published speedup over the baseline}; raises ConfigError for an unknown model."""
     with (device.folder / "published_speedup.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == model]
     if not rows:
@@ -148,29 +159,24 @@ def latency_profile(
     be had.
     """
     if device.kind == "speedup":
-        return derived_profile(
-            device, model.name, latency_profile(device.baseline, model, max_items, measure)
-        )
+        baseline = latency_profile(device.baseline, model, max_items, measure)
+        return derived_profile(device, model.name, baseline)
     path = device.characterization(model)
     key = profile_key(model, max_items)
     elsewhere = device.kind == "roofline" or bool(device.settings.get("measured_elsewhere"))
     if path.is_file():
-        known = read_profile(path)
-        if elsewhere or known.provenance.get("key") == key:
-            return known
+        saved = read_profile(path)
+        if elsewhere or saved.provenance.get("key") == key:
+            return saved
     if device.kind == "roofline":
-        return roofline_profile(
-            device.roofline, device.name, model, str(device.settings.get("source"))
-        )
+        source = str(device.settings.get("source"))
+        return roofline_profile(device.roofline, device.name, model, source)
     if measure is None or elsewhere:
-        raise ConfigError(
-            "accel_device", f"{path}: no profile of this net measured on this machine"
-        )
+        problem = f"{path}: no profile of this net measured on this machine"
+        raise ConfigError("accel_device", problem)
     profile = measure()
-    profile = replace(
-        profile,
-        provenance={"device": device.name, "model": model.name, **profile.provenance, "key": key},
-    )
+    names = {"device": device.name, "model": model.name}
+    profile = replace(profile, provenance={**names, **profile.provenance, "key": key})
     try:
         write_profile(path, profile)
     except OSError:  # a read-only tree: measured again next time

@@ -1,9 +1,7 @@
-"""Runs every model standalone on a device over batch 4^0..4^5 and fills the device's raw_data/
-folder.
+"""Runs every model standalone on a device over batch 4^0..4^5 and fills its raw_data/ folder.
 
-Called by `accelerator/<device>/generate_data.py`. A file has one row per batch: the six numbers
-that a standalone run prints (total and per iteration of data loading, computation and execution,
-ms).
+Called by `accelerator/<device>/generate_data.py`. A file has a row a batch: the six numbers that a
+standalone run prints (total and per iteration of data loading, computation and execution, ms).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from accelerator.devices import (
     BATCHES,
     Device,
     accelerator_root,
+    configurations,
     load_device,
     model_configs,
     profile_key,
@@ -26,12 +25,11 @@ from accelerator.profiler import standalone_rows, torch_device
 from infra.deployment import one_model
 from infra.memory import check_memory
 from infra.progress import OnFraction, Progress
-from infra.settings.cli import parse
 from infra.settings.config import RunConfig
 
 
 def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:
-    """Time one model at every batch and write its rows."""
+    """Time a model at every batch and write its rows."""
     check_memory(one_model(config, n_engines=0))
     rows = standalone_rows(device, config, on_fraction)
     path = device.folder / "raw_data" / f"results_{config.model.name}.txt"
@@ -40,37 +38,30 @@ def fill(device: Device, config: RunConfig, on_fraction: OnFraction) -> None:
     write_key(device, config.model.name, profile_key(config.model, BATCHES[-1]))
 
 
-def main(folder: Path, argv: Sequence[str]) -> int:
+def main(script: str, argv: Sequence[str]) -> int:
     """Command line of a device's generate_data.py; returns the exit code."""
+    folder = Path(script).resolve().parent
     prog = f"accelerator/{folder.name}/generate_data.py"
-    known = model_configs()
     parser = argparse.ArgumentParser(
         prog=prog, allow_abbrev=False, description="Fills raw_data/; see the file's head."
     )
     parser.add_argument(
-        "--models", default=",".join(known), help="names, comma-separated (default: all)"
+        "--models", default=",".join(model_configs()), help="names, comma-separated (default: all)"
     )
     parser.add_argument(
         "--accel_root_dir", default=str(folder.parent), help="where the device's folder is"
     )
-    given, flags = parser.parse_known_args(argv)
-    names = given.models.split(",")
+    args, flags = parser.parse_known_args(argv)
+    defaults = {"num_batches": 4, "nepochs": 10, "max_mini_batch_size": BATCHES[-1]}
     try:
-        device = load_device(accelerator_root(given.accel_root_dir), folder.name)
+        device = load_device(accelerator_root(args.accel_root_dir), folder.name)
         torch_device(device)
-        for name in names:
-            if name not in known:
-                raise ValueError(f"--models: {name!r} is not among {', '.join(known)}")
-        defaults = {"num_batches": 4, "nepochs": 10, "max_mini_batch_size": BATCHES[-1]}
-        configs = [
-            parse(["--config_file", str(known[name]), *flags], prog, forced=defaults)
-            for name in names
-        ]
+        configs = configurations(args.models, flags, prog, defaults)
         with Progress("auto") as progress, progress.step("timing") as on_fraction:
             for config in configs:
                 fill(device, config, on_fraction)
-        print(f"{device.folder / 'raw_data'}: {', '.join(names)}")
     except ValueError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2
+    print(f"{device.folder / 'raw_data'}: {', '.join(args.models.split(','))}")
     return 0

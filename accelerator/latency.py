@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS
 
+PROFILED_BATCHES = tuple(2**i for i in range(13))  # 1 to 4096
 SPREAD = 20  # factors
 OVERHEADS = ("wake_us", "gap_us", "arrival_us")
 _SPREAD_COLUMNS = [f"s{i}" for i in range(1, SPREAD + 1)]
@@ -24,12 +25,12 @@ class LatencyModel(Protocol):
     """Time of one task on a device."""
 
     def latency_ns(self, model: str, n_items: int, n_busy: int) -> int:
-        """ns for `n_items` of `model` while `n_busy` other engines of the device work."""
+        """Time of `n_items` of `model` in ns while `n_busy` other engines of the device work."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Time by batch size for one model: {items: ms}, and where it comes from.
+    """Time by batch size for a model: {items: ms}, and where it comes from.
 
     `busy_ms`: the same while 1, 2, ... neighbours work ({neighbours: {items: ms}}), where that was
     measured. `spread`: {items: the mean of each twentieth of the times over `ms`}, so equally
@@ -60,18 +61,18 @@ class Profile:
             raise ValueError(f"a profile's {', '.join(OVERHEADS)} are at least 0")
 
     def ms(self, n_items: int, n_busy: int = 0) -> float:
-        """Time at a batch size while `n_busy` neighbours work: linear between the numbers measured,
-        flat beyond.
+        """Time at a batch size while `n_busy` neighbours work.
 
-        Between two sizes the logarithm of the time is interpolated linearly in log2 of the batch
-        (exact where time follows a power of the batch, so also where it is proportional to it).
-        Beyond the largest size every further item costs what an item costs between the last two.
+        Between two numbers of neighbours it is linear, beyond the last flat. Between two sizes the
+        logarithm of the time is interpolated linearly in log2 of the batch (exact where time
+        follows a power of the batch, so also where it is proportional to it). Beyond the largest
+        size each further item costs what an item costs between the last two.
         """
         if n_items < 1:
             raise ValueError(f"a batch of {n_items} items has no latency; expected at least 1")
         return float(self.times_ms(np.array([n_items]), n_busy)[0])
 
-    def times_ms(self, n_items_N: npt.NDArray[np.int64], n_busy: int) -> npt.NDArray[np.float64]:
+    def times_ms(self, n_items_N: Int64Array, n_busy: int) -> FloatArray:
         """The same for many sizes of at least 1 item."""
         levels = {0: self.batch_ms, **self.busy_ms}
         below = max(k for k in levels if k <= n_busy)
@@ -79,38 +80,33 @@ class Profile:
         low_N = _interpolated_ms(levels[below], n_items_N)
         if above == below:
             return low_N
-        return low_N + (n_busy - below) / (above - below) * (
-            _interpolated_ms(levels[above], n_items_N) - low_N
-        )
+        high_N = _interpolated_ms(levels[above], n_items_N)
+        return low_N + (n_busy - below) / (above - below) * (high_N - low_N)
 
 
-def _interpolated_ms(
-    batch_ms: Mapping[int, float], n_items_N: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _interpolated_ms(batch_ms: Mapping[int, float], n_items_N: Int64Array) -> FloatArray:
     sizes = sorted(batch_ms)
-    known_ms = np.array([batch_ms[n] for n in sizes])
+    measured_ms = np.array([batch_ms[n] for n in sizes])
     last = sizes[-1]
     before = sizes[-2] if len(sizes) > 1 else 0
     ms_per_item = max((batch_ms[last] - batch_ms.get(before, 0.0)) / (last - before), 0.0)
-    times_N: npt.NDArray[np.float64] = np.where(
+    times_N: FloatArray = np.where(
         n_items_N > last,
-        known_ms[-1] + (n_items_N - last) * ms_per_item,
-        np.exp(np.interp(np.log2(n_items_N), np.log2(sizes), np.log(known_ms))),
+        measured_ms[-1] + (n_items_N - last) * ms_per_item,
+        np.exp(np.interp(np.log2(n_items_N), np.log2(sizes), np.log(measured_ms))),
     )
     return times_N
 
 
-def spread_of(times: npt.NDArray[np.float64], typical: float) -> tuple[float, ...]:
+def spread_of(times: FloatArray, typical: float) -> tuple[float, ...]:
     """The mean of each twentieth of the sorted times, over the typical time."""
     ranks = np.linspace(0, 1, SPREAD * 50, endpoint=False) + 0.01 / SPREAD
     twentieths = np.quantile(times, ranks).reshape(SPREAD, -1).mean(axis=1)
     return tuple(float(x) for x in twentieths * (times.mean() / twentieths.mean()) / typical)
 
 
-def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
-    """int64[busy neighbours, max_items + 1]: time of a task; a row for 0, 1, ... neighbours, item 0
-    has no meaning.
-    """
+def service_times_ns(profile: Profile, max_items: int) -> Int64Array:
+    """Time of a task, int64[busy neighbours, max_items + 1]; 0 items have no meaning."""
     levels = range(max(profile.busy_ms, default=0) + 1)
     n_items_N = np.arange(1, max_items + 1)
     times_KN = np.array([profile.times_ms(n_items_N, k) for k in levels])
@@ -119,34 +115,33 @@ def service_times_ns(profile: Profile, max_items: int) -> npt.NDArray[np.int64]:
 
 @dataclass
 class ProfiledDevice:
-    """A LatencyModel over one profile per model; the first task beyond a profile's largest batch is
-    logged.
+    """A LatencyModel over a profile per model.
+
+    The first task beyond a profile's largest batch is logged.
     """
 
     name: str
     profiles: Mapping[str, Profile]
-    _beyond_said: bool = False
+    _has_warned: bool = False
 
     def latency_ns(self, model: str, n_items: int, n_busy: int) -> int:
         """Time from the profile."""
         profile = self.profiles[model]
-        if not self._beyond_said and n_items > max(profile.batch_ms):
-            self._beyond_said = True
+        largest = max(profile.batch_ms)
+        if n_items > largest and not self._has_warned:
+            self._has_warned = True
+            beyond = "beyond, the last two sizes' cost per item is used"
             log.warning(
-                "%s was profiled for %s up to %d items; beyond, the last two sizes' cost per item "
-                "is used",
-                self.name,
-                model,
-                max(profile.batch_ms),
+                "%s was profiled for %s up to %d items; %s", self.name, model, largest, beyond
             )
         return round(profile.ms(n_items, n_busy) * NS_PER_MS)
 
 
 def read_profile(path: Path) -> Profile:
-    """A characterization file: `# key: value` lines of provenance, then
-    batch,ms[,n_busy][,s1,...,s20] rows.
+    """The profile in a characterization file; raises ValueError.
 
-    The spread stands beside the times without neighbours. Raises ValueError.
+    It has `# key: value` lines of provenance, then rows of batch,ms[,n_busy][,s1,...,s20]; the
+    spread stands beside the times without neighbours.
     """
     text = path.read_text().splitlines()
     provenance = dict(
@@ -165,33 +160,27 @@ def read_profile(path: Path) -> Profile:
         overhead = {name: float(provenance.pop(name, 0.0)) for name in OVERHEADS}
         return Profile(levels.pop(0), provenance, levels, spread, **overhead)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: {error}; expected rows of batch,ms or batch,ms,n_busy"
-        ) from error
+        expected = "expected rows of batch,ms or batch,ms,n_busy"
+        raise ValueError(f"{path}: {error}; {expected}") from error
 
 
 def write_profile(path: Path, profile: Profile) -> None:
     """The inverse of `read_profile`."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    overheads = {name: getattr(profile, name) for name in OVERHEADS}
     lines = [f"# {key}: {value}" for key, value in profile.provenance.items()]
-    lines += [
-        f"# {name}: {getattr(profile, name):.4g}" for name in OVERHEADS if getattr(profile, name)
-    ]
-    columns = [
-        "batch",
-        "ms",
-        *(["n_busy"] if profile.busy_ms else []),
-        *(_SPREAD_COLUMNS if profile.spread else []),
-    ]
+    lines += [f"# {name}: {us:.4g}" for name, us in overheads.items() if us]
+    columns = ["batch", "ms"]
+    if profile.busy_ms:
+        columns.append("n_busy")
+    if profile.spread:
+        columns += _SPREAD_COLUMNS
     lines.append(",".join(columns))
     for n_busy, times in sorted({0: profile.batch_ms, **profile.busy_ms}.items()):
         for n in sorted(times):
-            row = [f"{n},{times[n]:.6g}", *([str(n_busy)] if profile.busy_ms else [])]
-            if profile.spread:
-                row += (
-                    [f"{x:.4g}" for x in profile.spread[n]]
-                    if n_busy == 0 and n in profile.spread
-                    else [""] * SPREAD
-                )
-            lines.append(",".join(row))
+            cells = {"batch": str(n), "ms": f"{times[n]:.6g}", "n_busy": str(n_busy)}
+            if n_busy == 0 and n in profile.spread:
+                factors = [f"{factor:.4g}" for factor in profile.spread[n]]
+                cells.update(zip(_SPREAD_COLUMNS, factors, strict=True))
+            lines.append(",".join(cells.get(name, "") for name in columns))
     path.write_text("\n".join(lines) + "\n")

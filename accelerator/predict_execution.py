@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """raw_data/ -> characterization_data/ (batch, ms), and a model's predicted time at a batch size.
 
-python accelerator/predict_execution.py --device cpu_core                           characterize every model
-python accelerator/predict_execution.py --device cpu_core --model wnd --batch 300   and predict
+python accelerator/predict_execution.py --device cpu_core    characterize every model
+python accelerator/predict_execution.py --device cpu_core --model wnd --batch 300    and predict
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from accelerator.devices import (
     derived_profile,
     latency_profile,
     load_device,
+    model_config,
     model_configs,
     read_key,
 )
@@ -34,14 +35,13 @@ EXECUTION_MS = 5  # which of a row's six numbers is the execution time per itera
 
 
 def characterize(device: Device, model: str) -> Profile:
-    """The device's profile of a model, from its raw data if there is any; raises ValueError if
-    nothing is known.
+    """The device's profile of a model, from its raw data if there is any.
+
+    Raises ValueError if nothing is known of it.
     """
     if device.kind == "roofline":
-        return latency_profile(
-            device,
-            parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model,
-        )
+        config = parse(["--config_file", model_config("--model", model), "--num_batches", "1"])
+        return latency_profile(device, config.model)
     if device.kind == "speedup":
         return derived_profile(device, model, characterize(device.baseline, model))
     raw = device.folder / "raw_data" / f"results_{model}.txt"
@@ -65,6 +65,20 @@ def characterize(device: Device, model: str) -> Profile:
     return read_profile(path)
 
 
+def models_with_times(device: Device) -> list[str]:
+    """The models that the device has raw data of, else those that it has profiles of."""
+    if device.kind == "roofline":
+        return sorted(model_configs())
+    raw = sorted(device.folder.glob("raw_data/results_*.txt"))
+    profiles = {file.stem for file in device.folder.glob("characterization_data/*.csv")}
+    models = [file.stem.removeprefix("results_") for file in raw]
+    models = models or [name for name in model_configs() if name in profiles]
+    if not models:
+        folder = device.folder / "raw_data"
+        raise ValueError(f"{folder}: empty; run {device.folder / 'generate_data.py'} first")
+    return models
+
+
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
@@ -74,31 +88,14 @@ def main(argv: Sequence[str]) -> int:
         "--model", help="rm1 rm2 rm3 ncf wnd mtwnd din dien; without it: all that have raw data"
     )
     parser.add_argument("--batch", type=int, help="items; without it: the profile's sizes")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        device = load_device(accelerator_root(given.accel_root_dir), given.device)
-        base = device.baseline if device.kind == "speedup" else device
-        found = sorted(
-            f.stem.removeprefix("results_") for f in base.folder.glob("raw_data/results_*.txt")
-        )
-        measured = [
-            name
-            for name in model_configs()
-            if (base.folder / "characterization_data" / f"{name}.csv").is_file()
-        ]
-        everything = sorted(model_configs()) if base.kind == "roofline" else found or measured
-        models = [given.model] if given.model else everything
-        if unknown := set(models) - set(model_configs()):
-            raise ValueError(
-                f"--model: {', '.join(unknown)} is not among {', '.join(model_configs())}"
-            )
-        if not models:
-            raise ValueError(
-                f"{base.folder / 'raw_data'}: empty; run {base.folder / 'generate_data.py'} first"
-            )
-        for model in models:
+        device = load_device(accelerator_root(args.accel_root_dir), args.device)
+        measured = device.baseline if device.kind == "speedup" else device
+        for model in [args.model] if args.model else models_with_times(measured):
+            model_config("--model", model)
             profile = characterize(device, model)
-            for batch in [given.batch] if given.batch is not None else sorted(profile.batch_ms):
+            for batch in [args.batch] if args.batch is not None else sorted(profile.batch_ms):
                 print(f"{device.name}: {model} at batch {batch}: {profile.ms(batch):.4g} ms")
     except ValueError as error:
         sys.stderr.write(f"accelerator/predict_execution.py: {error}\n")

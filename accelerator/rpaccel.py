@@ -1,9 +1,8 @@
-"""RPAccel's latency model (Gupta et al., RecPipe, MICRO 2021): as released, and with its faults
-corrected one by one.
+"""RPAccel's latency model (Gupta et al., RecPipe, MICRO 2021), released and corrected.
 
 Pure functions of a ranker, a number of items and a sub-array of the chip; cycles unless a name says
-otherwise. With `Corrections()` the numbers are the released model's to the last bit; every
-correction is a switch of its own.
+otherwise. With `Corrections()` the numbers are the released model's to the last bit; each fault is
+corrected by a switch of its own.
 """
 
 # N items of a stage, l look-ups an item, d embedding width, A multipliers along a side of the array
@@ -14,7 +13,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 FLOAT_BYTES = 4
 NS_PER_S = 1e9
@@ -23,7 +22,7 @@ GIB_S_IN_BYTES_PER_NS = 2**30 / 1e9
 SRAM_BYTES_PER_CYCLE = 64
 SCORE_BINS = 16  # the filter takes so many scores a cycle
 RELEASED_MISS_RATE = 0.5  # of the embedding cache: a constant in the release
-# us; the release adds 1000 times as cycles
+# The link's times in us; the release adds 1000 times as cycles.
 PCIE_START = 5.0
 PCIE_IN_PER_ITEM = 12 / 4096
 PCIE_OUT_PER_ITEM = 5 / 4096
@@ -32,9 +31,7 @@ CHIP_SIDE = 128  # multipliers along a side of the whole array
 
 @dataclass(frozen=True, slots=True)
 class SubArray:
-    """A systolic array with its own weight buffer, embedding cache and share of the DRAM's
-    bandwidth.
-    """
+    """A systolic array with a weight buffer, an embedding cache and a share of the bandwidth."""
 
     side: int
     dram_gib_s: float
@@ -47,12 +44,11 @@ class SubArray:
 
     @property
     def n_on_chip(self) -> int:
-        """How many of them make one chip."""
+        """How many of them make a chip."""
         return (CHIP_SIDE // self.side) ** 2
 
 
-# The release's hardware configurations by the number of sub-arrays; 64 has a quarter of its share
-# of the bandwidth.
+# The release's hardware by the number of sub-arrays; 64 has a quarter of its share of bandwidth.
 RELEASED_ARRAYS = {
     1: SubArray(128, 32),
     4: SubArray(64, 8),
@@ -84,19 +80,15 @@ class Ranker:
         return (n_in, *self.top)
 
     def row_bytes(self, n_items: int) -> float:
-        """Embedding rows read for so many items."""
+        """Size of the embedding rows read for so many items."""
         if self.mf_width is not None:
             return FLOAT_BYTES * (self.lookups / 2) * (self.width + self.mf_width) * n_items
         return FLOAT_BYTES * self.width * self.lookups * n_items
 
     def weight_bytes(self, *, dot: bool) -> float:
-        """Of both MLPs."""
-        stacks = (self.bottom, self.top_widths(dot=dot))
-        return sum(
-            FLOAT_BYTES * n_in * n_out
-            for stack in stacks
-            for n_in, n_out in itertools.pairwise(stack)
-        )
+        """Size of both MLPs."""
+        layers = [*itertools.pairwise(self.bottom), *itertools.pairwise(self.top_widths(dot=dot))]
+        return sum(FLOAT_BYTES * n_in * n_out for n_in, n_out in layers)
 
 
 RANKERS = {
@@ -120,23 +112,21 @@ class Corrections:
     units: bool = False
     dot_interaction: bool = False  # the interaction that the models have, and its products
     partitioned_sram: bool = False  # sub-arrays share the chip's buffers and its DRAM evenly
-    resident_weights: bool = (
-        False  # what fits the weight buffer is loaded once and not for every query
-    )
+    # what fits the weight buffer is loaded once and not for every query
+    resident_weights: bool = False
     # a layer computes while the next weights load, rows are gathered beside the bottom MLP
     overlap: bool = False
     embedding_cache: bool = False  # the miss rate is the caller's, of an LRU cache on real ids
     # the cache's port is as wide as the array; the release's as the smallest array's for all
     cache_port: bool = False
-    top_k_unit: bool = (
-        False  # the filter hands out the best, which takes time, and they go back over the link
-    )
+    # the filter hands out the best, which takes time, and they go back over the link
+    top_k_unit: bool = False
     pcie_once: bool = False  # a query crosses the link once, not once a stage
     sub_batches: bool = False  # a stage begins with what the one before it has let through
 
     @classmethod
     def all(cls) -> Corrections:
-        """Every correction."""
+        """All corrections."""
         return cls(**{field.name: True for field in fields(cls)})
 
 
@@ -144,8 +134,8 @@ RELEASED = Corrections()
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Cycles of one stage."""
+class StageCycles:
+    """Cycles of a stage by its parts."""
 
     pcie_in: float
     embedding: float
@@ -164,25 +154,21 @@ class Parts:
 
 
 def transfer_cycles(n_bytes: float, array: SubArray) -> float:
-    """From DRAM: its latency, then the bytes at its bandwidth."""
-    return (
-        array.dram_latency_cycles
-        + (n_bytes / (array.dram_gib_s * GIB_S_IN_BYTES_PER_NS)) / array.clock_ns
-    )
+    """A read from DRAM: its latency, then the bytes at its bandwidth."""
+    streamed_ns = n_bytes / (array.dram_gib_s * GIB_S_IN_BYTES_PER_NS)
+    return array.dram_latency_cycles + streamed_ns / array.clock_ns
 
 
 def load_cycles(n_in: int, n_out: int, array: SubArray, *, exact: bool = False) -> float:
-    """A layer's weights into their buffer, slice by slice; the release charges the last slice in
-    full.
+    """A layer's weights into their buffer, slice by slice.
+
+    The release charges the last slice in full, `exact` by its size.
     """
     n_bytes = FLOAT_BYTES * n_in * n_out
     n_slices = math.ceil(n_bytes / array.weight_sram_bytes)
     if exact:
-        return (
-            n_slices * array.dram_latency_cycles
-            + transfer_cycles(n_bytes, array)
-            - array.dram_latency_cycles
-        )
+        latency = array.dram_latency_cycles
+        return n_slices * latency + transfer_cycles(n_bytes, array) - latency
     return n_slices * transfer_cycles(min(array.weight_sram_bytes, n_bytes), array)
 
 
@@ -226,8 +212,7 @@ def embedding_cycles(
     *,
     wide_port: bool = False,
 ) -> float:
-    """Rows from DRAM where the cache misses, from flash where the DRAM does, and all others from
-    SRAM.
+    """Rows from DRAM where the cache misses, from flash where the DRAM does, else from SRAM.
 
     `wide_port`: SRAM gives a number to each multiplier along a side in every cycle.
     """
@@ -237,10 +222,8 @@ def embedding_cycles(
     dram = transfer_cycles(n_bytes * miss, array)
     flash = 0.0
     if flash_miss:
-        seconds = (
-            n_bytes * flash_miss / (array.flash_gib_s * GIB_S_IN_BYTES_PER_NS)
-        ) / array.clock_ns
-        flash = array.flash_latency_cycles + seconds
+        streamed_ns = n_bytes * flash_miss / (array.flash_gib_s * GIB_S_IN_BYTES_PER_NS)
+        flash = array.flash_latency_cycles + streamed_ns / array.clock_ns
     port_bytes = FLOAT_BYTES * array.side if wide_port else SRAM_BYTES_PER_CYCLE
     return max(flash, dram) + n_bytes * (1 - miss) / port_bytes
 
@@ -248,8 +231,9 @@ def embedding_cycles(
 def filter_cycles(
     n_items: int, n_kept: int, array: SubArray, fixes: Corrections = RELEASED
 ) -> float:
-    """Choosing the best on the chip; the release's independent of how many, and once too often over
-    the clock.
+    """Choosing the best on the chip.
+
+    The release's is independent of how many, and once too often over the clock.
     """
     taken = n_items / SCORE_BINS
     handed_out = n_kept if fixes.top_k_unit else 0
@@ -257,7 +241,10 @@ def filter_cycles(
 
 
 def host_sort_ns(n_items: int) -> float:
-    """Choosing the best on the host, as the release states it; raises ValueError above 4096 items."""
+    """Choosing the best on the host, as the release states it up to 4096 items.
+
+    Raises ValueError beyond.
+    """
     for most, ns in ((511, 0.03e6), (1024, 0.07e6), (4096, 0.35e6)):
         if n_items <= most:
             return ns
@@ -267,16 +254,18 @@ def host_sort_ns(n_items: int) -> float:
 def pcie_cycles(
     n_items: int, us_per_item: float, array: SubArray, fixes: Corrections = RELEASED
 ) -> float:
-    """Over the link, start included; the release adds nanoseconds as cycles, 8 times the time it
-    means.
+    """A transfer over the link, start included.
+
+    The release adds nanoseconds as cycles, 8 times the time it means.
     """
     ns = (PCIE_START + us_per_item * n_items) * NS_PER_US
     return ns / array.clock_ns if fixes.units else ns
 
 
 def interaction_cycles(ranker: Ranker, n_items: int, array: SubArray) -> float:
-    """All vectors with each other, item after item: one factor fills the array, the other streams
-    through.
+    """All vectors with each other, item after item.
+
+    A factor fills the array, the other streams through.
     """
     if ranker.mf_width is not None:
         return float(math.ceil(ranker.mf_width / array.side) * n_items)
@@ -290,15 +279,11 @@ def shared(array: SubArray) -> SubArray:
     """The sub-array with its even share of the chip's buffers and bandwidth."""
     n = array.n_on_chip
     whole = RELEASED_ARRAYS[1]
-    return SubArray(
-        array.side,
-        whole.dram_gib_s / n,
-        array.clock_ns,
-        array.dram_latency_cycles,
-        array.flash_latency_cycles,
-        array.flash_gib_s,
-        whole.weight_sram_bytes / n,
-        whole.cache_bytes / n,
+    return replace(
+        array,
+        dram_gib_s=whole.dram_gib_s / n,
+        weight_sram_bytes=whole.weight_sram_bytes / n,
+        cache_bytes=whole.cache_bytes / n,
     )
 
 
@@ -312,47 +297,45 @@ def stage_parts(
     *,
     first: bool = True,
     last: bool = True,
-) -> Parts:
-    """One stage of a query.
+) -> StageCycles:
+    """A stage of a query.
 
     `n_kept`: items handed out (the release always passes 0); `miss` is read with the correction of
     the cache; `first`, `last`: where the stage stands in its pipeline, for PCIe once a query.
     """
-    own = shared(array) if fixes.partitioned_sram else array
-    resident = (
-        fixes.resident_weights
-        and ranker.weight_bytes(dot=fixes.dot_interaction) <= own.weight_sram_bytes
-    )
-    own_miss = miss if fixes.embedding_cache else RELEASED_MISS_RATE
-    embedding = embedding_cycles(ranker, n_items, own, own_miss, wide_port=fixes.cache_port)
-    bottom = mlp_cycles(ranker.bottom, n_items, own, fixes, loaded=not resident)
-    top = mlp_cycles(
-        ranker.top_widths(dot=fixes.dot_interaction), n_items, own, fixes, loaded=not resident
-    )
-    crosses_in, crosses_out = (first, last) if fixes.pcie_once else (True, True)
-    return Parts(
-        pcie_in=pcie_cycles(n_items, PCIE_IN_PER_ITEM, own, fixes) if crosses_in else 0.0,
+    if fixes.partitioned_sram:
+        array = shared(array)
+    if not fixes.embedding_cache:
+        miss = RELEASED_MISS_RATE
+    dot = fixes.dot_interaction
+    fits = ranker.weight_bytes(dot=dot) <= array.weight_sram_bytes
+    loaded = not (fixes.resident_weights and fits)
+    crosses_in = first or not fixes.pcie_once
+    crosses_out = last or not fixes.pcie_once
+    embedding = embedding_cycles(ranker, n_items, array, miss, wide_port=fixes.cache_port)
+    bottom = mlp_cycles(ranker.bottom, n_items, array, fixes, loaded=loaded)
+    return StageCycles(
+        pcie_in=pcie_cycles(n_items, PCIE_IN_PER_ITEM, array, fixes) if crosses_in else 0.0,
         embedding=embedding,
         bottom=bottom,
-        interaction=interaction_cycles(ranker, n_items, own) if fixes.dot_interaction else 0.0,
-        top=top,
-        filter=filter_cycles(n_items, n_kept, own, fixes),
-        pcie_out=pcie_cycles(n_kept, PCIE_OUT_PER_ITEM, own, fixes) if crosses_out else 0.0,
+        interaction=interaction_cycles(ranker, n_items, array) if dot else 0.0,
+        top=mlp_cycles(ranker.top_widths(dot=dot), n_items, array, fixes, loaded=loaded),
+        filter=filter_cycles(n_items, n_kept, array, fixes),
+        pcie_out=pcie_cycles(n_kept, PCIE_OUT_PER_ITEM, array, fixes) if crosses_out else 0.0,
         hidden=min(embedding, bottom) if fixes.overlap else 0.0,
     )
 
 
-def stage_s(parts: Parts, array: SubArray) -> float:
+def stage_s(parts: StageCycles, array: SubArray) -> float:
     """Seconds of a stage."""
     return parts.total * array.clock_ns / NS_PER_S
 
 
 def pipelined_s(sub_batch_s: Sequence[float], n_sub_batches: int) -> float:
-    """A query cut into equal sub-batches that follow each other through the stages; 1: one stage
-    after the other.
+    """A query cut into equal sub-batches that follow each other through the stages.
 
-    `sub_batch_s`: what one sub-batch takes in each stage. The slowest stage sets the pace; the
-    others are passed through once.
+    `sub_batch_s`: what a sub-batch takes in each stage. The slowest stage sets the pace; the others
+    are passed through once.
     """
     if n_sub_batches < 1:
         raise ValueError(f"{n_sub_batches} sub-batches; expected at least 1")
@@ -360,8 +343,9 @@ def pipelined_s(sub_batch_s: Sequence[float], n_sub_batches: int) -> float:
 
 
 def fifo_misses(keys: Iterable[int], cache_rows: int, dram_rows: int) -> tuple[float, float]:
-    """Miss rates of two caches in a row that throw out what came first, both cold; the release's
-    "online" mode.
+    """Miss rates of two caches in a row that throw out what came first, both cold.
+
+    It is the release's "online" mode.
     """
     caches: tuple[OrderedDict[int, None], ...] = (OrderedDict(), OrderedDict())
     misses = [0, 0]
@@ -379,10 +363,10 @@ def fifo_misses(keys: Iterable[int], cache_rows: int, dram_rows: int) -> tuple[f
 
 
 def sub_array_splits(n_stages: int) -> list[tuple[int, ...]]:
-    """The designs that the release tries: sub-arrays of 4, 16 or 64 a chip for every stage; one
-    stage also the whole.
+    """The designs that the release tries: how many sub-arrays a chip has, for every stage.
 
-    A stage gets 1 of n_stages of the sub-arrays of its kind as engines, rounded down.
+    A single stage may also have the whole. A stage gets 1 of n_stages of the sub-arrays of its kind
+    as engines, rounded down.
     """
     sizes = (1, 4, 16, 64) if n_stages == 1 else (4, 16, 64)
     return list(itertools.product(sizes, repeat=n_stages))

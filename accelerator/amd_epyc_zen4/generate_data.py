@@ -9,8 +9,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from accelerator.generate import main
 
-from accelerator.generate import main
-
-if __name__ == "__main__":
-    sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))
+    sys.exit(main(__file__, sys.argv[1:]))

@@ -130,8 +130,8 @@ def rate_under_sla(runs: pd.DataFrame) -> float:
     if late[0] == 0:
         return float("nan")
     k = late[0]
-    share = np.log(sla_ms / p95_ms[k - 1]) / np.log(p95_ms[k] / p95_ms[k - 1])
-    return float(rates[k - 1] + share * (rates[k] - rates[k - 1]))
+    around = slice(k - 1, k + 1)
+    return float(np.interp(np.log(sla_ms), np.log(p95_ms[around]), rates[around]))
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

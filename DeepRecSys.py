@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class QueueRun:
     """One run in at-scale mode: its engines, and where its results go."""
 
     opened: OpenSession
@@ -103,7 +103,7 @@ def fixed_policy(config: RunConfig) -> Policy:
     return Policy(config.engines.sub_task_batch_size, offload)
 
 
-def measure(job: Job) -> tuple[Rows, Summary]:
+def measure(job: QueueRun) -> tuple[Rows, Summary]:
     """One run at a fixed policy."""
     config = job.config
     if config.simulation.service_law == "replay":
@@ -118,7 +118,9 @@ def measure(job: Job) -> tuple[Rows, Summary]:
     return _measured(job, schedule, too_short(config, schedule))
 
 
-def _measured(job: Job, schedule: Schedule, faults: tuple[str, ...] = ()) -> tuple[Rows, Summary]:
+def _measured(
+    job: QueueRun, schedule: Schedule, faults: tuple[str, ...] = ()
+) -> tuple[Rows, Summary]:
     config = job.config
     title = f"{config.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
     with job.progress.step(title) as on_fraction:
@@ -132,7 +134,7 @@ def _measured(job: Job, schedule: Schedule, faults: tuple[str, ...] = ()) -> tup
     )
 
 
-def run_measure(job: Job) -> Report:
+def run_measure(job: QueueRun) -> Report:
     """Measure and save; returns what prints the report."""
     rows, summary = measure(job)
     memory = job.opened.session.memory()
@@ -155,7 +157,7 @@ def quality_of(deployment: Deployment, rows: Rows) -> dict[str, Estimate]:
 
 
 def _report_measure(
-    job: Job,
+    job: QueueRun,
     rows: Rows,
     summary: Summary,
     memory: dict[str, Any],
@@ -203,7 +205,7 @@ def _print_service(opened: OpenSession, out: Console) -> None:
         out.print(f"Virtual time; service times: {opened.service['source']}", soft_wrap=True)
 
 
-def run_tune(job: Job) -> Report:
+def run_tune(job: QueueRun) -> Report:
     """Tune, confirm and save, also after an interruption; returns what prints the report."""
     watts = server_power(job.deployment, job.opened.session, job.opened.devices)
     # What --resume needs after a kill: the settings, and which pipeline its file stated.
@@ -233,7 +235,7 @@ def run_tune(job: Job) -> Report:
     return lambda: _report_tune(job, lines, tuned.notes, best, watts)
 
 
-def _save_best(job: Job, best: Phase | None, results: dict[str, Any]) -> None:
+def _save_best(job: QueueRun, best: Phase | None, results: dict[str, Any]) -> None:
     """The rows of the best phase's confirmation, if there is one."""
     if best is None or best.rows is None or best.summary is None:
         run_folder.save_document(job.folder, job.config, job.document(results))
@@ -243,7 +245,7 @@ def _save_best(job: Job, best: Phase | None, results: dict[str, Any]) -> None:
 
 
 def _report_tune(
-    job: Job,
+    job: QueueRun,
     lines: list[dict[str, Any]],
     notes: list[str],
     best: Phase | None,
@@ -364,7 +366,7 @@ def run_queue(deployment: Deployment, folder: Path | None = None) -> int:
         ):
             if signals:  # somebody's callback has swallowed the exception
                 raise KeyboardInterrupt
-            tell = work(Job(opened, progress, folder, task_log))
+            tell = work(QueueRun(opened, progress, folder, task_log))
         tell()
         return INTERRUPTED if opened.session.interrupted else 0
     finally:

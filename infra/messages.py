@@ -127,7 +127,7 @@ class WireTask(NamedTuple):
 
 
 class WireReply(NamedTuple):
-    """Engine to driver: READY after warm-up (ticket 0), DONE (with scores) or ERROR for a ticket."""
+    """Engine to driver: READY after warm-up (ticket 0), DONE (with scores) or ERROR."""
 
     ticket: int
     engine: int

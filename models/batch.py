@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.offsets import Int64Array, starts_of
+from models.embedding.offsets import Int64Array, starts_of
 
 
 @dataclass(frozen=True, slots=True)

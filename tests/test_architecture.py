@@ -28,7 +28,8 @@ ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 WORLDS = ("backends.processes", "backends.virtual", "backends.cluster")
 TORCH = (
     "models accelerator/profiler.py inferenceEngine.py accelInferenceEngine.py DeepRecSys.py "
-    "experiments/common/core_limits.py experiments/common/measured.py experiments/embedding "
+    "experiments/common/core_limits.py experiments/common/fresh_calls.py "
+    "experiments/common/look_up_peers.py experiments/embedding "
     "experiments/model_speed experiments/operator_breakdown experiments/roofline "
     "experiments/colocation/pairs.py experiments/locality/look_ups.py experiments/recpipe/datasets"
 ).split()
@@ -151,7 +152,8 @@ def test_no_name_says_nothing(path):
 
 @every_file
 def test_lines_have_at_most_100_characters(path):
-    long = [i for i, line in enumerate(source(path).splitlines(), start=1) if len(line) > 100]
+    written = [re.sub(r"  # (noqa|type: ignore).*", "", x) for x in source(path).splitlines()]
+    long = [i for i, line in enumerate(written, start=1) if len(line) > 100]
     assert not long, f"{path}: lines {long} are longer; ruff format . breaks code, not words"
 
 

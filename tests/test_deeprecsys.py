@@ -292,7 +292,7 @@ def wait_for_engines(process, n):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number):
-    shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108
+    shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 (where POSIX shared memory lies)
     process = start(tmp_path, "--nepochs", "100000", "--arrival_qps", "100")
     engines = wait_for_engines(process, 2)
     time.sleep(2)
@@ -307,7 +307,7 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number
     assert len(only_run(tmp_path).rows().queries) > 0
     _, alive = psutil.wait_procs(engines, timeout=5)
     assert not alive
-    assert set(os.listdir("/dev/shm")) == shared  # noqa: PTH208, S108
+    assert set(os.listdir("/dev/shm")) == shared  # noqa: PTH208, S108 (where POSIX shared memory lies)
 
 
 def test_an_interrupted_search_leaves_what_it_has(tmp_path):

@@ -156,10 +156,10 @@ def test_arrivals_can_come_from_a_file(tmp_path):
 
 
 def test_a_schedule_repeats_with_its_seed_and_differs_between_runs():
-    one, again, other = (draw_schedule(CONFIG, 500, 10, 100.0, run) for run in (0, 0, 1))
-    assert (one.arrival_ns == again.arrival_ns).all()
-    assert (one.n_items == again.n_items).all()
-    assert (one.arrival_ns != other.arrival_ns).any()
+    first, again, other = (draw_schedule(CONFIG, 500, 10, 100.0, run) for run in (0, 0, 1))
+    assert (first.arrival_ns == again.arrival_ns).all()
+    assert (first.n_items == again.n_items).all()
+    assert (first.arrival_ns != other.arrival_ns).any()
 
 
 def test_changing_the_sizes_leaves_arrivals_and_inputs_alone():

@@ -21,7 +21,7 @@ RunCase = Callable[[Any], Mapping[str, Sequence[Any]]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseOutcome:
     """The rows of a case, or why there are none."""
 
     tables: RowTables
@@ -29,16 +29,18 @@ class Outcome:
     trace: str = ""
 
 
-def attempt(run: RunCase, case: Any) -> Outcome:
+def attempt(run: RunCase, case: Any) -> CaseOutcome:
     """The case's rows; what `run` raises becomes a failure."""
     try:
-        return Outcome({name: [row_of(row) for row in rows] for name, rows in run(case).items()})
+        return CaseOutcome(
+            {name: [row_of(row) for row in rows] for name, rows in run(case).items()}
+        )
     except (Exception, SystemExit) as error:  # noqa: BLE001 (the other cases go on)
         message = " ".join(str(error).split())
-        return Outcome({}, f"{type(error).__name__}: {message}", traceback.format_exc())
+        return CaseOutcome({}, f"{type(error).__name__}: {message}", traceback.format_exc())
 
 
-def in_turn(run: RunCase, todo: Mapping[str, Any]) -> Generator[tuple[str, Outcome]]:
+def in_turn(run: RunCase, todo: Mapping[str, Any]) -> Generator[tuple[str, CaseOutcome]]:
     """Digest and outcome, case by case."""
     for digest, case in todo.items():
         yield digest, attempt(run, case)
@@ -46,7 +48,7 @@ def in_turn(run: RunCase, todo: Mapping[str, Any]) -> Generator[tuple[str, Outco
 
 def in_processes(
     run: RunCase, todo: Mapping[str, Any], n_processes: int
-) -> Generator[tuple[str, Outcome]]:
+) -> Generator[tuple[str, CaseOutcome]]:
     """Digest and outcome as cases end. The processes are forked at once: no thread runs yet."""
     before = set(multiprocessing.active_children())
     fork = multiprocessing.get_context("fork")
@@ -54,7 +56,7 @@ def in_processes(
     digests = {pool.submit(_attempt_in_worker, case): digest for digest, case in todo.items()}
     workers = set(multiprocessing.active_children()) - before
 
-    def ended() -> Generator[tuple[str, Outcome]]:
+    def ended() -> Generator[tuple[str, CaseOutcome]]:
         try:
             for job in as_completed(digests):
                 yield digests[job], _outcome(job)
@@ -68,9 +70,9 @@ def in_processes(
     return ended()
 
 
-def _outcome(job: Future[Outcome]) -> Outcome:
+def _outcome(job: Future[CaseOutcome]) -> CaseOutcome:
     failure = job.exception()  # where the process itself has died
-    return Outcome({}, f"{type(failure).__name__}: {failure}") if failure else job.result()
+    return CaseOutcome({}, f"{type(failure).__name__}: {failure}") if failure else job.result()
 
 
 _run_of_worker: RunCase | None = None
@@ -86,7 +88,7 @@ def _enter_worker(run: RunCase) -> None:
     _run_of_worker = run
 
 
-def _attempt_in_worker(case: Any) -> Outcome:
+def _attempt_in_worker(case: Any) -> CaseOutcome:
     assert _run_of_worker is not None, "the worker has begun"
     return attempt(_run_of_worker, case)
 

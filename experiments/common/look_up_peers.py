@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.embedding.jagged import Bags
-from models.offsets import Int64Array
+from models.embedding.offsets import Int64Array
 
 
 def quiet_import(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.common.case_log import digest_of
 from experiments.recpipe.chains import Scored
 from experiments.recpipe.chip import Misses
-from experiments.recpipe.datasets.rankers import Source, SourceOptions, load, sources
+from experiments.recpipe.datasets.rankers import RankerSource, SourceOptions, load, sources
 from experiments.recpipe.world import RankingWorld, SystemDesign, cpu_profiles
 from infra.progress import Progress
 from infra.settings.fields import flag
@@ -39,7 +39,7 @@ class GoalOptions(WorldOptions):
 class WorldSettings:
     """What a world is made of; `times`: digest of the rankers' profiles once they are known."""
 
-    source: Source
+    source: RankerSource
     profiles: str
     n_cores: int
     times: str = field(default="", compare=False)  # the same world with and without it

@@ -36,7 +36,7 @@ from experiments.recpipe.chains import (
     quality_of,
 )
 from experiments.recpipe.datasets.published import RELEASED_NAMES, published
-from experiments.recpipe.datasets.rankers import Source, SourceOptions, load, sources
+from experiments.recpipe.datasets.rankers import RankerSource, SourceOptions, load, sources
 from experiments.recpipe.drawing import bars, finish, line, lines, views
 from infra.ranking import mean_with_interval, paired
 
@@ -133,12 +133,12 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def cases(quick: bool, options: SourceOptions) -> list[Source]:
+def cases(quick: bool, options: SourceOptions) -> list[RankerSource]:
     """A case for each data set."""
     return sources(options, quick=quick)
 
 
-def run(source: Source) -> dict[str, list[dict[str, Any]]]:
+def run(source: RankerSource) -> dict[str, list[dict[str, Any]]]:
     """The rows of a data set, with those of a ranker that knows the probabilities of the labels."""
     scored = Scored.of(load(source, progress()))
     ranked = by_items_ranked(scored)

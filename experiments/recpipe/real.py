@@ -61,7 +61,7 @@ BATCHES = (256, 1024, 4096)
 
 
 @dataclass(frozen=True)
-class RealOptions(WorldOptions):
+class EnginePipelineOptions(WorldOptions):
     """The study's flags."""
 
     engines: int = flag(2, "CPU engines on this machine", low=1)
@@ -71,7 +71,7 @@ class RealOptions(WorldOptions):
 
 
 @dataclass(frozen=True)
-class RealCase:
+class EnginePipelineCase:
     """Both sides in turn, or the `winner` of a search, on so many engines of this machine."""
 
     data: str
@@ -392,13 +392,13 @@ def searched(folder: Path, data: str) -> tuple[SystemDesign, Any]:
     return winner_of(rows, goal), goal
 
 
-def cases(quick: bool, options: RealOptions) -> list[RealCase]:
+def cases(quick: bool, options: EnginePipelineOptions) -> list[EnginePipelineCase]:
     """Both sides of each data set, and the winner of its search."""
     cases = []
     for settings, _ in worlds(options, 32, quick=quick):
         data = settings.source.data
         rounds = 2 if quick else options.rounds
-        both = RealCase(data, settings, options.engines, rounds, options.sla_ms)
+        both = EnginePipelineCase(data, settings, options.engines, rounds, options.sla_ms)
         cases.append(both)
         if options.search:
             design, goal = searched(Path(options.search), data)
@@ -408,7 +408,7 @@ def cases(quick: bool, options: RealOptions) -> list[RealCase]:
     return cases
 
 
-def run(case: RealCase) -> dict[str, list[Any]]:
+def run(case: EnginePipelineCase) -> dict[str, list[Any]]:
     """The rows of both sides, or of the winner."""
     world = world_of(case.settings)
     if case.winner:
@@ -424,7 +424,7 @@ STUDY = Study(
     cases,
     run,
     efforts={"quick": True, "full": False},
-    options=RealOptions,
+    options=EnginePipelineOptions,
     report={
         **views("p95 (ms) of one stage and of several, {}", ratios, "real_{}"),
         **views("Highest rate under the SLA, {}", pd.DataFrame, "real_rates_{}"),

@@ -37,7 +37,7 @@ from experiments.recpipe.chip import (
 )
 from experiments.recpipe.datasets import rankers
 from experiments.recpipe.datasets.published import RELEASED_NAMES, WORST_MS, published
-from experiments.recpipe.datasets.rankers import CacheOptions, Source
+from experiments.recpipe.datasets.rankers import CacheOptions, RankerSource
 from experiments.recpipe.drawing import SHADES, finish, line, words
 from infra.settings.fields import flag
 
@@ -62,7 +62,7 @@ class ChipOptions(CacheOptions):
 class ChipCase:
     """Everything on so many queries; the caches see those of the pools."""
 
-    source: Source
+    source: RankerSource
     pools: Pools
     n_queries: int
 
@@ -236,7 +236,7 @@ def _chip(axes: Axes) -> None:
 
 def cases(quick: bool, options: ChipOptions, pools: Pools = POOLS) -> list[ChipCase]:
     """One case: designs share their caches' streams."""
-    source = Source("clicks", quick, options.cache)
+    source = RankerSource("clicks", quick, options.cache)
     return [ChipCase(source, QUICK_POOLS if quick else pools, options.queries)]
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from backends.opening import open_session
 from backends.tuning.probe import capacity_qps
-from DeepRecSys import Job, fixed_policy, measure
+from DeepRecSys import QueueRun, fixed_policy, measure
 from experiments.common.study import NoOptions, Study, View, out_folder, progress
 from infra.deployment import resolve
 from infra.settings.cli import parse
@@ -55,7 +55,7 @@ def compare(case: ReleasedCase) -> dict[str, list[dict[str, Any]]]:
         for law in ("legacy", "exponential"):
             load = replace(config.load, arrival_process=law)
             deployment = replace(opened.deployment, config=replace(config, load=load))
-            job = Job(replace(opened, deployment=deployment), progress(), out_folder(), None)
+            job = QueueRun(replace(opened, deployment=deployment), progress(), out_folder(), None)
             _, summary = measure(job)
             row[f"{law}_qps"] = summary.achieved_qps
             row[f"{law}_p95_ms"] = summary.p95_ms.value

@@ -23,10 +23,10 @@ import pandas as pd
 from infra.progress import OnFraction, Progress
 from infra.results.report import show
 from infra.rng import stream
+from models.embedding.offsets import Int64Array
 from models.embedding.plan.spec import TableSpec
 from models.embedding.tuning.recorded import FORMATS, Int32Array, Recorded, cut
 from models.inputs.zipf import draw_rows
-from models.offsets import Int64Array
 
 CONFIG: dict[str, Any] = json.loads(Path(__file__).with_name("benchmarks.json").read_text())
 BENCHMARKS = tuple(CONFIG["benchmarks"])

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from infra.rng import stream
+from models.embedding.offsets import Int64Array
 from models.inputs.stack_distance import generate, locality_of, read_locality, write_locality
-from models.offsets import Int64Array
 
 MOST_ID = 2**62
 

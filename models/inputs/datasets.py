@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.offsets import Int64Array
+from models.embedding.offsets import Int64Array
 
 UInt64Array = npt.NDArray[np.uint64]
 FloatArray = npt.NDArray[np.float32]

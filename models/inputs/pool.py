@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from models.batch import Batch
-from models.offsets import starts_of
+from models.embedding.offsets import starts_of
 
 Tensors = list[Tensor] | Tensor  # one of each input, or stacked
 
 
-class Pool:
+class ItemPool:
     """`n_inputs` inputs of `max_items` items; `batch` slices one without copying.
 
     `ids`: (L,) rows of the buffer of all tables; `offsets`: (M + 1,); `dense`: (B, F); of each

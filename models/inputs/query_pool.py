@@ -10,10 +10,10 @@ import torch
 from infra.labelled_queries import Queries
 from infra.settings.config import ModelConfig
 from models.batch import first_rows
-from models.inputs.pool import Pool
+from models.inputs.pool import ItemPool
 
 
-class QueryPool(Pool):
+class QueryPool(ItemPool):
     """The candidates of labelled queries: one id a bag.
 
     Raises ConfigError if the model reads other tables.

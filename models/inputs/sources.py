@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from infra.rng import stream
 from infra.settings.config import ConfigError, InputConfig, ModelConfig
+from models.embedding.offsets import Int64Array, starts_of
 from models.inputs.datasets import Criteo, Interactions, read_criteo, read_interactions
 from models.inputs.zipf import draw_rows
-from models.offsets import Int64Array, starts_of
 
 if TYPE_CHECKING:  # compiled with numba, which the ids of other sources do not need
     from models.inputs.stack_distance import Locality

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.offsets import Int64Array
+from models.embedding.offsets import Int64Array
 
 FloatArray = npt.NDArray[np.float64]
 _FEWEST_SLOTS = 64

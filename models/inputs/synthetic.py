@@ -15,9 +15,9 @@ import torch
 from infra.rng import stream
 from infra.settings.config import ModelConfig, RunConfig
 from models.batch import first_rows
-from models.inputs.pool import Pool
+from models.embedding.offsets import starts_of
+from models.inputs.pool import ItemPool
 from models.inputs.sources import Source, source_of
-from models.offsets import starts_of
 
 Int32Array = npt.NDArray[np.int32]
 Drawn = tuple[Int32Array, Int32Array | None]  # ids of an input, offsets where bags differ
@@ -55,7 +55,7 @@ def draw_distinct(n_rows: int, bag_ids: int, n_bags: int, rng: np.random.Generat
     return ids
 
 
-class InputPool(Pool):
+class InputPool(ItemPool):
     """The distinct inputs of a run, drawn from its seed.
 
     With a fixed pooling factor the uniformly drawn ids of a bag all differ; otherwise a bag has

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from models.offsets import Int64Array
+from models.embedding.offsets import Int64Array
 
 FloatArray = npt.NDArray[np.float64]
 

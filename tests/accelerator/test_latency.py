@@ -65,10 +65,10 @@ def test_between_numbers_of_neighbours_time_is_linear_and_beyond_the_last_flat()
     profile = Profile(
         {1: 1.0, 4: 2.0}, busy_ms={1: {1: 2.0, 4: 6.0}, 4: {1: 8.0, 4: 12.0, 8: 20.0}}
     )
-    found = service_times_ns(profile, 5) / MS
-    assert found[0, 1:] == pytest.approx([1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3], rel=1e-5)
-    assert found[:, 1] == pytest.approx([1, 2, 4, 6, 8])
-    assert found[:, 4] == pytest.approx([2, 6, 8, 10, 12])
+    times_ms = service_times_ns(profile, 5) / MS
+    assert times_ms[0, 1:] == pytest.approx([1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3], rel=1e-5)
+    assert times_ms[:, 1] == pytest.approx([1, 2, 4, 6, 8])
+    assert times_ms[:, 4] == pytest.approx([2, 6, 8, 10, 12])
     assert [profile.ms(4, k) for k in (0, 1, 3, 4, 9)] == pytest.approx([2, 6, 10, 12, 12])
 
 

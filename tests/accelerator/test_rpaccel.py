@@ -29,12 +29,12 @@ def assert_same(value, golden):
 
 @pytest.mark.parametrize("case", GOLDEN["accelerator"], ids=lambda case: case["id"])
 def test_a_query_takes_what_the_released_model_says(case):
-    given = case["input"]
+    facts = case["input"]
     golden = case["output"]
-    array = RELEASED_ARRAYS[int(given["accel_config"].split("_")[1])]
-    ranker = RANKERS[NAMES[given["model_config"]]]
-    parts = stage_parts(ranker, given["items_per_query"], given["top_n"], array)
-    assert list(ranker.top_widths(dot=False)) == given["mlp_top_layers"]
+    array = RELEASED_ARRAYS[int(facts["accel_config"].split("_")[1])]
+    ranker = RANKERS[NAMES[facts["model_config"]]]
+    parts = stage_parts(ranker, facts["items_per_query"], facts["top_n"], array)
+    assert list(ranker.top_widths(dot=False)) == facts["mlp_top_layers"]
     named = {
         "pcie_in": "input_pcie",
         "embedding": "embedding",
@@ -51,9 +51,9 @@ def test_a_query_takes_what_the_released_model_says(case):
 
 @pytest.mark.parametrize("case", ["C01", "C03", "C05"])
 def test_a_layer_takes_what_the_released_model_says(case):
-    given = COMPONENTS[case]["input"]
+    facts = COMPONENTS[case]["input"]
     assert_same(
-        rpaccel.mlp_cycles(given["layers"], given["items_per_query"], ONE),
+        rpaccel.mlp_cycles(facts["layers"], facts["items_per_query"], ONE),
         COMPONENTS[case]["output"],
     )
 
@@ -76,9 +76,9 @@ def test_sorting_more_than_was_stated_is_refused():
 
 
 def test_caches_that_throw_out_what_came_first_miss_as_released():
-    given = COMPONENTS["C17"]["input"]
-    keys = list(itertools.chain.from_iterable(given["idx"]))
-    miss, flash_miss = rpaccel.fifo_misses(keys, given["l1_vectors"], given["dram_vectors"])
+    facts = COMPONENTS["C17"]["input"]
+    keys = list(itertools.chain.from_iterable(facts["idx"]))
+    miss, flash_miss = rpaccel.fifo_misses(keys, facts["l1_vectors"], facts["dram_vectors"])
     assert_same(
         rpaccel.embedding_cycles(RANKERS["rm-small"], 2, ONE, miss, flash_miss),
         COMPONENTS["C17"]["output"],
@@ -144,11 +144,11 @@ def test_the_dot_interaction_narrows_the_top_and_costs_its_products():
 
 def test_partitioned_buffers_add_up_to_the_chip_s():
     for n, array in RELEASED_ARRAYS.items():
-        own = rpaccel.shared(array)
+        part = rpaccel.shared(array)
         assert array.n_on_chip == n
-        assert own.dram_gib_s * n == ONE.dram_gib_s
-        assert own.weight_sram_bytes * n == ONE.weight_sram_bytes
-        assert own.cache_bytes * n == ONE.cache_bytes
+        assert part.dram_gib_s * n == ONE.dram_gib_s
+        assert part.weight_sram_bytes * n == ONE.weight_sram_bytes
+        assert part.cache_bytes * n == ONE.cache_bytes
 
 
 def test_weights_that_fit_are_loaded_once():

@@ -41,8 +41,11 @@ def test_a_floor_is_above_all_that_it_imports_and_arrows_are_few(tmp_path):
     write_tree(tmp_path, FILES)
     imports = house.read_imports(tmp_path)
     assert house.floors(imports) == {
-        "infra": 0, "scheduler": 1, "DeepRecSys": 2, "experiments": 3
-    }  # fmt: skip
+        "infra": 0,
+        "scheduler": 1,
+        "DeepRecSys": 2,
+        "experiments": 3,
+    }
     assert sorted(house.direct(imports)) == [
         ("DeepRecSys", "scheduler"),
         ("experiments", "DeepRecSys"),

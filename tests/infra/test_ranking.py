@@ -30,11 +30,11 @@ def test_the_best_items_are_those_of_a_full_sort_with_ties_by_id(scores, k):
 
 
 @pytest.mark.parametrize(
-    ("scores", "k", "said"),
+    ("scores", "k", "message"),
     [([1.0, np.nan], 1, "NaN"), ([1.0], 0, "best 0"), ([1.0, 2.0, 3.0], 1, "3 scores")],
 )
-def test_a_list_that_cannot_be_ranked_is_refused(scores, k, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_list_that_cannot_be_ranked_is_refused(scores, k, message):
+    with pytest.raises(ValueError, match=message):
         ranking.top_items(np.arange(2 if len(scores) > 1 else 1), scores, k)
 
 
@@ -84,8 +84,8 @@ def test_the_interval_of_a_mean_covers_as_often_as_it_says():
     rng = np.random.default_rng(3)
     inside = 0
     for _ in range(1000):
-        found = ranking.mean_with_interval(rng.normal(2.0, 1.0, 30), 0.9)
-        inside += found.low <= 2.0 <= found.high
+        mean = ranking.mean_with_interval(rng.normal(2.0, 1.0, 30), 0.9)
+        inside += mean.low <= 2.0 <= mean.high
     assert inside == pytest.approx(900, abs=4 * np.sqrt(1000 * 0.9 * 0.1))
 
 
@@ -93,10 +93,10 @@ def test_pairing_sees_a_difference_that_the_spread_over_queries_hides():
     rng = np.random.default_rng(4)
     base = rng.normal(0, 10, 200)
     better = base + 0.2 + rng.normal(0, 0.1, 200)
-    found = ranking.paired(better, base)
-    assert found.differs
-    assert found.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
-    assert found.difference.value == pytest.approx(0.2, abs=0.03)
+    pair = ranking.paired(better, base)
+    assert pair.differs
+    assert pair.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
+    assert pair.difference.value == pytest.approx(0.2, abs=0.03)
     few = base[:12]
     other = rng.normal(0, 10, 12)
     assert ranking.paired(few, other).p_value == pytest.approx(stats.ttest_rel(few, other).pvalue)

@@ -63,7 +63,7 @@ class ExportOptions(SourceOptions):
 
 
 @dataclass(frozen=True)
-class Source:
+class RankerSource:
     """All that a data set's queries and rankers follow from; quick: little data, little training.
 
     `changed_ns`: when the file or folder that is read was changed.
@@ -77,7 +77,7 @@ class Source:
     changed_ns: int = 0
 
 
-def sources(options: SourceOptions, *, quick: bool) -> list[Source]:
+def sources(options: SourceOptions, *, quick: bool) -> list[RankerSource]:
     """The data sets that the flags name; raises ValueError if one is not there."""
     files = {
         "clicks": "",
@@ -92,21 +92,23 @@ def sources(options: SourceOptions, *, quick: bool) -> list[Source]:
         if data in missing and not files[data]:
             raise ValueError(missing[data])
     facts = (quick, options.cache, options.criteo_rows)
-    return [Source(data, *facts, files[data], _changed_ns(files[data])) for data in options.data]
+    return [
+        RankerSource(data, *facts, files[data], _changed_ns(files[data])) for data in options.data
+    ]
 
 
 def _changed_ns(file: str) -> int:
     return Path(file).stat().st_mtime_ns if file else 0
 
 
-def load(source: Source, progress: Progress) -> RankedData:
+def load(source: RankerSource, progress: Progress) -> RankedData:
     """The data set, its rankers trained; raises ValueError if it cannot be read."""
     if source.data == "clicks":
         return clicks(source, progress)[0]
     return (_movielens if source.data == "movielens" else _criteo)(source, progress)
 
 
-def _movielens(source: Source, progress: Progress) -> RankedData:
+def _movielens(source: RankerSource, progress: Progress) -> RankedData:
     data = movielens.split(read_interactions(source.file))
     configs = [replace(c, epochs=2) if source.quick else c for c in movielens.RANKERS]
     facts = {
@@ -121,7 +123,7 @@ def _movielens(source: Source, progress: Progress) -> RankedData:
 
 
 def clicks(
-    source: Source, progress: Progress, sizes: Sequence[tuple[int, ...]] = ((),)
+    source: RankerSource, progress: Progress, sizes: Sequence[tuple[int, ...]] = ((),)
 ) -> list[RankedData]:
     """Queries of each size, with the same rankers; (candidates, queries), or () as configured."""
     world = Clicks(QUICK_CLICKS if source.quick else ClickConfig())
@@ -138,7 +140,7 @@ def clicks(
     ]
 
 
-def _criteo(source: Source, progress: Progress) -> RankedData:
+def _criteo(source: RankerSource, progress: Progress) -> RankedData:
     data = read_criteo(source.file, source.most_rows)
     examples, queries = criteo.split(data, len(data) // 50 if source.quick else CRITEO_POOL)
     facts = {
@@ -150,7 +152,7 @@ def _criteo(source: Source, progress: Progress) -> RankedData:
     return RankedData("criteo", _dlrms(examples, source, progress), queries, CLICKS_K, facts)
 
 
-def _dlrms(examples: Examples, source: Source, progress: Progress) -> Rankers:
+def _dlrms(examples: Examples, source: RankerSource, progress: Progress) -> Rankers:
     train = partial(click_rankers.trained, data=examples)
     return _trained(click_rankers.RANKERS, train, source, progress)
 
@@ -158,7 +160,7 @@ def _dlrms(examples: Examples, source: Source, progress: Progress) -> Rankers:
 def _trained(
     configs: Sequence[Any],
     train: Callable[..., TrainedRanker],
-    source: Source,
+    source: RankerSource,
     progress: Progress,
 ) -> Rankers:
     rankers = {}

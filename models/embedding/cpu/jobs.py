@@ -20,8 +20,8 @@ from models.embedding.cpu import kernels
 from models.embedding.cpu.storage import Stored
 from models.embedding.cpu.stored_rows import row_bytes
 from models.embedding.jagged import Bags
+from models.embedding.offsets import Int64Array
 from models.embedding.plan.spec import Layout
-from models.offsets import Int64Array
 
 _KEPT_SIZES = 64  # numbers of items whose parts are kept
 _BAG_BYTES = 64.0  # a bag costs as much as so many bytes of rows

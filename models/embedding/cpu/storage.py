@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.embedding.cpu.stored_rows import SCALE_BYTES, row_bytes
+from models.embedding.offsets import Int64Array
 from models.embedding.plan.spec import Layout
-from models.offsets import Int64Array
 
 _LEVELS = 255
 _LINE_BYTES = 64

@@ -26,9 +26,9 @@ from models.embedding.gpu.codegen import load_kernel
 from models.embedding.gpu.schedules import Branch, branches, check_settings, combining
 from models.embedding.gpu.task_map import task_map
 from models.embedding.jagged import INDEX_TYPES, Bags, lengths_of
+from models.embedding.offsets import Int64Array
 from models.embedding.plan.plan import Bucket
 from models.embedding.plan.spec import LINE_ELEMENTS, Layout
-from models.offsets import Int64Array
 
 ROW_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAPS = 64  # batch sizes whose task maps are kept

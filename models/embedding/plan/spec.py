@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infra.settings.model_config import ModelConfig
-from models.offsets import Int64Array, starts_of
+from models.embedding.offsets import Int64Array, starts_of
 
 if TYPE_CHECKING:  # a plan can be read and checked without PyTorch
     from torch import Tensor

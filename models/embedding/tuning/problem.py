@@ -16,9 +16,9 @@ from infra.settings.config import ModelConfig
 from models.embedding.backend import Run
 from models.embedding.huge_pages import zeros
 from models.embedding.jagged import Bags, picked
+from models.embedding.offsets import starts_of
 from models.embedding.plan.spec import Layout, model_specs
 from models.embedding.tuning.recorded import Jagged, Recorded, cut
-from models.offsets import starts_of
 
 # of one size, kept in memory
 _LEAST_BATCHES = 64

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from models.embedding.offsets import Int64Array, starts_of
 from models.embedding.plan.spec import TableSpec
-from models.offsets import Int64Array, starts_of
 
 Int32Array = npt.NDArray[np.int32]
 FORMATS = ("text", "parquet")

@@ -128,7 +128,7 @@ def test_more_open_queries_than_the_heap_holds_at_first():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Fleet([]), "a fleet needs a server"),
         (lambda: Fleet([(mm1(), 0)]), "a fleet needs a server"),
@@ -141,6 +141,6 @@ def test_more_open_queries_than_the_heap_holds_at_first():
         (lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2, n_items=10), "random"), "10 items"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

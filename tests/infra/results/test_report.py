@@ -105,17 +105,23 @@ def test_the_cdf_of_a_run_without_answers_is_drawn_too():
 
 def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
     rows, sure = measured
-    line = {"name": "static", "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0}, "of_exhaustive": None,
-            "n_trials": 3, "n_queries": 900, "seconds": 5.0}  # fmt: skip
+    line = {
+        "name": "static",
+        "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0},
+        "of_exhaustive": None,
+        "n_trials": 3,
+        "n_queries": 900,
+        "seconds": 5.0,
+    }
     late = summarize(
         rows.queries, rows.tasks, sla_ms=5.0, extra=("the generator was late", "a query was lost")
     )
-    for own, words in (
+    for summary, words in (
         (late, ["static: INVALID: the generator was late; a query was lost"]),
         (sure, []),
         (None, []),
     ):
-        limit, *rest = report.search_notes([{**line, "summary": own}], 0.99)
+        limit, *rest = report.search_notes([{**line, "summary": summary}], 0.99)
         assert limit.startswith("static: limit about 9.0 QPS")
         assert rest == words
 

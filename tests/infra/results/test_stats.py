@@ -37,11 +37,11 @@ def test_the_quantile_is_the_nearest_rank():
 @pytest.mark.parametrize("p", [0.5, 0.95, 0.99, 0.999])
 def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
     for n in (1, 2, 59, 256, 2048, 100_000):
-        found = quantile(np.arange(1.0, n + 1), p, 0.9)  # its own ranks
+        estimate = quantile(np.arange(1.0, n + 1), p, 0.9)  # its own ranks
         low = stats.binom.ppf(0.05, n, p)
         high = stats.binom.ppf(0.95, n, p) + 1
-        assert found.low == (low if low >= 1 else -math.inf)
-        assert found.high == (high if high <= n else math.inf)
+        assert estimate.low == (low if low >= 1 else -math.inf)
+        assert estimate.high == (high if high <= n else math.inf)
 
 
 def test_a_share_that_some_rank_has_exactly_takes_that_rank():

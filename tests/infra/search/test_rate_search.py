@@ -13,7 +13,7 @@ GRID = log_grid_qps(1.0, 20.0, 50)
 
 
 def bisect(limit_qps, start_qps, width, blur=0.0):
-    """Verdicts are undecided within `blur` of the limit; returns the bisection and the rates tried."""
+    """The bisection and the rates tried; verdicts are undecided within `blur` of the limit."""
     bisection = RateBisection(start_qps, width)
     tried = []
     while (rate_qps := bisection.propose()) is not None:

@@ -23,10 +23,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.rpaccel import CHIP_SIDE, RANKERS, Ranker, SubArray, compute_cycles
+from experiments.common.panels import finish, legend
 from experiments.common.study import NoOptions, Study, View
 from experiments.recpipe.chip import CHIP_NAMES
 from experiments.recpipe.datasets.published import published
-from experiments.recpipe.drawing import finish, line, lines
+from experiments.recpipe.drawing import line, lines
 from infra.rng import stream
 from models.inputs.stack_distance import Locality, locality_of
 from models.inputs.zipf import draw_rows
@@ -141,8 +142,9 @@ def draw(arrays: pd.DataFrame, split: pd.DataFrame) -> Figure:
     lines(cycles, arrays, "ranker", "side", "chip_cycles", "o-", markersize=6)
     x = "multipliers along a side"
     finish(used, x, "share of the multipliers at work", "Figure 10a: 4096 items", "x")
+    legend(used)
     y = "cycles, all sub-arrays of the chip at work"
-    finish(cycles, x, y, "the same multipliers, split", "xy", legend=0)
+    finish(cycles, x, y, "the same multipliers, split", "xy")
     for axes in (used, cycles):
         axes.set_xticks(SIDES, [str(side) for side in SIDES])
     for i, ((mb, ratio), part) in enumerate(split.groupby(CURVE, sort=False)):
@@ -152,6 +154,7 @@ def draw(arrays: pd.DataFrame, split: pd.DataFrame) -> Figure:
         line(cache, part, "stage1_fraction", "packed", ":", color=f"C{i}")
     title = "Figure 10c: squares published; dotted: rows packed"
     finish(cache, "share of the cache for stage 1", "mean access (cycles)", title)
+    legend(cache)
     return figure
 
 

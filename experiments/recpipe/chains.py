@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import numpy as np
@@ -14,7 +14,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from experiments.recpipe.datasets.ranked import RankedData, answer, scores
-from infra.ranking import hit_rate_at_k, ndcg_at_k, ndcg_released, reciprocal_rank
+from infra.ranking import (
+    hit_rate_at_k,
+    mean_with_interval,
+    ndcg_at_k,
+    ndcg_released,
+    reciprocal_rank,
+)
 from infra.rng import stream
 
 SIZES = ("small", "medium", "large")
@@ -85,6 +91,20 @@ class Scored:
         rng = stream(11, "pools")
         orders = [rng.permutation(int(n)) for n in self.data.queries.n_items_Q]
         return [order[: max(round(share * len(order)), 1)] for order in orders]
+
+
+@dataclass(frozen=True)
+class Ndcg:
+    """Columns of a row: mean over the queries with its 95 % interval."""
+
+    ndcg: float
+    ndcg_low: float
+    ndcg_high: float
+
+    @classmethod
+    def of(cls, by_query: Mapping[str, FloatArray]) -> Ndcg:
+        """The mean of what a chain shows query by query."""
+        return cls(*astuple(mean_with_interval(by_query["ndcg"])))
 
 
 def chains(kept: Sequence[int], k: int) -> Iterator[Chain]:

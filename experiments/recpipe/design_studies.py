@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.common.case_log import digest_of
+from experiments.common.study import out_folder, progress
 from experiments.recpipe.chains import Scored
 from experiments.recpipe.chip import Misses
-from experiments.recpipe.datasets.rankers import RankerSource, SourceOptions, load, sources
+from experiments.recpipe.datasets.rankers import (
+    LIST_ITEMS,
+    RankerSource,
+    SourceOptions,
+    load,
+    sources,
+)
 from experiments.recpipe.world import RankingWorld, SystemDesign, cpu_profiles
-from infra.progress import Progress
 from infra.settings.fields import flag
 
 
@@ -23,30 +28,45 @@ from infra.settings.fields import flag
 class WorldOptions(SourceOptions):
     """The flags of what compares designs."""
 
-    profiles: str = flag("", "folder of measured times (default: profiles in the cache)")
+    profiles: str = flag("", "folder of the rankers' times (default: measured, beside the rows)")
 
 
 @dataclass(frozen=True)
 class GoalOptions(WorldOptions):
     """And of what is asked of them."""
 
-    rate_qps: float = flag(500.0, "at which p95 is compared", low=0.001)
-    floor: float = flag(0.995, "share of the large ranker's NDCG: equal quality", low=0.001)
+    rate_qps: float = flag(500.0, "at which p95 is compared", above=0)
+    floor: float = flag(0.995, "share of the large ranker's NDCG: equal quality", above=0)
     cores: int = flag(32, "of the server in virtual time", low=1)
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What a world is made of; `times`: digest of the rankers' profiles once they are known."""
+    """What a world is made of; `profiles`: folder of the rankers' times, empty: beside the rows."""
 
     source: RankerSource
     profiles: str
     n_cores: int
-    times: str = field(default="", compare=False)  # the same world with and without it
 
 
 @dataclass(frozen=True)
-class DesignGoal:
+class DesignCase:
+    """A design in a world, or none: then it is the goal of all others that is computed.
+
+    `floor`: share of the large ranker's NDCG.
+    """
+
+    data: str
+    name: str
+    settings: WorldSettings
+    floor: float
+    rate_qps: float
+    sla_ms: float
+    design: SystemDesign | None = None
+
+
+@dataclass(frozen=True)
+class GoalRow:
     """What is asked of designs: NDCG of `floor` or more in lists of k, p95 within the SLA."""
 
     data: str
@@ -57,36 +77,22 @@ class DesignGoal:
     n_cores: int
 
 
-@dataclass(frozen=True)
-class DesignCase:
-    """A design in a world."""
-
-    name: str
-    design: SystemDesign
-    goal: DesignGoal
-    settings: WorldSettings
-
-
 @cache
 def world_of(settings: WorldSettings) -> RankingWorld:
     """The world of these settings, its rankers trained and timed; raises ValueError."""
-    with Progress("auto") as shown:
-        scored = Scored.of(load(settings.source, shown))
-        cpu = cpu_profiles(scored, Path(settings.profiles), shown)
+    shown = progress()
+    scored = Scored.of(load(settings.source, shown))
+    folder = Path(settings.profiles or out_folder() / "profiles")
     # A cache's stream is of queries of one size; MovieLens' have many.
     misses = None if settings.source.data == "movielens" else Misses((scored,))
+    cpu = cpu_profiles(scored, folder, shown)
     return RankingWorld(scored, cpu, settings.n_cores, misses=misses)
 
 
-def worlds(
-    options: WorldOptions, n_cores: int, *, quick: bool
-) -> Iterator[tuple[WorldSettings, RankingWorld]]:
+def worlds(options: WorldOptions, n_cores: int, *, quick: bool) -> list[WorldSettings]:
     """The world of each data set that the flags name."""
-    for source in sources(options, quick=quick):
-        profiles = options.profiles or f"{source.cache}/profiles"
-        settings = WorldSettings(source, profiles, n_cores)
-        world = world_of(settings)
-        yield replace(settings, times=digest_of("times", 1, world.cpu)), world
+    named = sources(options, quick=quick)
+    return [WorldSettings(source, options.profiles, n_cores) for source in named]
 
 
 def goals_and_designs(
@@ -96,24 +102,28 @@ def goals_and_designs(
     *,
     quick: bool,
     sla_ms: float = np.inf,
-) -> list[DesignGoal | DesignCase]:
+) -> list[DesignCase]:
     """The goal of each data set and its designs, which hand on `kept` items."""
-    cases: list[DesignGoal | DesignCase] = []
-    for settings, world in worlds(options, options.cores, quick=quick):
-        data = world.scored.data
-        floor = options.floor * world.quality(world.scored.large).value
-        goal = DesignGoal(data.name, data.k, floor, options.rate_qps, sla_ms, options.cores)
-        fewer = [n for n in kept[data.name] if n < world.most_items]
-        cases.append(goal)
-        cases += [DesignCase(d.key, d, goal, settings) for d in designs(fewer, data.k)]
+    cases = []
+    for settings in worlds(options, options.cores, quick=quick):
+        data = settings.source.data
+        asked = (settings, options.floor, options.rate_qps, sla_ms)
+        cases.append(DesignCase(data, "goal", *asked))
+        todo = designs(kept[data], LIST_ITEMS[data])
+        cases += [DesignCase(data, design.key, *asked, design) for design in todo]
     return cases
 
 
 def rows_of(
-    study: str, case: DesignGoal | DesignCase, measure: Callable[..., Sequence[Any]]
+    study: str, case: DesignCase, measure: Callable[..., Sequence[Any]]
 ) -> dict[str, Sequence[Any]]:
-    """A goal is its own row; a design has those that are measured."""
-    if isinstance(case, DesignGoal):
-        return {f"{study}_goal_{case.data}": [case]}
-    rows = measure(world_of(case.settings), case.design, case.goal)
-    return {f"{study}_{case.goal.data}": rows}
+    """The goal's row, or those of the design; none if a stage would hand on all that there is."""
+    world = world_of(case.settings)
+    if case.design is None:
+        floor = case.floor * world.quality(world.scored.large).ndcg
+        k = world.scored.data.k
+        goal = GoalRow(case.data, k, floor, case.rate_qps, case.sla_ms, world.n_cores)
+        return {f"{study}_goal_{case.data}": [goal]}
+    if any(keep >= world.most_items for keep in case.design.chain.keeps[:-1]):
+        return {}
+    return {f"{study}_{case.data}": measure(world, case.design, case)}

@@ -1,4 +1,4 @@
-"""What the figures of all studies have in common: colours, words, lines, finished axes."""
+"""What the figures of all studies have in common: colours, words, lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from experiments.common.study import View
 from experiments.recpipe.chains import pareto
 from experiments.recpipe.datasets.rankers import DATA
-from infra.results.figures import plain_log, style
 
 SHADES: dict[object, str] = {
     "small": "#2a9d8f",
@@ -93,12 +92,3 @@ def front(
     line(axes, rows, x, "ndcg", ".", alpha=0.25, markersize=3, **look)
     best = pareto(rows, ["ndcg", x]) if more else pareto(rows, ["ndcg"], [x])
     line(axes, best.sort_values(x), x, "ndcg", "o-", linewidth=1, label=words(name), **look)
-
-
-def finish(axes: Axes, x: str, y: str, title: str, log: str = "", *, legend: int = 8) -> None:
-    """Names, logarithmic axes ("x", "y" or "xy") and a legend in letters of this size; 0: none."""
-    for axis in log:
-        plain_log(axes, axis)
-    style(axes, x, y, title)
-    if legend:
-        axes.legend(frameon=False, fontsize=legend)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from typing import Any
 
@@ -29,8 +29,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from accelerator.rpaccel import Corrections, sub_array_splits
+from experiments.common.case_log import row_of
+from experiments.common.panels import finish, legend
 from experiments.common.study import Study, View, progress
-from experiments.recpipe.chains import KEPT, Chain, Scored, chains, quality, quality_of
+from experiments.recpipe.chains import KEPT, Chain, Ndcg, Scored, chains, quality, quality_of
 from experiments.recpipe.chip import (
     CHIP_NAMES,
     ChipDesign,
@@ -40,7 +42,7 @@ from experiments.recpipe.chip import (
     arrivals_ns,
 )
 from experiments.recpipe.datasets.published import FLOOR, WORST_MS, equal_pipelines, published
-from experiments.recpipe.drawing import SHADES, finish, line, lines
+from experiments.recpipe.drawing import SHADES, line, lines
 from experiments.recpipe.released_chip import (
     SCALING_QPS,
     ChipCase,
@@ -50,7 +52,7 @@ from experiments.recpipe.released_chip import (
     scored_pools,
 )
 from infra.progress import OnFraction
-from infra.ranking import mean_with_interval, paired
+from infra.ranking import paired
 
 K, ITEMS = 64, 4096
 KEPT_SHARE = FLOOR / 0.92469  # of the large ranker's quality: the published floor over the best
@@ -75,9 +77,7 @@ class IsoRow:
     sub_batches: int
     rate_qps: float
     p95_ms: float
-    ndcg: float
-    ndcg_low: float
-    ndcg_high: float
+    quality: Ndcg
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ def measure(
     for i, chain in enumerate(all_chains, start=1):
         for trial in timed(chain, ITEMS, misses):
             n_parts = trial.design.n_sub_batches
-            ndcg = astuple(mean_with_interval(quality_of(chain, scored, n_parts)["ndcg"]))
-            facts = (len(chain.rankers), chain.label, trial.design.label, n_parts)
+            ndcg = Ndcg.of(quality_of(chain, scored, n_parts))
             for rate in RATES_QPS:
-                p95 = trial.p95_ms(poisson(rate, n_queries), rate)
-                rows.append(IsoRow(*facts, rate, p95, *ndcg))
+                p95_ms = trial.p95_ms(poisson(rate, n_queries), rate)
+                names = (len(chain.rankers), chain.label, trial.design.label, n_parts)
+                rows.append(row_of(IsoRow(*names, rate, p95_ms, ndcg)))
         on_fraction(i / len(all_chains), chain.label)
     return pd.DataFrame(rows)
 
@@ -211,8 +211,7 @@ def figure_13(scored: Scored, misses: Misses, n_queries: int) -> list[dict[str, 
                 for trial in timed(chain, n_items, misses)
             }
             p95 = min(tails)
-            by_query = quality(chain, scored, pools, tails[p95].n_sub_batches)["ndcg"]
-            ndcg = mean_with_interval(by_query)
+            by_query = quality(chain, scored, pools, tails[p95].n_sub_batches)
             rows.append(
                 {
                     "stages": len(chain.rankers),
@@ -220,9 +219,7 @@ def figure_13(scored: Scored, misses: Misses, n_queries: int) -> list[dict[str, 
                     "chain": chain.label,
                     "design": tails[p95].label,
                     "p95_ms": p95,
-                    "ndcg": ndcg.value,
-                    "ndcg_low": ndcg.low,
-                    "ndcg_high": ndcg.high,
+                    **asdict(Ndcg.of(by_query)),
                     "published dcg64": dcg64[n_items] if len(chain.rankers) == 1 else np.nan,
                 }
             )
@@ -242,6 +239,7 @@ def draw(levels: pd.DataFrame, frontier: pd.DataFrame, scaling: pd.DataFrame) ->
     y = f"NDCG@{K}"
     title = f"Every chain at {FRONTIER_QPS:g} queries per second"
     finish(front, "lowest p95 (ms)", f"{y} on clicks", title, "x")
+    legend(front)
     front.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     marks = {1: "o-", 2: "^--"}
     lines(qualities, scaling, "stages", "items", "ndcg", marks, band=True, markersize=6)
@@ -250,12 +248,14 @@ def draw(levels: pd.DataFrame, frontier: pd.DataFrame, scaling: pd.DataFrame) ->
     line(qualities, alone, "items", "published dcg64", "s:", **look)
     x = "candidates of a query"
     finish(qualities, x, y, "Figure 13, large alone, small before large; ideal of all 12,288")
+    legend(qualities)
     lines(tails, scaling, "stages", "items", "p95_ms", "o-", markersize=6)
     runs = published("accelerator")
     theirs = by_items(runs.assign(rate_qps=1e3 / runs["gap_ms"]), ["p95_ms"])
     lines(tails, theirs, "stages", "items", "p95_ms", "s:", label=None)
     title = f"Figure 13 at {SCALING_QPS:g} queries per second"
     finish(tails, x, "lowest p95 (ms)", f"{title}; squares: published, whole-ms gaps", "y")
+    legend(tails)
     return figure
 
 
@@ -277,8 +277,8 @@ def _bars(axes: Axes, levels: pd.DataFrame) -> None:
     ticks = [f"{level} ({1000 / gap_ms:.0f} QPS or more)" for level, gap_ms in LEVELS.items()]
     axes.set_xticks(range(len(LEVELS)), ticks)
     title = "Figure 14, legend with the number of stages"
-    finish(axes, "load", "lowest p95 (ms); cross: above 500", title, "y", legend=0)
-    axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
+    finish(axes, "load", "lowest p95 (ms); cross: above 500", title, "y")
+    legend(axes, 7, ncols=2, loc="upper right")
 
 
 def run(case: ChipCase) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def run(case: ChipCase) -> dict[str, Any]:
     scored, large = misses.pools
     with progress().step("designs") as on_fraction:
         rows = measure(scored, misses, case.n_queries, on_fraction)
-    floor = KEPT_SHARE * mean_with_interval(quality_of(scored.large, scored)["ndcg"]).value
+    floor = KEPT_SHARE * Ndcg.of(quality_of(scored.large, scored)).ndcg
     frontier = lowest(rows[rows["rate_qps"] == FRONTIER_QPS], ["stages", "chain"])
     return {
         "at_floor": at_floor(rows, floor).to_dict("records"),

@@ -23,17 +23,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.panels import finish, legend
 from experiments.common.study import Study
-from experiments.recpipe.chains import KEPT, SIZES, Chain, chains
+from experiments.recpipe.chains import KEPT, SIZES, Chain, Ndcg, chains
 from experiments.recpipe.datasets.published import WORST_MS, equal_pipelines
-from experiments.recpipe.design_studies import (
-    DesignCase,
-    DesignGoal,
-    GoalOptions,
-    goals_and_designs,
-    rows_of,
-)
-from experiments.recpipe.drawing import SHADES, STAGE_SHADES, bars, finish, front, lines, views
+from experiments.recpipe.design_studies import DesignCase, GoalOptions, goals_and_designs, rows_of
+from experiments.recpipe.drawing import SHADES, STAGE_SHADES, bars, front, lines, views
 from experiments.recpipe.world import GPU, RankingWorld, SystemDesign
 from infra.messages import CPU
 
@@ -54,9 +49,7 @@ class PipelineRow:
     mapping: str
     batch_items: int
     share: float
-    ndcg: float
-    ndcg_low: float
-    ndcg_high: float
+    quality: Ndcg
     rate_qps: float
     p95_ms: float
 
@@ -76,17 +69,16 @@ def designs(kept: Sequence[int], k: int, *, quick: bool) -> Iterator[SystemDesig
         yield SystemDesign(Chain((name,), (k,)), (CPU,), batch, share=share)
 
 
-def cases(quick: bool, options: GoalOptions) -> list[DesignGoal | DesignCase]:
+def cases(quick: bool, options: GoalOptions) -> list[DesignCase]:
     """The goal and all designs of each data set."""
     kept = {data: kept[:: 2 if quick else 1] for data, kept in KEPT.items()}
     return goals_and_designs(options, kept, partial(designs, quick=quick), quick=quick)
 
 
-def measure(world: RankingWorld, design: SystemDesign, goal: DesignGoal) -> list[PipelineRow]:
+def measure(world: RankingWorld, design: SystemDesign, case: DesignCase) -> list[PipelineRow]:
     """A row for each rate up to the first that is not carried, as higher ones are not either."""
-    quality = world.quality(design.chain, design.share)
     rows = []
-    for rate_qps in sorted({*RATES_QPS, goal.rate_qps}):
+    for rate_qps in sorted({*RATES_QPS, case.rate_qps}):
         tail = world.run(design, rate_qps)
         row = PipelineRow(
             design.chain.label,
@@ -95,9 +87,7 @@ def measure(world: RankingWorld, design: SystemDesign, goal: DesignGoal) -> list
             design.mapping,
             design.cpu_batch,
             design.share,
-            quality.value,
-            quality.low,
-            quality.high,
+            world.quality(design.chain, design.share),
             rate_qps,
             tail.p95_ms if tail.carried else np.inf,
         )
@@ -137,14 +127,18 @@ def draw(rows: pd.DataFrame, goals: pd.DataFrame) -> Figure:
     x = f"p95 at {goal.rate_qps:g} QPS (ms)"
     y = f"NDCG@{goal.k}"
     finish(few, x, y, "One ranker on 1/16 to all of the candidates, 32 cores", "x")
+    legend(few)
     finish(fronts, x, y, "Chains that no other one beats, 32 cores", "x")
+    legend(fronts)
     _by_rate(rates, rows[rows["kind"] == "CPU"], "stages", goal.floor)
     _by_rate(gpus, rows, "kind", goal.floor)
     rate = "arrivals per second"
     theirs = f"NDCG >= {goal.floor:.3f}; squares: published, 32 Cascade Lake engines"
     finish(rates, rate, "p95 (ms)", theirs, "xy")
+    legend(rates)
     theirs = "Same, by mapping; GPU: a T4 by its roofline, published: measured"
     finish(gpus, rate, "p95 (ms)", theirs, "xy")
+    legend(gpus)
     return figure
 
 
@@ -174,7 +168,6 @@ STUDY = Study(
     lambda case: rows_of("pipelines", case, measure),
     efforts={"quick": True, "full": False},
     options=GoalOptions,
-    parallel=True,
     figures=views("pipelines_{}", draw, *TABLES),
     report={
         **views("Lowest p95 by stages, {}", partial(best_by, "stages"), *TABLES),

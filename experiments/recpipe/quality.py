@@ -22,6 +22,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from experiments.common.panels import finish, legend
 from experiments.common.study import Study, progress
 from experiments.recpipe.chains import (
     KEPT,
@@ -37,7 +38,7 @@ from experiments.recpipe.chains import (
 )
 from experiments.recpipe.datasets.published import RELEASED_NAMES, published
 from experiments.recpipe.datasets.rankers import RankerSource, SourceOptions, load, sources
-from experiments.recpipe.drawing import bars, finish, line, lines, views
+from experiments.recpipe.drawing import bars, line, lines, views
 from infra.ranking import mean_with_interval, paired
 
 POOLS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of a query's candidates
@@ -118,6 +119,7 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
         lines(left, released(), "ranker", "items", "dcg64", "s:", linewidth=0.6, label=None)
         title += "\nsquares: published on Criteo, its ideal 64 clicks"
     finish(left, "items ranked per query", measure, title, "x")
+    legend(left)
     ticks = ranked["items_ranked"].drop_duplicates()
     left.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
     left.set_xticks([], minor=True)
@@ -129,6 +131,7 @@ def draw(ranked: pd.DataFrame, rows: pd.DataFrame) -> Figure:
         place = {"xytext": (4, 5), "textcoords": "offset points", "fontsize": 8}
         right.annotate(alone.chain, (alone.mflops, alone.ndcg), **place)
     finish(right, "MFLOPs per query", measure, "All candidates ranked by the first stage", "x")
+    legend(right)
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     return figure
 

@@ -19,7 +19,7 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from backends.opening import OpenSession, open_session
 from backends.tuning.probe import Sla, latencies_ms, max_rate_qps
 from experiments.common.case_log import PARQUET, read_table
 from experiments.common.study import Study, progress
+from experiments.common.tails import P95, p95_of
 from experiments.recpipe.chains import KEPT, Chain, chains, quality_of
 from experiments.recpipe.datasets.ranked import sample
 from experiments.recpipe.datasets.rankers import export
@@ -45,7 +46,7 @@ from infra.progress import Progress
 from infra.ranking import paired
 from infra.results.rows import Rows
 from infra.results.stages import answers_by_input, stage_parts, stage_table
-from infra.results.stats import Estimate, quantile, summarize
+from infra.results.stats import Estimate, summarize
 from infra.rng import stream
 from infra.settings.config import RunConfig, from_settings
 from infra.settings.fields import flag
@@ -66,7 +67,7 @@ class EnginePipelineOptions(WorldOptions):
 
     engines: int = flag(2, "CPU engines on this machine", low=1)
     rounds: int = flag(5, "runs of both sides at each rate (--quick: 2)", low=1)
-    sla_ms: float = flag(150.0, "p95 that is allowed", low=0.001)
+    sla_ms: float = flag(150.0, "p95 that is allowed", above=0)
     search: str = flag("", "folder with the rows of search.py, whose winner is run, too")
 
 
@@ -93,9 +94,7 @@ class SideRow:
     rate_qps: float
     round: int
     p50_ms: float
-    p95_ms: float
-    low_ms: float
-    high_ms: float
+    p95: P95
     valid: bool
     positives_in_list: float
     filter_ms: float
@@ -302,7 +301,6 @@ def _side_row(
 ) -> SideRow:
     """The row of a run; `load`: share of what one stage carries, rate and round."""
     latency_ms = counted_ms(rows)
-    p95 = quantile(latency_ms, 0.95)
     queries = sample(world.scored.data.queries, N_LABELLED)
     answers = answers_by_input(rows)
     hits = [queries.labels(query)[items].mean() for query, items in answers.items()]
@@ -313,9 +311,7 @@ def _side_row(
         design.batch_items,
         *load,
         float(np.median(latency_ms)),
-        p95.value,
-        p95.low,
-        p95.high,
+        p95_of(latency_ms),
         summarize(rows.queries, rows.tasks, 1e3 * RUN_S, extra=rows.notes).valid,
         float(np.mean(hits)),
         float(stage_parts(rows)["filter_ms"].sum()),
@@ -352,7 +348,7 @@ def confirm(
         carried_qps = here.max_qps(design, longer_ms)
         for load in LOADS:
             rate_qps = load * carried_qps
-            p95 = quantile(counted_ms(engines.run(rate_qps, 1)), 0.95)
+            p95 = p95_of(counted_ms(engines.run(rate_qps, 1)))
             foretold_ms = here.run(design, rate_qps).p95_ms
             rows.append(
                 {
@@ -361,10 +357,8 @@ def confirm(
                     "batch_items": design.batch_items,
                     "rate_qps": rate_qps,
                     "foretold p95_ms": foretold_ms,
-                    "p95_ms": p95.value,
-                    "low_ms": p95.low,
-                    "high_ms": p95.high,
-                    "error": foretold_ms / p95.value - 1,
+                    **asdict(p95),
+                    "error": foretold_ms / p95.p95_ms - 1,
                 }
             )
     return rows
@@ -394,10 +388,10 @@ def searched(folder: Path, data: str) -> tuple[SystemDesign, Any]:
 
 def cases(quick: bool, options: EnginePipelineOptions) -> list[EnginePipelineCase]:
     """Both sides of each data set, and the winner of its search."""
+    rounds = 2 if quick else options.rounds
     cases = []
-    for settings, _ in worlds(options, 32, quick=quick):
+    for settings in worlds(options, 32, quick=quick):
         data = settings.source.data
-        rounds = 2 if quick else options.rounds
         both = EnginePipelineCase(data, settings, options.engines, rounds, options.sla_ms)
         cases.append(both)
         if options.search:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from accelerator import rpaccel
 from accelerator.rpaccel import RELEASED, RELEASED_ARRAYS, Corrections
+from experiments.common.panels import finish, legend
 from experiments.common.study import Study, View, progress
 from experiments.recpipe.chains import Scored
 from experiments.recpipe.chip import (
@@ -38,7 +39,7 @@ from experiments.recpipe.chip import (
 from experiments.recpipe.datasets import rankers
 from experiments.recpipe.datasets.published import RELEASED_NAMES, WORST_MS, published
 from experiments.recpipe.datasets.rankers import CacheOptions, RankerSource
-from experiments.recpipe.drawing import SHADES, finish, line, words
+from experiments.recpipe.drawing import SHADES, line, words
 from infra.settings.fields import flag
 
 RELEASED_QUERIES = 2000  # of a published run
@@ -194,9 +195,10 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     _tails(tails, best, "rate_qps")
     _tails(items, scaling, "items")
     y = "p95 of the best design (ms)"
-    finish(tails, "arrivals per second", y, "Figure 12: published on whole-ms gaps", "xy", legend=7)
+    finish(tails, "arrivals per second", y, "Figure 12: published on whole-ms gaps", "xy")
+    legend(tails, 7)
     title = f"Figure 13: {SCALING_QPS:g} arrivals per second"
-    finish(items, "items of a query", y, title, "y", legend=0)
+    finish(items, "items of a query", y, title, "y")
     _chip(chip)
     for i, (label, part) in enumerate(corrections.groupby("design", sort=False)):
         places = np.arange(len(part)) + 0.2 - 0.4 * i
@@ -205,7 +207,8 @@ def draw(best: pd.DataFrame, scaling: pd.DataFrame, corrections: pd.DataFrame) -
     fixes.set_yticks(range(len(names)), ["as released", *("+ " + names[1:])])
     fixes.invert_yaxis()
     x = "time of one query, idle pipeline (ms)"
-    finish(fixes, x, "", "Corrections, one after the other", legend=7)
+    finish(fixes, x, "", "Corrections, one after the other")
+    legend(fixes, 7)
     return figure
 
 
@@ -230,8 +233,8 @@ def _chip(axes: Axes) -> None:
         mm2 = tops.iloc[-1, i]
         axes.annotate(f"{mm2:.1f} mm2\n{watts:.2f} W", (i, mm2 + 0.5), ha="center", fontsize=8)
     axes.set_ylim(0, tops.max(axis=None) * 1.45)
-    finish(axes, "", "area (mm2)", "Figure 11: published synthesis", legend=0)
-    axes.legend(fontsize=7, frameon=False, ncols=2, loc="upper center")
+    finish(axes, "", "area (mm2)", "Figure 11: published synthesis")
+    legend(axes, 7, ncols=2, loc="upper center")
 
 
 def cases(quick: bool, options: ChipOptions, pools: Pools = POOLS) -> list[ChipCase]:

@@ -21,18 +21,13 @@ from matplotlib.figure import Figure
 
 from accelerator.rpaccel import sub_array_splits
 from experiments.common.case_log import PARQUET
+from experiments.common.panels import finish, legend
 from experiments.common.study import Study
-from experiments.recpipe.chains import all_chains, pareto
+from experiments.recpipe.chains import Ndcg, all_chains, pareto
 from experiments.recpipe.datasets.rankers import DATA
-from experiments.recpipe.design_studies import (
-    DesignCase,
-    DesignGoal,
-    GoalOptions,
-    goals_and_designs,
-    rows_of,
-)
-from experiments.recpipe.drawing import finish, front, views
-from experiments.recpipe.world import ARRAYS, GPU, RankingWorld, SystemDesign
+from experiments.recpipe.design_studies import DesignCase, GoalOptions, goals_and_designs, rows_of
+from experiments.recpipe.drawing import front, views
+from experiments.recpipe.world import ARRAYS, GPU, RankingWorld, RunTail, SystemDesign
 from infra.messages import CPU
 from infra.settings.fields import flag
 
@@ -49,9 +44,9 @@ BATCHES = (64, 256, 1024)
 class SearchOptions(GoalOptions):
     """The study's flags."""
 
-    sla_ms: float = flag(25.0, "p95 that is allowed", low=0.001)
-    rate_qps: float = flag(200.0, "at which p95 is compared", low=0.001)
-    floor: float = flag(0.99, "share of the large ranker's NDCG that is enough", low=0.001)
+    sla_ms: float = flag(25.0, "p95 that is allowed", above=0)
+    rate_qps: float = flag(200.0, "at which p95 is compared", above=0)
+    floor: float = flag(0.99, "share of the large ranker's NDCG that is enough", above=0)
     cores: int = flag(32, "of the server in virtual time, a quarter for each stage", low=4)
 
 
@@ -64,11 +59,8 @@ class SearchRow:
     mapping: str
     kind: str
     batch_items: int
-    ndcg: float
-    ndcg_low: float
-    ndcg_high: float
-    p95_ms: float
-    carried: bool
+    quality: Ndcg
+    tail: RunTail
     max_qps: float
     watts: float
     qps_per_watt: float
@@ -93,18 +85,16 @@ def designs(kept: Sequence[int], k: int, n_cores: int) -> Iterator[SystemDesign]
             yield SystemDesign(chain, (ARRAYS,) * n, sub_arrays=arrays)
 
 
-def cases(quick: bool, options: SearchOptions) -> list[DesignGoal | DesignCase]:
+def cases(quick: bool, options: SearchOptions) -> list[DesignCase]:
     """The goal and all designs of each data set."""
     kept = {data: kept[1::3] if quick else kept for data, kept in KEPT.items()}
     all_designs = partial(designs, n_cores=options.cores)
     return goals_and_designs(options, kept, all_designs, quick=quick, sla_ms=options.sla_ms)
 
 
-def evaluate(world: RankingWorld, design: SystemDesign, goal: DesignGoal) -> list[SearchRow]:
+def evaluate(world: RankingWorld, design: SystemDesign, case: DesignCase) -> list[SearchRow]:
     """The design's row."""
-    quality = world.quality(design.chain)
-    tail = world.run(design, goal.rate_qps)
-    max_qps = world.max_qps(design, goal.sla_ms)
+    max_qps = world.max_qps(design, case.sla_ms)
     watts = world.watts(design)
     row = SearchRow(
         design.chain.label,
@@ -112,11 +102,8 @@ def evaluate(world: RankingWorld, design: SystemDesign, goal: DesignGoal) -> lis
         design.mapping,
         design.kind,
         design.cpu_batch,
-        quality.value,
-        quality.low,
-        quality.high,
-        tail.p95_ms,
-        tail.carried,
+        world.quality(design.chain),
+        world.run(design, case.rate_qps),
         max_qps,
         watts,
         max_qps / watts,
@@ -151,9 +138,10 @@ def draw(rows: pd.DataFrame, goals: pd.DataFrame) -> Figure:
         axes.axhline(goal.floor, color="#c1121f", linestyle="--", linewidth=1)
     x = f"p95 at {goal.rate_qps:g} QPS (ms)"
     title = "Quality against tail latency; lines: not beaten"
-    finish(tails, x, "NDCG", title, "x", legend=0)
+    finish(tails, x, "NDCG", title, "x")
     x = f"highest rate with p95 <= {goal.sla_ms:g} ms (QPS)"
     finish(rates, x, "", "Quality against rate; dashed: the floor", "x")
+    legend(rates)
     return figure
 
 
@@ -164,7 +152,6 @@ STUDY = Study(
     lambda case: rows_of("search", case, evaluate),
     efforts={"quick": True, "full": False},
     options=SearchOptions,
-    parallel=True,
     formats={table.format(data): PARQUET for table in TABLES for data in DATA},
     derived=views("pareto_{}", not_beaten, TABLES[0]),
     figures=views("search_{}", draw, *TABLES),

@@ -20,13 +20,11 @@ from accelerator.profiler import measure_cpu_cores
 from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, stage_parts, stage_s
 from accelerator.service import ServiceTable, ServiceTimes, table_of_profiles
 from backends.virtual.pipeline_kernel import serve_pipeline
-from experiments.recpipe.chains import Chain, Scored, quality_of
+from experiments.recpipe.chains import Chain, Ndcg, Scored, quality_of
 from experiments.recpipe.chip import CHIP_NAMES, Misses, cache_rows
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import CPU
 from infra.progress import Progress
-from infra.ranking import mean_with_interval
-from infra.results.stats import Estimate
 from infra.rng import stream
 from loadGenerator import Schedule
 from models.costs import costs
@@ -103,7 +101,7 @@ class SystemDesign:
 
 @dataclass(frozen=True)
 class RunTail:
-    """What a run in virtual time showed; carried: the queue was not growing."""
+    """Columns of a row: what a run in virtual time showed; carried: its queue was not growing."""
 
     p95_ms: float
     carried: bool
@@ -153,9 +151,9 @@ class RankingWorld:
         n_items = np.maximum(np.rint(self.sizes[:n] * share), 1).astype(np.int32)
         return Schedule(arrival_ns, n_items, np.zeros(n, np.int32), round(WARM_UP * n))
 
-    def quality(self, chain: Chain, share: float = 1.0) -> Estimate:
-        """NDCG of the very lists that the chain answers; mean and interval over the queries."""
-        return mean_with_interval(quality_of(chain, self.scored, share=share)["ndcg"])
+    def quality(self, chain: Chain, share: float = 1.0) -> Ndcg:
+        """NDCG of the very lists that the chain answers."""
+        return Ndcg.of(quality_of(chain, self.scored, share=share))
 
     def run(self, design: SystemDesign, rate_qps: float, lasts_s: float = RUN_S) -> RunTail:
         """p95 at a rate; carried where the work that arrives is less than the engines can do."""

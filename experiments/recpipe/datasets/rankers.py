@@ -14,14 +14,15 @@ where they come from. Rankers are trained once; the cache folder keeps them.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.common.study_flags import names, parse
+import pandas as pd
+
+from experiments.common.study import Study, View, names, out_folder, progress
 from experiments.recpipe.datasets import click_rankers, criteo, movielens
 from experiments.recpipe.datasets.click_rankers import Examples
 from experiments.recpipe.datasets.clicks import ClickConfig, Clicks
@@ -32,7 +33,7 @@ from infra.settings.fields import flag
 from models.inputs.datasets import movielens_folder, read_criteo, read_interactions
 
 DATA = ("movielens", "clicks", "criteo")
-MOVIELENS_K, CLICKS_K = 10, 64  # one item is sought; many are, and 64 is RecPipe's list
+LIST_ITEMS = {"movielens": 10, "clicks": 64, "criteo": 64}  # one item is sought there, many here
 CRITEO_POOL = 4096  # as the release
 QUICK_CLICKS = ClickConfig(n_users=200, n_train=40_000, n_valid_queries=2, n_queries=12)
 Rankers = dict[str, TrainedRanker]
@@ -60,6 +61,24 @@ class ExportOptions(SourceOptions):
     """The flags of this command."""
 
     queries: int | None = flag(None, "so many at most (64; MovieLens 200)", low=1)
+
+
+@dataclass(frozen=True)
+class ExportCase:
+    """So many queries of a data set, and its rankers."""
+
+    data: str
+    source: RankerSource
+    n_queries: int
+
+
+@dataclass(frozen=True)
+class ExportRow:
+    """A ranker that was written beside so many queries."""
+
+    ranker: str
+    item_flops: float
+    queries: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +138,9 @@ def _movielens(source: RankerSource, progress: Progress) -> RankedData:
         "items": data.n_items,
     }
     trained = _trained(configs, partial(movielens.trained, data=data), source, progress)
-    return RankedData("movielens", trained, movielens.queries_of(data), MOVIELENS_K, facts)
+    return RankedData(
+        "movielens", trained, movielens.queries_of(data), LIST_ITEMS["movielens"], facts
+    )
 
 
 def clicks(
@@ -136,7 +157,8 @@ def clicks(
     }
     tests = [world.test(*size) for size in sizes]
     return [
-        RankedData("clicks", trained, queries, CLICKS_K, facts, odds) for queries, odds in tests
+        RankedData("clicks", trained, queries, LIST_ITEMS["clicks"], facts, odds)
+        for queries, odds in tests
     ]
 
 
@@ -149,7 +171,9 @@ def _criteo(source: RankerSource, progress: Progress) -> RankedData:
         "tables": [f"category {i}" for i in range(len(examples.table_rows))],
         "rows_read": len(data),
     }
-    return RankedData("criteo", _dlrms(examples, source, progress), queries, CLICKS_K, facts)
+    return RankedData(
+        "criteo", _dlrms(examples, source, progress), queries, LIST_ITEMS["clicks"], facts
+    )
 
 
 def _dlrms(examples: Examples, source: RankerSource, progress: Progress) -> Rankers:
@@ -193,25 +217,34 @@ def export(data: RankedData, folder: Path, n_queries: int) -> None:
     (folder / "queries.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit code."""
-    args, options = parse(argv, (__doc__ or "").split("\n")[0], ("quick", "full"), ExportOptions)
-    try:
-        if args.out is None or len(options.data) > 1:
-            raise ValueError("expected --out FOLDER and one data set")
-        (source,) = sources(options, quick=args.effort == "quick")
-        with Progress("auto") as progress:
-            data = load(source, progress)
-    except ValueError as error:
-        sys.stderr.write(f"rankers.py: {error}\n")
-        return 2
+def cases(quick: bool, options: ExportOptions) -> list[ExportCase]:
+    """A case for the data set; raises ValueError where there are several."""
+    if len(options.data) > 1:
+        raise ValueError(f"--data is {','.join(options.data)}; the files are those of one data set")
+    (source,) = sources(options, quick=quick)
     n_queries = options.queries or (200 if source.data == "movielens" else 64)
-    export(data, args.out, n_queries)
-    n_bytes = sum(file.stat().st_size for file in args.out.iterdir())
-    n_written = min(n_queries, len(data.queries))
-    print(f"{', '.join(data.rankers)}, {n_written} queries: {args.out}, {n_bytes / 1e6:.1f} MB")
-    return 0
+    return [ExportCase(source.data, source, n_queries)]
 
+
+def run(case: ExportCase) -> dict[str, list[ExportRow]]:
+    """What was written, by ranker."""
+    data = load(case.source, progress())
+    export(data, out_folder(), case.n_queries)
+    n_queries = min(case.n_queries, len(data.queries))
+    rankers = data.rankers.items()
+    rows = [ExportRow(name, ranker.item_flops, n_queries) for name, ranker in rankers]
+    return {"exported": rows}
+
+
+STUDY = Study(
+    "recpipe_rankers",
+    "Which trained rankers and ranking queries are there, as files?",
+    cases,
+    run,
+    efforts={"quick": True, "full": False},
+    options=ExportOptions,
+    report={"Files written": View(pd.DataFrame, "exported")},
+)
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    STUDY.main()

@@ -5,17 +5,20 @@ import pandas as pd
 import pytest
 from drawn_rankers import K
 
+from experiments.common.case_log import row_of
 from experiments.recpipe import pipelines
-from experiments.recpipe.design_studies import DesignGoal
+from experiments.recpipe.design_studies import DesignCase, GoalRow
 
 
 def test_the_lowest_p95_is_of_enough_quality_and_what_is_not_carried_ends_a_design(
     world, monkeypatch
 ):
     monkeypatch.setattr(pipelines, "RATES_QPS", (10.0, 1e5, 2e5))
-    goal = DesignGoal("movielens", K, 0.1, 10.0, np.inf, 8)
+    case = DesignCase("movielens", "", None, 0.1, 10.0, np.inf)
+    goal = GoalRow("movielens", K, 0.1, 10.0, np.inf, 8)
     todo = [d for d in pipelines.designs((8, 20, 30), K, quick=True) if d.batch_items == 256]
-    rows = pd.DataFrame([row for design in todo for row in pipelines.measure(world, design, goal)])
+    measured = [row for design in todo for row in pipelines.measure(world, design, case)]
+    rows = pd.DataFrame(map(row_of, measured))
     assert (rows["rate_qps"] < 2e5).all()
     assert np.isinf(rows["p95_ms"][rows["rate_qps"] == 1e5]).all()
     best = pipelines.lowest(rows, 0.0, "stages")

@@ -7,6 +7,7 @@ import pytest
 from drawn_rankers import DLRM, TWO, K, drawn_weights
 
 from accelerator.latency import Profile
+from experiments.common.case_log import row_of
 from experiments.recpipe import real
 from experiments.recpipe.chains import Chain, Scored, quality_of
 from experiments.recpipe.datasets.ranked import TrainedRanker
@@ -85,7 +86,7 @@ def test_both_sides_are_run_in_turn_at_the_same_rates(world, monkeypatch):
         n_queries=100,
     )
     tables = real.compare(quick, 1, 1, 12.0, Progress("none"), 0.3, 60)
-    rows = pd.DataFrame(tables["real"])
+    rows = pd.DataFrame(map(row_of, tables["real"]))
     sides = rows.groupby(["load", "rate_qps", "round"])["side"].apply(list).tolist()
     assert sides == [["one stage", "several"]] * 3
     assert {row.side for row in tables["real_rates"]} == {"one stage", "several"}

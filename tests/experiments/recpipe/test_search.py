@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from drawn_rankers import ONE, TWO, K
 
-from experiments.common.case_log import PARQUET, write_table
+from experiments.common.case_log import PARQUET, row_of, write_table
 from experiments.recpipe import design_studies, real, search
-from experiments.recpipe.design_studies import DesignGoal, WorldSettings
+from experiments.recpipe.design_studies import DesignCase, GoalRow
 from experiments.recpipe.world import GPU, SystemDesign
 from infra.messages import CPU
 
-GOAL = DesignGoal("movielens", K, 0.3, 20.0, 50.0, 8)
+CASE = DesignCase("movielens", "", None, 0.99, 20.0, 50.0)
+GOAL = GoalRow("movielens", K, 0.3, 20.0, 50.0, 8)
 
 
 def test_every_design_of_the_search_is_another_one():
@@ -31,20 +32,18 @@ def test_a_search_goes_on_where_it_ended_and_begins_anew_under_other_settings(
     begun = []
     evaluate = search.evaluate
 
-    def noted(world, design, goal):
+    def noted(world, design, case):
         begun.append(design)
-        return evaluate(world, design, goal)
+        return evaluate(world, design, case)
 
-    settings = WorldSettings("movielens", "", 8)
     monkeypatch.setattr(search, "evaluate", noted)
-    monkeypatch.setattr(design_studies, "worlds", lambda *_, **__: [(settings, world)])
     monkeypatch.setattr(design_studies, "world_of", lambda _: world)
 
     def searched(designs, *flags):
         monkeypatch.setattr(search, "designs", lambda *_, **__: designs)
-        words = ["--out", str(tmp_path), "--jobs", "1", "--rate_qps", "20", *flags]
+        words = ["--out", str(tmp_path), "--rate_qps", "20", *flags]
         assert search.STUDY.command(words) == 0
-        return pd.read_parquet(tmp_path / "search_movielens.parquet")
+        return pd.read_parquet(tmp_path / "search_clicks.parquet")
 
     searched(todo[:2], "--sla_ms", "50")
     file = tmp_path / "recpipe_search.cases.jsonl"
@@ -55,15 +54,17 @@ def test_a_search_goes_on_where_it_ended_and_begins_anew_under_other_settings(
     assert rows["chain"].tolist() == [design.chain.label for design in todo]
     searched(todo[:1], "--sla_ms", "60")
     assert begun == [*todo, ONE]
-    assert json.loads(file.read_text().splitlines()[-1])["settings"]["goal"]["sla_ms"] == 60.0
+    assert json.loads(file.read_text().splitlines()[-1])["settings"]["sla_ms"] == 60.0
 
 
-def evaluated(world, designs, goal):
-    return pd.DataFrame([row for d in designs for row in search.evaluate(world, d, goal)])
+def evaluated(world, designs):
+    return pd.DataFrame(
+        [row_of(row) for design in designs for row in search.evaluate(world, design, CASE)]
+    )
 
 
 def test_the_best_by_kind_have_the_quality_and_the_front_is_not_beaten(world):
-    rows = evaluated(world, list(search.designs((8, 20), K, 8))[::15], GOAL)
+    rows = evaluated(world, list(search.designs((8, 20), K, 8))[::15])
     floor = float(rows["ndcg"].median())
     goals = pd.DataFrame([GOAL]).assign(floor=floor)
     best = search.best_by_kind(rows, goals)
@@ -82,7 +83,7 @@ def test_the_winner_of_a_search_is_the_best_on_shared_cores(world, tmp_path):
     slow, fast = ONE, SystemDesign(TWO.chain, TWO.devices, 40)
     split = SystemDesign(TWO.chain, TWO.devices, 10, cores=(4, 4))
     on_gpu = SystemDesign(TWO.chain, (GPU, GPU))
-    rows = evaluated(world, [slow, fast, split, on_gpu], GOAL)
+    rows = evaluated(world, [slow, fast, split, on_gpu])
     rows["ndcg"] = 0.4
     rows["max_qps"] = [10.0, 20.0, 30.0, 40.0]
     write_table(tmp_path, "search_movielens", rows, PARQUET)

@@ -26,7 +26,7 @@ def test_the_highest_rate_meets_the_sla_and_a_little_more_does_not(world, design
 def test_fewer_items_cost_less_and_find_less(world):
     few = replace(ONE, share=0.25)
     assert world.run(few, 10.0).p95_ms < world.run(ONE, 10.0).p95_ms
-    assert world.quality(few.chain, 0.25).value < world.quality(ONE.chain).value
+    assert world.quality(few.chain, 0.25).ndcg < world.quality(ONE.chain).ndcg
 
 
 def test_what_is_beyond_the_capacity_is_not_carried(world):

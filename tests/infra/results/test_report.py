@@ -9,9 +9,10 @@ from helpers import poisson_schedule
 from rich.console import Console
 
 from backends.virtual.simulated import SimulatedSession
-from infra.messages import CPU
+from infra.messages import CPU, Query
 from infra.progress import Progress
 from infra.results import figures, report
+from infra.results.rows import Recorder
 from infra.results.stats import Estimate, summarize
 from scheduler import Policy
 
@@ -32,11 +33,8 @@ def text_of(renderable):
 
 def test_the_table_says_what_was_measured(measured):
     _, summary = measured
-    shown = text_of(
-        report.measurement(
-            "wnd", summary, {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
-        )
-    )
+    memory = {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
+    shown = text_of(report.measurement("wnd", summary, memory))
     assert f"{summary.p95_ms.value:,.2f} ms" in shown
     assert report.interval(summary.p95_ms) in shown
     assert "VALID" in shown
@@ -47,9 +45,8 @@ def test_the_table_says_what_was_measured(measured):
 
 def test_an_invalid_run_says_why(measured):
     rows, _ = measured
-    bad = summarize(
-        rows.queries, rows.tasks, sla_ms=5.0, extra=("interrupted after 3 of 9 queries",)
-    )
+    reasons = ("interrupted after 3 of 9 queries",)
+    bad = summarize(rows.queries, rows.tasks, sla_ms=5.0, extra=reasons)
     assert "interrupted after 3 of 9" in text_of(report.measurement("wnd", bad, {}))
     assert report.verdict(bad) == "INVALID: interrupted after 3 of 9 queries"
 
@@ -74,36 +71,28 @@ def test_the_cdf_names_its_axes_and_draws_sla_and_percentiles(measured):
 
 
 def test_the_cdf_of_a_run_without_answers_is_drawn_too():
-    empty = pd.DataFrame(
-        {
-            "query_id": [0],
-            "input_id": [0],
-            "n_items": [1],
-            "n_tasks": [0],
-            "arrival_ns": [0],
-            "sent_ns": pd.array([0], "Int64"),
-            "first_start_ns": pd.array([None], "Int64"),
-            "done_ns": pd.array([None], "Int64"),
-            "is_warmup": [False],
-        }
-    )
+    recorder = Recorder(0)
+    recorder.sent(Query(0, 0, 1, 0), 0)
+    empty = recorder.rows().queries
     tasks = pd.DataFrame({"query_id": [], "pool": [], "n_items": []})
     assert figures.latency_cdf(empty, summarize(empty, tasks, 5.0), "wnd").axes
 
 
 def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
     rows, sure = measured
-    line = {"name": "static", "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0}, "of_exhaustive": None,
-            "n_trials": 3, "n_queries": 900, "seconds": 5.0}  # fmt: skip
-    late = summarize(
-        rows.queries, rows.tasks, sla_ms=5.0, extra=("the generator was late", "a query was lost")
-    )
-    for own, words in (
-        (late, ["static: INVALID: the generator was late; a query was lost"]),
-        (sure, []),
-        (None, []),
-    ):
-        limit, *rest = report.search_notes([{**line, "summary": own}], 0.99)
+    line = {
+        "name": "static",
+        "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0},
+        "of_exhaustive": None,
+        "n_trials": 3,
+        "n_queries": 900,
+        "seconds": 5.0,
+    }
+    reasons = ("the generator was late", "a query was lost")
+    late = summarize(rows.queries, rows.tasks, sla_ms=5.0, extra=reasons)
+    why = "static: INVALID: the generator was late; a query was lost"
+    for summary, words in ((late, [why]), (sure, []), (None, [])):
+        limit, *rest = report.search_notes([{**line, "summary": summary}], 0.99)
         assert limit.startswith("static: limit about 9.0 QPS")
         assert rest == words
 

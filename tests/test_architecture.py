@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-LAYERS = [  # a name may import only from lines above it, or its own package
+LAYERS = [  # a room may import from rooms above it in this list, and from itself
     {"infra"},
     {"models", "scheduler", "loadGenerator"},
     {"accelerator"},

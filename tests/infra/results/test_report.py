@@ -9,9 +9,10 @@ from helpers import poisson_schedule
 from rich.console import Console
 
 from backends.virtual.simulated import SimulatedSession
-from infra.messages import CPU
+from infra.messages import CPU, Query
 from infra.progress import Progress
 from infra.results import figures, report
+from infra.results.rows import Recorder
 from infra.results.stats import Estimate, summarize
 from scheduler import Policy
 
@@ -86,19 +87,9 @@ def test_the_cdf_names_its_axes_and_draws_sla_and_percentiles(measured):
 
 
 def test_the_cdf_of_a_run_without_answers_is_drawn_too():
-    empty = pd.DataFrame(
-        {
-            "query_id": [0],
-            "input_id": [0],
-            "n_items": [1],
-            "n_tasks": [0],
-            "arrival_ns": [0],
-            "sent_ns": pd.array([0], "Int64"),
-            "first_start_ns": pd.array([None], "Int64"),
-            "done_ns": pd.array([None], "Int64"),
-            "is_warmup": [False],
-        }
-    )
+    recorder = Recorder(0)
+    recorder.sent(Query(0, 0, 1, 0), 0)
+    empty = recorder.rows().queries
     tasks = pd.DataFrame({"query_id": [], "pool": [], "n_items": []})
     assert figures.latency_cdf(empty, summarize(empty, tasks, 5.0), "wnd").axes
 

@@ -22,9 +22,8 @@ def test_intervals_cover_the_true_quantile_as_often_as_they_claim(p, n):
         estimate = quantile(np.random.default_rng(seed).exponential(1.0, n), p)
         assert estimate.low <= estimate.value <= estimate.high
         covered += estimate.low <= truth <= estimate.high
-    assert (
-        930 <= covered <= 970 + (10 if n < 500 else 5)
-    )  # ranks are whole, so few samples cover a little more
+    most = 980 if n < 500 else 975  # ranks are whole, so few samples cover a little more
+    assert 930 <= covered <= most
 
 
 def test_the_quantile_is_the_nearest_rank():
@@ -45,12 +44,10 @@ def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
 
 
 def test_a_share_that_some_rank_has_exactly_takes_that_rank():
-    assert quantile(np.array([1.0, 2.0]), 0.5, 0.5) == Estimate(
-        1.0, -math.inf, 2.0
-    )  # P(none of 2 below) is 1/4
-    assert quantile(np.array([1.0, 2.0, 3.0]), 0.5, 0.75) == Estimate(
-        2.0, -math.inf, 3.0
-    )  # of 3: 1/8
+    of_two = quantile(np.array([1.0, 2.0]), 0.5, 0.5)
+    assert of_two == Estimate(1.0, -math.inf, 2.0)  # P(none below) is 1/4
+    of_three = quantile(np.array([1.0, 2.0, 3.0]), 0.5, 0.75)
+    assert of_three == Estimate(2.0, -math.inf, 3.0)  # 1/8
 
 
 def test_too_few_samples_leave_a_bound_open():
@@ -85,11 +82,8 @@ def summary(recorder, sla_ms=10.0, **settings):
 
 
 def test_a_steady_run_is_valid_and_its_numbers_are_those_of_its_rows():
-    s = summary(
-        record(
-            np.arange(200) * 10.0, [4.0] * 200, n_warmup=50, pools=["accel"] * 75 + ["cpu"] * 125
-        )
-    )
+    pools = ["accel"] * 75 + ["cpu"] * 125
+    s = summary(record(np.arange(200) * 10.0, [4.0] * 200, n_warmup=50, pools=pools))
     assert s.valid
     assert s.n_queries == 150
     assert s.p50_ms.value == s.p95_ms.value == s.p99_ms.value == 4.0
@@ -134,9 +128,8 @@ def test_a_busy_but_stable_run_is_not_called_growing(seed):
 def test_growth_counts_the_queries_that_are_left_at_the_last_arrival():
     arrival = np.arange(10) * 10
     assert queue_growth(arrival, arrival + 5) == 0
-    assert (
-        queue_growth(arrival, arrival * 2 + 5) == 4
-    )  # of 9, those at 5, 25, 45, 65, 85 were answered by 90
+    # Of 9, those at 5, 25, 45, 65, 85 were answered by 90.
+    assert queue_growth(arrival, arrival * 2 + 5) == 4
 
 
 def test_a_late_generator_makes_a_run_invalid():
@@ -174,17 +167,9 @@ def test_rows_have_nulls_where_nothing_happened():
     recorder = record([0.0], [1.0])
     recorder.sent(Query(1, 5 * MS, 3, 2), 6 * MS)
     queries = recorder.rows().queries
-    assert list(queries.columns) == [
-        "query_id",
-        "input_id",
-        "n_items",
-        "n_tasks",
-        "arrival_ns",
-        "sent_ns",
-        "first_start_ns",
-        "done_ns",
-        "is_warmup",
-    ]
+    assert list(queries.columns) == (
+        "query_id input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns is_warmup"
+    ).split()
     assert pd.isna(queries["done_ns"][1])
     assert pd.isna(queries["first_start_ns"][1])
     assert queries["sent_ns"][1] == 6 * MS

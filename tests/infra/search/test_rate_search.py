@@ -24,12 +24,11 @@ def bisect(limit_qps, start_qps, width, blur=0.0):
     return bisection, tried
 
 
-@given(
-    st.floats(1, 1e5),
-    st.floats(0.05, 20),
-    st.sampled_from([0.01, 0.05, 0.2]),
-    st.sampled_from([0.0, 0.03, 0.1]),
-)
+WIDTHS = st.sampled_from([0.01, 0.05, 0.2])
+BLURS = st.sampled_from([0.0, 0.03, 0.1])
+
+
+@given(st.floats(1, 1e5), st.floats(0.05, 20), WIDTHS, BLURS)
 def test_the_limit_is_found_to_the_width_from_anywhere(limit_qps, start_share, width, blur):
     bisection, tried = bisect(limit_qps, limit_qps * start_share, width, blur)
     estimate = bisection.estimate
@@ -101,9 +100,8 @@ def test_the_walk_ends_at_the_ends_of_the_grid(tail, step):
 
 
 def test_a_step_that_met_the_sla_less_often_than_not_is_not_carried():
-    tails = iter(
-        [1.0, 1.0, 99.0, 1.0, 99.0, 1.0, 99.0]
-    )  # step 2 is tried three times and fails three times
+    # Step 2 is tried three times and fails three times.
+    tails = iter([1.0, 1.0, 99.0, 1.0, 99.0, 1.0, 99.0])
     search = walk(lambda _: next(tails), max_updates=7)
     assert search.steps == [0, 1, 2, 1, 2, 1]
     assert search.limit_step == 1

@@ -1,6 +1,4 @@
-"""The sequential SLA test against queues whose true limit is known in closed form, 1,000 seeds
-each.
-"""
+"""The sequential SLA test against queues whose limit has a closed form, 1,000 seeds each."""
 
 import itertools
 import math
@@ -50,9 +48,10 @@ def limit(n_servers, sla, share=0.05):
     high = n_servers * (1 - 1e-9)
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (
-            (low, middle) if late_probability(middle, n_servers, sla) > share else (middle, high)
-        )
+        if late_probability(middle, n_servers, sla) > share:
+            high = middle
+        else:
+            low = middle
     return low
 
 
@@ -73,6 +72,11 @@ def decide(n_servers, sla, rate, seed, cap):
     return test.decision
 
 
+def verdicts_off_the_limit(n_servers, sla, offset, cap):
+    rate = limit(n_servers, sla) * (1 + offset)
+    return [decide(n_servers, sla, rate, seed, cap).verdict for seed in range(SEEDS)]
+
+
 def test_the_limit_of_mm1_is_mu_minus_ln_20_over_s():
     assert limit(1, 20.0) == pytest.approx(1 - math.log(20) / 20)
 
@@ -82,8 +86,7 @@ def test_the_limit_of_mm1_is_mu_minus_ln_20_over_s():
 def test_ten_percent_off_the_limit_it_is_hardly_ever_wrong_and_rarely_undecided(
     n_servers, sla, offset
 ):
-    rate = limit(n_servers, sla) * (1 + offset)
-    verdicts = [decide(n_servers, sla, rate, seed, 120_000).verdict for seed in range(SEEDS)]
+    verdicts = verdicts_off_the_limit(n_servers, sla, offset, 120_000)
     assert verdicts.count("met" if offset > 0 else "missed") <= 0.01 * SEEDS
     assert verdicts.count("undecided") <= 0.02 * SEEDS
 
@@ -93,8 +96,7 @@ def test_ten_percent_off_the_limit_it_is_hardly_ever_wrong_and_rarely_undecided(
 def test_two_percent_off_it_may_be_undecided_but_is_not_wrong_more_often_than_asked(
     n_servers, sla, offset
 ):
-    rate = limit(n_servers, sla) * (1 + offset)
-    verdicts = [decide(n_servers, sla, rate, seed, 20_000).verdict for seed in range(SEEDS)]
+    verdicts = verdicts_off_the_limit(n_servers, sla, offset, 20_000)
     assert verdicts.count("met" if offset > 0 else "missed") <= 0.01 * SEEDS
 
 
@@ -107,9 +109,8 @@ def test_an_overload_is_noticed_within_some_hundred_queries(n_servers):
 
 
 def test_the_binomial_is_loadgens():
-    assert (
-        p_value_met(459, 0, 99.0) <= 0.01 < p_value_met(458, 0, 99.0)
-    )  # its fewest queries for p99 at 99 %
+    # Its fewest queries for p99 at 99 %.
+    assert p_value_met(459, 0, 99.0) <= 0.01 < p_value_met(458, 0, 99.0)
     for n, late in ((200, 3), (1000, 62), (1000, 40)):
         assert p_value_met(n, late, 95.0) == pytest.approx(stats.binom.cdf(late, n, 0.05))
         assert p_value_missed(n, late, 95.0) == pytest.approx(stats.binom.sf(late - 1, n, 0.05))

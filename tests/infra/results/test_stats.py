@@ -167,9 +167,12 @@ def test_rows_have_nulls_where_nothing_happened():
     recorder = record([0.0], [1.0])
     recorder.sent(Query(1, 5 * MS, 3, 2), 6 * MS)
     queries = recorder.rows().queries
-    assert list(queries.columns) == (
-        "query_id input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns is_warmup"
-    ).split()
+    assert (
+        list(queries.columns)
+        == (
+            "query_id input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns is_warmup"
+        ).split()
+    )
     assert pd.isna(queries["done_ns"][1])
     assert pd.isna(queries["first_start_ns"][1])
     assert queries["sent_ns"][1] == 6 * MS

@@ -13,12 +13,12 @@ from helpers import poisson_schedule
 from backends.processes.engine import _polled
 from backends.processes.run import LEAST_SPIN_NS, MOST_SPIN_NS, SPIN_MARGIN_NS, Run
 from loadGenerator import Pacer
-from scheduler import Policy
+from scheduler import ONE_STAGE, Policy
 
 
 @pytest.fixture
 def run():
-    return Run(poisson_schedule(100, 5, n_items=1), Policy(1), None, None)
+    return Run(poisson_schedule(100, 5, n_items=1), Policy(1), ONE_STAGE, None, None)
 
 
 def test_the_spin_settles_where_nine_in_ten_sleeps_have_ended(run):

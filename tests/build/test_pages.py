@@ -133,8 +133,8 @@ def test_every_flag_that_a_page_names_is_one_of_a_program(page):
         return  # what was
     text = re.sub(r"<!-- test: fails -->\n```.*?```", "", page.read_text(), flags=re.DOTALL)
     flags = set(re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", text))
-    unknown = sorted(flags - flags_of_the_code() - FOREIGN)
-    assert not unknown, f"{page.relative_to(ROOT)} names flags that no program takes"
+    strange = sorted(flags - flags_of_the_code() - FOREIGN)
+    assert not strange, f"{page.relative_to(ROOT)} names flags that no program takes"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -228,8 +228,8 @@ def test_the_commands_of_a_page_run(block, tree, environment):
 
 
 def test_a_rule_of_a_block_is_one_that_the_tests_know():
-    known = re.compile(r"(skip, .+|fails|needs \w+|(first command, )?add --.+|)")
-    assert all(known.fullmatch(block.rule) for block in BLOCKS)
+    rules = re.compile(r"(skip, .+|fails|needs \w+|(first command, )?add --.+|)")
+    assert all(rules.fullmatch(block.rule) for block in BLOCKS)
     n_rules = sum(page.read_text().count("<!-- test: ") for page in PAGES if not is_a_study(page))
     in_table = (ROOT / "tests/README.md").read_text().count("`<!-- test: ")
     assert sum(block.rule != "" for block in BLOCKS) == n_rules - in_table

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infra.rng import stream
-from infra.settings.config import ModelConfig
+from infra.settings.config import ConfigError, ModelConfig
 from models.batch import Batch
 from models.embedding.plan.plan import plan_of
 from models.embedding.tables import EmbeddingTables, OnProgress, fill_uniform
@@ -63,12 +63,15 @@ class RecModel(Layer):
         """Lay tables and layers out for one core of this CPU, in the configuration's `dtype`.
 
         The scores stay what they were, but for rounding. Afterwards the model cannot move to
-        another device. With `fused` off nothing changes.
+        another device. With `fused` off nothing changes. Raises ConfigError if this CPU cannot
+        multiply in that type.
         """
         # A PyTorch built without oneDNN is slower, not wrong.
         if self.config.fused == "off" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             return
         dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 (PyTorch has no public name for it)
+            raise ConfigError("dtype", "is bfloat16, which needs a CPU with AVX-512; take float32")
         for pack in self._of_layers("pack"):
             pack(dtype)
 

@@ -238,7 +238,10 @@ class TuneConfig:
     )
     objective: str = flag("qps", "what is highest under the SLA", ("qps", "qps_per_watt"))
     cpu_watts: float | None = flag(
-        None, "power of all CPU engines together in W, where no counter can be read", above=0
+        None,
+        "power of all CPU engines together in W, where no counter can be read",
+        unit="W",
+        above=0,
     )
     confidence: float = flag(0.99, "confidence of a verdict on one rate", low=0.5, high=0.9999)
     rate_width: float = flag(

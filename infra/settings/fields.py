@@ -24,13 +24,16 @@ class ConfigError(ValueError):
         self.flag = flag
 
 
-def flag(default: Any, help_text: str, choices: tuple[str, ...] = (), **bounds: float) -> Any:
+def flag(
+    default: Any, help_text: str, choices: tuple[str, ...] = (), unit: str = "", **bounds: float
+) -> Any:
     """A dataclass field that is a command line flag.
 
-    Bounds: `low` and `high` are inclusive, `above` and `below` are not.
+    Bounds, in `unit`: `low` and `high` are inclusive, `above` and `below` are not.
     """
     return dataclasses.field(
-        default=default, metadata={"help": help_text, "choices": choices, "bounds": bounds}
+        default=default,
+        metadata={"help": help_text, "choices": choices, "bounds": bounds, "unit": unit},
     )
 
 
@@ -47,7 +50,8 @@ def check_fields(part: Any) -> None:
             breaks, expected = _BOUNDS[bound]
             if value is not None and breaks(value, limit):
                 shown = f"{value:g}" if isinstance(value, float) else value
-                raise ConfigError(field.name, f"is {shown}; expected {expected} {limit:g}")
+                least = f"{limit:g} {field.metadata['unit']}".rstrip()
+                raise ConfigError(field.name, f"is {shown}; expected {expected} {least}")
 
 
 def dashed(name: str, text: str) -> tuple[int, ...]:

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from infra.settings.config import ModelConfig
+from infra.settings.config import ConfigError, ModelConfig
 from models import build
 from models.batch import Batch
 from models.inputs.synthetic import InputPool
 from models.layers import PackedFC, Relu, SmallStack, mlp
 from models.mtwnd import TaskTowers
 from tests.models.drawn import normal
+
+HAS_BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+NO_BFLOAT16 = "this CPU has no AVX-512, by which oneDNN multiplies bfloat16"
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +64,8 @@ def test_a_stack_too_large_for_the_cache_goes_through_onednn():
     ],
 )
 def test_a_small_stack_leaves_only_large_bfloat16_batches_to_onednn(widths, dtype, most):
+    if dtype == torch.bfloat16 and not HAS_BFLOAT16:
+        pytest.skip(NO_BFLOAT16)
     stack = mlp("a", widths)
     stack.pack(dtype)
     assert stack.small.most_items == most
@@ -95,6 +100,13 @@ def scores(**settings_):
     return model, model(InputPool(config, 1, 100, seed=1).batch(0, 0, 100))
 
 
+def test_bfloat16_is_refused_in_one_line_where_the_cpu_has_none(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ConfigError, match="dtype is bfloat16, which needs a CPU with AVX-512"):
+        scores(dtype="bfloat16")
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason=NO_BFLOAT16)
 def test_bfloat16_changes_the_scores_by_its_rounding_only():
     _, exact = scores()
     model, rounded = scores(dtype="bfloat16")

@@ -1,6 +1,4 @@
-"""Ranked lists: the best items against a full sort, measures against scikit-learn and recorded
-numbers.
-"""
+"""Ranked lists: the best items against a full sort, measures against scikit-learn and records."""
 
 import json
 
@@ -14,19 +12,16 @@ from sklearn.metrics import ndcg_score
 
 from infra import ranking
 
-QUALITY = {
-    case["id"]: case
-    for case in json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())["quality"]
-}
+GOLDEN = json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())
+QUALITY = {case["id"]: case for case in GOLDEN["quality"]}
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.integers(1, 70))
 def test_the_best_items_are_those_of_a_full_sort_with_ties_by_id(scores, k):
     ids = np.random.default_rng(len(scores)).permutation(len(scores))
     best = ranking.top_items(ids, np.array(scores, dtype=np.float32), k)
-    assert (
-        list(best) == [i for _, i in sorted((-s, i) for s, i in zip(scores, ids, strict=True))][:k]
-    )
+    ordered = sorted((-score, i) for score, i in zip(scores, ids, strict=True))
+    assert list(best) == [i for _, i in ordered][:k]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +63,8 @@ def test_the_released_measure_is_the_release_s(case):
 
 
 def test_the_released_measure_of_ones_after_zeros():
-    assert ranking.ndcg_released([0] * 16 + [1] * 48, 64) == pytest.approx(
-        QUALITY["Q03"]["output"], rel=1e-12
-    )
+    late = ranking.ndcg_released([0] * 16 + [1] * 48, 64)
+    assert late == pytest.approx(QUALITY["Q03"]["output"], rel=1e-12)
 
 
 def test_hits_and_reciprocal_ranks():
@@ -98,8 +92,8 @@ def test_pairing_sees_a_difference_that_the_spread_over_queries_hides():
     assert pair.p_value == pytest.approx(stats.ttest_rel(better, base).pvalue)
     assert pair.difference.value == pytest.approx(0.2, abs=0.03)
     few = base[:12]
-    other = rng.normal(0, 10, 12)
-    assert ranking.paired(few, other).p_value == pytest.approx(stats.ttest_rel(few, other).pvalue)
+    apart = rng.normal(0, 10, 12)
+    assert ranking.paired(few, apart).p_value == pytest.approx(stats.ttest_rel(few, apart).pvalue)
     assert ranking.paired([3.0, 5.0, 7.0], [2.0, 4.0, 6.0]).p_value == 0
     assert np.isnan(ranking.paired([3.0], [2.0]).p_value)
     same = ranking.paired(base, base)

@@ -36,11 +36,11 @@ def test_the_quantile_is_the_nearest_rank():
 @pytest.mark.parametrize("p", [0.5, 0.95, 0.99, 0.999])
 def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
     for n in (1, 2, 59, 256, 2048, 100_000):
-        estimate = quantile(np.arange(1.0, n + 1), p, 0.9)  # its own ranks
+        ranks = quantile(np.arange(1.0, n + 1), p, 0.9)
         low = stats.binom.ppf(0.05, n, p)
         high = stats.binom.ppf(0.95, n, p) + 1
-        assert estimate.low == (low if low >= 1 else -math.inf)
-        assert estimate.high == (high if high <= n else math.inf)
+        assert ranks.low == (low if low >= 1 else -math.inf)
+        assert ranks.high == (high if high <= n else math.inf)
 
 
 def test_a_share_that_some_rank_has_exactly_takes_that_rank():
@@ -167,12 +167,8 @@ def test_rows_have_nulls_where_nothing_happened():
     recorder = record([0.0], [1.0])
     recorder.sent(Query(1, 5 * MS, 3, 2), 6 * MS)
     queries = recorder.rows().queries
-    assert (
-        list(queries.columns)
-        == (
-            "query_id input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns is_warmup"
-        ).split()
-    )
+    names = "query_id input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns is_warmup"
+    assert list(queries.columns) == names.split()
     assert pd.isna(queries["done_ns"][1])
     assert pd.isna(queries["first_start_ns"][1])
     assert queries["sent_ns"][1] == 6 * MS

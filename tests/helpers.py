@@ -81,17 +81,19 @@ def run_script(*words: str, cwd: Path, timeout: float = 120) -> subprocess.Compl
         return subprocess.CompletedProcess(argv, code, out.read(), err.read())
 
 
+def schedule_at(arrival_ns: object, n_items: object, n_warmup: int = 0) -> Schedule:
+    """Queries of so many items (an array, or a number for all) of input 0 at these arrivals."""
+    arrivals = np.asarray(arrival_ns, np.int64)
+    sizes = np.broadcast_to(np.asarray(n_items, np.int32), arrivals.shape)
+    return Schedule(arrivals, sizes.copy(), np.zeros(len(arrivals), np.int32), n_warmup)
+
+
 def poisson_schedule(
     rate_qps: float, n: int, n_items: int = 1, seed: int = 0, n_warmup: int = 0
 ) -> Schedule:
     """Exponential gaps, one size."""
     gaps_ns = np.random.default_rng(seed).exponential(1e9 / rate_qps, n)
-    return Schedule(
-        np.cumsum(gaps_ns).astype(np.int64),
-        np.full(n, n_items, np.int32),
-        np.zeros(n, np.int32),
-        n_warmup,
-    )
+    return schedule_at(np.cumsum(gaps_ns).astype(np.int64), n_items, n_warmup)
 
 
 def latencies_ms(rows: Rows) -> np.ndarray:

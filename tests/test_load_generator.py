@@ -42,9 +42,8 @@ def test_gaps_are_exponential():
 @pytest.mark.parametrize("shape", [0.25, 0.5, 3.0])
 def test_gamma_gaps_have_their_law_and_the_asked_rate(shape):
     gaps = gaps_ms("gamma", arrival_gamma_shape=shape)
-    gaps = np.abs(
-        gaps + np.random.default_rng(2).uniform(-0.5e-6, 0.5e-6, N)
-    )  # undo the rounding to whole ns
+    rounding = np.random.default_rng(2).uniform(-0.5e-6, 0.5e-6, N)  # to whole ns: undo it
+    gaps = np.abs(gaps + rounding)
     assert stats.kstest(gaps, stats.gamma(shape, scale=5.0 / shape).cdf).pvalue > P_LIMIT
     assert gaps.mean() == pytest.approx(5.0, rel=4 / np.sqrt(shape * N))
 
@@ -65,9 +64,8 @@ def test_legacy_gaps_are_whole_ms_and_poisson_distributed():
 
 
 def sizes(name, max_items=1024, **settings):
-    return draw_sizes(
-        LoadConfig(batch_size_distribution=name, **settings), max_items, N, stream(1, "sizes")
-    )
+    load = LoadConfig(batch_size_distribution=name, **settings)
+    return draw_sizes(load, max_items, N, stream(1, "sizes"))
 
 
 def test_normal_sizes():
@@ -81,9 +79,8 @@ def test_normal_sizes():
 
 def test_lognormal_sizes_take_mean_and_deviation_of_the_log():
     drawn = sizes("lognormal", avg_mini_batch_size=5.1, var_mini_batch_size=0.2)
-    assert (
-        stats.kstest(np.log(drawn), stats.norm(5.1, 0.2).cdf).statistic < 0.02
-    )  # rounding to whole items
+    law = stats.norm(5.1, 0.2)
+    assert stats.kstest(np.log(drawn), law.cdf).statistic < 0.02  # rounding to whole items
 
 
 def test_fixed_sizes():
@@ -156,16 +153,16 @@ def test_arrivals_can_come_from_a_file(tmp_path):
 
 
 def test_a_schedule_repeats_with_its_seed_and_differs_between_runs():
-    first, again, other = (draw_schedule(CONFIG, 500, 10, 100.0, run) for run in (0, 0, 1))
+    first, again, second = (draw_schedule(CONFIG, 500, 10, 100.0, run) for run in (0, 0, 1))
     assert (first.arrival_ns == again.arrival_ns).all()
     assert (first.n_items == again.n_items).all()
-    assert (first.arrival_ns != other.arrival_ns).any()
+    assert (first.arrival_ns != second.arrival_ns).any()
 
 
 def test_changing_the_sizes_leaves_arrivals_and_inputs_alone():
-    other = replace(CONFIG, load=LoadConfig(batch_size_distribution="production"))
+    production = replace(CONFIG, load=LoadConfig(batch_size_distribution="production"))
     a = draw_schedule(CONFIG, 500, 0, 100.0)
-    b = draw_schedule(other, 500, 0, 100.0)
+    b = draw_schedule(production, 500, 0, 100.0)
     assert (a.n_items != b.n_items).any()
     assert (a.arrival_ns == b.arrival_ns).all()
     assert (a.input_id == b.input_id).all()
@@ -173,8 +170,8 @@ def test_changing_the_sizes_leaves_arrivals_and_inputs_alone():
 
 def test_each_pass_uses_every_input_once():
     ids = draw_schedule(CONFIG, 64, 0, 100.0).input_id.reshape(4, 16)
-    for one_pass in ids:
-        assert sorted(one_pass) == list(range(16))
+    for ids_of_pass in ids:
+        assert sorted(ids_of_pass) == list(range(16))
     assert (ids[0] != ids[1]).any()
 
 
@@ -188,9 +185,11 @@ def test_streams_of_different_names_are_independent():
     assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(N)
 
 
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=40), st.lists(st.integers(0, 60), max_size=40)
-)
+GAPS_NS = st.lists(st.integers(0, 50), min_size=1, max_size=40)
+LOOKS_NS = st.lists(st.integers(0, 60), max_size=40)
+
+
+@given(GAPS_NS, LOOKS_NS)
 def test_the_pacer_gives_every_query_once_in_order_and_never_early(gaps, looks):
     arrival_ns = np.cumsum(gaps).astype(np.int64)
     n = len(gaps)
@@ -217,13 +216,11 @@ def test_a_schedule_must_not_go_back_in_time():
 def dispersion(rates, share, burst_s, window_s):
     """Variance over mean of the counts of a two-state Markov-modulated Poisson process in windows.
 
-    Fischer and Meier-Hellstern, The MMPP cookbook (1993), eq. for two states: stays of mean 1 /
-    out.
+    Fischer and Meier-Hellstern, The MMPP cookbook (1993), eq. for two states.
     """
-    out = np.array(
-        [share / ((1 - share) * burst_s), 1 / burst_s]
-    )  # leaving calm, leaving the burst
-    both = out.sum()
+    leaving_calm = share / ((1 - share) * burst_s)  # its stays have mean 1 / leaving
+    leaving_burst = 1 / burst_s
+    both = leaving_calm + leaving_burst
     mean = rates[0] * (1 - share) + rates[1] * share
     excess = 2 * (rates[1] - rates[0]) ** 2 * share * (1 - share) / (mean * both)
     return 1 + excess * (1 - (1 - np.exp(-both * window_s)) / (both * window_s))
@@ -237,29 +234,22 @@ def test_bursts_have_the_dispersion_of_their_law(share, factor, burst_s):
         arrival_burst_factor=factor,
         arrival_burst_s=burst_s,
     )
-    rate, n = 200.0, 400_000
+    rate = 200.0
+    n = 400_000
     arrival_s = draw_arrivals_ns(load, rate, n, stream(5, "arrivals")) / 1e9
     assert (np.diff(arrival_s) >= 0).all()
     calm = rate / (1 + share * (factor - 1))
     for window_s in (0.05, 0.5, 2.0):
         counts = np.histogram(arrival_s, np.arange(0, arrival_s[-1], window_s))[0]
-        blocks = np.array(
-            [block.var(ddof=1) / block.mean() for block in np.array_split(counts, 20)]
-        )
+        blocks = [block.var(ddof=1) / block.mean() for block in np.array_split(counts, 20)]
         wanted = dispersion((calm, factor * calm), share, burst_s, window_s)
         if window_s < 10 * burst_s and len(counts) / 20 * window_s > 20 * burst_s:
-            assert counts.var() / counts.mean() == pytest.approx(
-                wanted, abs=4 * blocks.std() / np.sqrt(20)
-            )
-    blocks = np.array(
-        [
-            len(block)
-            for block in np.split(arrival_s, np.searchsorted(arrival_s, np.arange(40, 2000, 40)))
-        ]
-    )
-    assert n / arrival_s[-1] == pytest.approx(
-        rate, abs=4 * blocks.std() / 40 / np.sqrt(len(blocks)) + 1
-    )
+            error = 4 * np.std(blocks) / np.sqrt(20)
+            assert counts.var() / counts.mean() == pytest.approx(wanted, abs=error)
+    bounds = np.searchsorted(arrival_s, np.arange(40, 2000, 40))
+    blocks = [len(block) for block in np.split(arrival_s, bounds)]
+    error = 4 * np.std(blocks) / 40 / np.sqrt(len(blocks)) + 1
+    assert n / arrival_s[-1] == pytest.approx(rate, abs=error)
 
 
 def test_gaps_within_bursts_of_factor_one_are_exponential():
@@ -275,8 +265,8 @@ def test_diurnal_arrivals_follow_their_curve(tmp_path):
     file = tmp_path / "day.csv"
     file.write_text("# a day of 5 s\ntime_s,rate\n" + "\n".join(f"{t},{r}" for t, r in DAY))
     load = LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=2.0)
-    rate, n = 500.0, 50_000
-    arrival_s = draw_arrivals_ns(load, rate, n, stream(7, "arrivals")) / 1e9
+    rate = 500.0
+    arrival_s = draw_arrivals_ns(load, rate, 50_000, stream(7, "arrivals")) / 1e9
     time_s, height = np.array(DAY).T
     mean = 10 / 5  # the areas: 6 + 0 + 4, over 5 s
 
@@ -303,33 +293,25 @@ def test_bursts_and_days_last_as_long_at_any_rate(process, tmp_path):
     with pytest.raises(ValueError, match="no others at another rate"):
         CommonLoad(config, 4000)
     for schedule, rate in ((slow, 100.0), (fast, 1000.0)):
-        if (
-            process == "diurnal"
-        ):  # a triangle of 2 s: the middle second has three quarters of the arrivals
-            within = (schedule.arrival_ns / 1e9) % 2
+        arrival_s = schedule.arrival_ns / 1e9
+        if process == "diurnal":
+            # A triangle of 2 s: the middle second has three quarters of the arrivals.
+            within = arrival_s % 2
             assert ((within > 0.5) & (within < 1.5)).mean() == pytest.approx(0.75, abs=0.02)
         else:
-            counts = np.histogram(
-                schedule.arrival_ns / 1e9, np.arange(0, schedule.arrival_ns[-1] / 1e9, 0.5)
-            )[0]
+            counts = np.histogram(arrival_s, np.arange(0, arrival_s[-1], 0.5))[0]
             calm = rate / (1 + 0.1 * 9)
-            assert counts.var() / counts.mean() == pytest.approx(
-                dispersion((calm, 10 * calm), 0.1, 0.2, 0.5), rel=0.35
-            )
+            wanted = dispersion((calm, 10 * calm), 0.1, 0.2, 0.5)
+            assert counts.var() / counts.mean() == pytest.approx(wanted, rel=0.35)
 
 
 def test_a_run_shorter_than_its_load_is_said(tmp_path):
     file = tmp_path / "day.csv"
     file.write_text("time_s,rate\n0,1\n86400,2\n")
-    day = replace(
-        CONFIG,
-        load=LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=1e-4),
-    )
-    bursts = replace(
-        CONFIG,
-        load=LoadConfig(arrival_process="mmpp", arrival_burst_s=0.1, arrival_burst_share=0.1),
-    )
-    for config, needed_s in ((day, 8.64), (bursts, 10.0)):
+    day = LoadConfig(arrival_process="diurnal", arrival_file=str(file), arrival_time_scale=1e-4)
+    bursts = LoadConfig(arrival_process="mmpp", arrival_burst_s=0.1, arrival_burst_share=0.1)
+    for load, needed_s in ((day, 8.64), (bursts, 10.0)):
+        config = replace(CONFIG, load=load)
         long, short = (draw_schedule(config, n, 0, 100.0) for n in (2000, 200))
         assert too_short(config, long) == ()
         (reason,) = too_short(config, short)
@@ -404,10 +386,9 @@ def test_an_epoch_s_nanoseconds_are_kept(tmp_path):
 def test_dates_are_no_numbers(tmp_path):
     file = tmp_path / "dates.parquet"
     pd.DataFrame({"arrival_s": pd.date_range("2026-01-01", periods=3, freq="s")}).to_parquet(file)
+    load = LoadConfig(arrival_process="trace", arrival_file=str(file))
     with pytest.raises(ConfigError, match="arrival_s is of type datetime"):
-        draw_arrivals_ns(
-            LoadConfig(arrival_process="trace", arrival_file=str(file)), 1.0, 3, stream(1, "x")
-        )
+        draw_arrivals_ns(load, 1.0, 3, stream(1, "x"))
 
 
 @pytest.mark.parametrize("size", ["0", "1.5", "nan", "", "101"])
@@ -421,35 +402,27 @@ def test_a_bad_size_in_a_trace_is_named_with_its_row(size, tmp_path):
         draw_sizes(load, 100, 2, stream(1, "x"))
 
 
-@given(
-    st.lists(
-        st.tuples(st.just(0.0) | st.floats(1e-3, 3), st.just(0.0) | st.floats(1e-3, 5)),
-        min_size=1,
-        max_size=8,
-    ),
-    st.lists(st.floats(0, 50), min_size=1, max_size=20),
-)
+WIDTHS_S = st.just(0.0) | st.floats(1e-3, 3)
+RATES = st.just(0.0) | st.floats(1e-3, 5)
+STEPS = st.lists(st.tuples(WIDTHS_S, RATES), min_size=1, max_size=8)
+
+
+@given(STEPS, st.lists(st.floats(0, 50), min_size=1, max_size=20))
 def test_the_inverse_of_a_rate_curve_is_its_inverse(steps, targets):
     widths, rates = np.array(steps).T
-    curve = RateCurve(
-        np.concatenate(([0.0], np.cumsum(widths), [widths.sum() + 1])), np.append(rates, [1.0, 2.0])
-    )
+    time_s = np.concatenate(([0.0], np.cumsum(widths), [widths.sum() + 1]))
+    rate = np.append(rates, [1.0, 2.0])
+    curve = RateCurve(time_s, rate)
     times = curve.times_s(np.sort(targets))
     assert (np.diff(times) >= -1e-9).all()
-    periods, within = np.divmod(times, curve.time_s[-1])
-    part = np.clip(
-        np.searchsorted(curve.time_s, within, side="right") - 1, 0, len(curve.time_s) - 2
-    )
-    width = curve.time_s[part + 1] - curve.time_s[part]
-    into = within - curve.time_s[part]
-    slope = np.divide(
-        curve.rate[part + 1] - curve.rate[part], width, out=np.zeros_like(width), where=width > 0
-    )
-    back = (
-        periods * curve.expected[-1]
-        + curve.expected[part]
-        + into * (curve.rate[part] + slope * into / 2)
-    )
+    periods, within = np.divmod(times, time_s[-1])
+    part = np.clip(np.searchsorted(time_s, within, side="right") - 1, 0, len(time_s) - 2)
+    width = time_s[part + 1] - time_s[part]
+    into = within - time_s[part]
+    rise = rate[part + 1] - rate[part]
+    slope = np.divide(rise, width, out=np.zeros_like(width), where=width > 0)
+    within_part = into * (rate[part] + slope * into / 2)
+    back = periods * curve.expected[-1] + curve.expected[part] + within_part
     assert back == pytest.approx(np.sort(targets), abs=1e-6)
 
 
@@ -465,6 +438,5 @@ def test_bursty_arrivals_begin_in_a_burst_as_often_as_it_bursts():
     # Of the first gaps those shorter than 5 ms: almost all in a burst (50 times the calm rate), few
     # in the calm.
     early = 0.2 * (1 - np.exp(-50 * calm_qps * 0.005)) + 0.8 * (1 - np.exp(-calm_qps * 0.005))
-    assert (np.array(first_s) < 0.005).mean() == pytest.approx(
-        early, abs=4 * np.sqrt(early * (1 - early) / 2000)
-    )
+    error = 4 * np.sqrt(early * (1 - early) / 2000)
+    assert (np.array(first_s) < 0.005).mean() == pytest.approx(early, abs=error)

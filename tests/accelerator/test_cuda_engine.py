@@ -1,5 +1,6 @@
-"""The GPU engine gives the CPU engine's scores, query by query and merged; its steps run on the CPU
-too.
+"""The GPU engine gives the CPU engine's scores, query by query and merged.
+
+Its steps run on the CPU, too.
 """
 
 import pytest
@@ -13,34 +14,23 @@ from infra.messages import WireTask
 from infra.progress import Progress
 from infra.settings.cli import parse
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-        ],
-    ),
-]
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_CUDA])]
 NETS = {
     "wnd": "--model_type wnd --arch_mlp_bot 6 --arch_mlp_top 8-1",
     "ncf": "--model_type ncf --arch_mlp_top 8-4-4 --arch_embedding_size 50-60-70-80",
 }
+INPUTS = "--num_batches 2 --max_mini_batch_size 32 --num_indices_per_lookup 3"
 
 
-def settings(net, *words):
-    base = (
-        "--num_batches 2 --max_mini_batch_size 32 --arch_embedding_size 50-60 "
-        "--num_indices_per_lookup 3"
-    )
-    return resolve(parse([*base.split(), *NETS[net].split(), *words]))
+def deployed(net, more=""):
+    return resolve(parse(f"{INPUTS} --arch_embedding_size 50-60 {NETS[net]} {more}".split()))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("net", NETS)
 def test_scores_are_those_of_the_cpu_engine(net, device):
-    deployment = settings(net, "--accel_merge_mib", "1")
+    deployment = deployed(net, "--accel_merge_mib 1")
     engine = cuda_engines(deployment, [0], device)[0]
     reference = prepare(deployment, Progress("none"))[0]
     engine.warm_up()
@@ -57,12 +47,12 @@ def test_scores_are_those_of_the_cpu_engine(net, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_queries_merge_up_to_the_budget_and_not_without_one(device):
-    engine = cuda_engines(settings("wnd", "--accel_merge_mib", "0.01"), [0], device)[0]
+    engine = cuda_engines(deployed("wnd", "--accel_merge_mib 0.01"), [0], device)[0]
     assert isinstance(engine, MergingEngine)
     small = WireTask(1, 0, 0, 0, 1)
     large = WireTask(2, 0, 0, 0, 32)
     assert engine.takes_more([small])
     assert not engine.takes_more([large] * 8)
-    assert not cuda_engines(settings("wnd"), [0], device)[0].takes_more([small])
+    assert not cuda_engines(deployed("wnd"), [0], device)[0].takes_more([small])
     with pytest.raises(ValueError, match="staging"):
         engine.scores([large] * 300)

@@ -3,8 +3,6 @@
 import itertools
 import logging
 import math
-import subprocess
-import sys
 
 import pytest
 from helpers import MS, ROOT, run_script
@@ -66,7 +64,8 @@ def test_between_numbers_of_neighbours_time_is_linear_and_beyond_the_last_flat()
         {1: 1.0, 4: 2.0}, busy_ms={1: {1: 2.0, 4: 6.0}, 4: {1: 8.0, 4: 12.0, 8: 20.0}}
     )
     times_ms = service_times_ns(profile, 5) / MS
-    assert times_ms[0, 1:] == pytest.approx([1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3], rel=1e-5)
+    alone = [1, math.sqrt(2), math.sqrt(3), 2, 2 + 1 / 3]
+    assert times_ms[0, 1:] == pytest.approx(alone, rel=1e-5)
     assert times_ms[:, 1] == pytest.approx([1, 2, 4, 6, 8])
     assert times_ms[:, 4] == pytest.approx([2, 6, 8, 10, 12])
     assert [profile.ms(4, k) for k in (0, 1, 3, 4, 9)] == pytest.approx([2, 6, 10, 12, 12])
@@ -132,9 +131,8 @@ def test_the_cpu_is_measured_once_for_a_net_and_again_for_another(tree):
         return PROFILE
 
     first = latency_profile(device, WND, 1024, measure)
-    assert latency_profile(device, WND, 1024, measure).batch_ms == pytest.approx(
-        first.batch_ms, rel=1e-4
-    )
+    second = latency_profile(device, WND, 1024, measure)
+    assert second.batch_ms == pytest.approx(first.batch_ms, rel=1e-4)
     assert len(calls) == 1
     wider = ModelConfig(model_type="wnd", model_name="wnd", arch_mlp_bot="8")
     latency_profile(device, wider, 1024, measure)
@@ -160,58 +158,30 @@ def test_a_modelled_engine_takes_as_long_as_the_device():
     assert sorted(errors)[len(errors) // 2] < 0.2  # the median: a busy machine may preempt one
 
 
-def run_tool(*words, cwd):
-    return subprocess.run(
-        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+def run_tool(tree, line):
+    """A program of accelerator/ with the device folders of `tree`."""
+    script, *words = line.split()
+    return run_script(f"accelerator/{script}", "--accel_root_dir", str(tree), *words, cwd=tree)
+
+
+def predict(tree, device, model):
+    return run_tool(tree, f"predict_execution.py --device {device} --model {model} --batch 64")
 
 
 def test_generate_data_and_predict_execution_work_for_this_machines_core(tree):
-    done = run_script(
-        "accelerator/cpu_core/generate_data.py",
-        "--accel_root_dir",
-        str(tree),
-        "--models",
-        "ncf,wnd",
-        "--table_scale",
-        "0.001",
-        "--nepochs",
-        "2",
-        cwd=tree,
-    )
+    line = "cpu_core/generate_data.py --models ncf,wnd --table_scale 0.001 --nepochs 2"
+    done = run_tool(tree, line)
     assert done.returncode == 0, done.stderr
     lines = (tree / "cpu_core/raw_data/results_ncf.txt").read_text().splitlines()
     assert len(lines) == len(BATCHES)
     assert all(len([float(word) for word in line.split()]) == 6 for line in lines)
-    done = run_script(
-        "accelerator/predict_execution.py",
-        "--accel_root_dir",
-        str(tree),
-        "--device",
-        "cpu_core",
-        "--model",
-        "ncf",
-        "--batch",
-        "64",
-        cwd=tree,
-    )
+    done = predict(tree, "cpu_core", "ncf")
     assert done.returncode == 0, done.stderr
     profile = read_profile(tree / "cpu_core/characterization_data/ncf.csv")
     total_ms = [float(line.split()[5]) for line in lines]
     assert list(profile.batch_ms.values()) == pytest.approx(total_ms, rel=1e-4)
     assert f"{profile.ms(64):.4g} ms" in done.stdout
-    done = run_script(
-        "accelerator/predict_execution.py",
-        "--accel_root_dir",
-        str(tree),
-        "--device",
-        "nvidia_gtx_1080_ti",
-        "--model",
-        "ncf",
-        "--batch",
-        "64",
-        cwd=tree,
-    )
+    done = predict(tree, "nvidia_gtx_1080_ti", "ncf")
     assert done.returncode == 0, done.stderr
     assert f"{profile.ms(64) / 0.9506:.4g} ms" in done.stdout
 
@@ -224,17 +194,6 @@ def test_a_device_that_is_not_here_is_one_clear_line(tmp_path):
 
 
 def test_a_prediction_without_data_says_what_to_run(tree):
-    done = run_script(
-        "accelerator/predict_execution.py",
-        "--accel_root_dir",
-        str(tree),
-        "--device",
-        "cpu_core",
-        "--model",
-        "rm1",
-        "--batch",
-        "64",
-        cwd=tree,
-    )
+    done = predict(tree, "cpu_core", "rm1")
     assert done.returncode == 2
     assert "generate_data.py" in done.stderr

@@ -35,9 +35,8 @@ def ended(pid):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("n_busy", [0, 1])
 def test_a_neighbour_busy_or_stopped_ends_with_a_killed_profiler(n_busy, tmp_path):
-    with (tmp_path / "pid").open(
-        "w"
-    ) as out:  # a pipe would stay open for as long as the neighbour lives
+    # Into a file: a pipe would stay open for as long as the neighbour lives.
+    with (tmp_path / "pid").open("w") as out:
         words = [sys.executable, "-c", SCRIPT.replace("{n_busy}", str(n_busy))]
         done = subprocess.run(words, cwd=ROOT, stdout=out, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import schedule_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,6 @@ from accelerator.service import Overhead, Recording, ServiceTable, ServiceTimes
 from backends.virtual.event_loop import EventLoop
 from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
-from loadGenerator import Schedule
 from scheduler import ONE_STAGE, Policy, split
 
 ITEMS = 40
@@ -23,12 +23,8 @@ def worlds(draw):
     n_cpu = draw(st.integers(1, 5))
     n_accel = draw(st.integers(1, 3))
     gaps = rng.integers(0, draw(st.sampled_from([3, 3_000, 300_000])), n)
-    schedule = Schedule(
-        np.cumsum(gaps * draw(st.sampled_from([1, 1009]))),
-        rng.integers(1, ITEMS + 1, n).astype(np.int32),
-        np.zeros(n, np.int32),
-        n // 10,
-    )
+    arrival_ns = np.cumsum(gaps * draw(st.sampled_from([1, 1009])))
+    schedule = schedule_at(arrival_ns, rng.integers(1, ITEMS + 1, n), n // 10)
     scale = draw(st.sampled_from([1, 97, 1_000_003]))  # 1: ends coincide to the ns
     cpu_ns = rng.integers(1, 50, (draw(st.integers(1, n_cpu)), ITEMS + 1)) * scale
     accel_ns = rng.integers(1, 50, (n_accel, ITEMS + 1)) * scale
@@ -43,9 +39,8 @@ def worlds(draw):
         factors = rng.lognormal(0, 0.3, (3, draw(st.sampled_from([1, 20, 1000]))))
         rows = [rng.integers(-1, 3, ITEMS + 1) for _ in range(2)]
         stolen_ns = draw(st.sampled_from([0, 3 * scale]))
-        table = ServiceTable(
-            cpu_ns, accel_ns, factors, *rows, *overheads, stolen_ns, draw(st.integers(0, 2**31))
-        )
+        seed = draw(st.integers(0, 2**31))
+        table = ServiceTable(cpu_ns, accel_ns, factors, *rows, *overheads, stolen_ns, seed)
     return {CPU: n_cpu, ACCEL: n_accel}, table, schedule, policy
 
 
@@ -79,9 +74,7 @@ class Stop:
 
 @pytest.mark.parametrize("service", [ServiceTable(np.full((1, 9), 800_000)), lambda _: 800_000])
 def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
-    schedule = Schedule(
-        np.arange(9000) * 1_000_000, np.full(9000, 8, np.int32), np.zeros(9000, np.int32)
-    )
+    schedule = schedule_at(np.arange(9000) * 1_000_000, 8)
     watch = Stop(5000)
     rows = SimulatedSession({CPU: 1}, service).run(schedule, Policy(8), None, watch)
     assert 5000 <= len(watch.seen) < 9000
@@ -89,35 +82,34 @@ def test_a_watch_sees_latencies_in_order_of_arrival_and_ends_the_run(service):
     assert len(rows.queries) < 9000
 
 
-@pytest.mark.parametrize(
-    "bad", [np.zeros((1, 5), np.int64), np.zeros((0, 5), np.int64), np.ones(5, np.int64)]
-)
-def test_a_table_that_makes_no_sense_is_refused(bad):
+@pytest.mark.parametrize("shape", [(1, 5), (0, 5)])
+def test_a_table_that_makes_no_sense_is_refused(shape):
     with pytest.raises(ValueError, match="service"):
-        ServiceTable(bad)
+        ServiceTable(np.zeros(shape, np.int64))
+
+
+def test_a_table_of_the_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match="service"):
+        ServiceTable(np.ones(5, np.int64))
 
 
 def test_what_the_table_does_not_cover_is_refused():
     session = SimulatedSession({CPU: 1}, ServiceTable(np.full((1, 5), 1000)))
-    schedule = Schedule(np.zeros(1, np.int64), np.full(1, 9, np.int32), np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="9 items"):
-        session.run(schedule, Policy(8))
-    small = Schedule(np.zeros(1, np.int64), np.full(1, 4, np.int32), np.zeros(1, np.int32))
+        session.run(schedule_at([0], 9), Policy(8))
     with pytest.raises(ValueError, match="no accelerator"):
-        session.run(small, Policy(8, offload_items=2))
+        session.run(schedule_at([0], 4), Policy(8, offload_items=2))
     with pytest.raises(ValueError, match="1 accelerators"):
         SimulatedSession({CPU: 1, ACCEL: 1}, ServiceTable(np.full((1, 5), 1000)))
 
 
 def test_a_recording_is_replayed_under_its_own_policy_only():
     recording = Recording(np.array([0, 2]), np.array([5, 6]), np.array([0, 0]))
-    session = SimulatedSession(
-        {CPU: 1}, ServiceTable(np.ones((1, 2), np.int64), recording=recording)
-    )
-    schedule = Schedule(np.zeros(1, np.int64), np.full(1, 8, np.int32), np.zeros(1, np.int32))
+    table = ServiceTable(np.ones((1, 2), np.int64), recording=recording)
+    session = SimulatedSession({CPU: 1}, table)
+    schedule = schedule_at([0], 8)
     assert session.run(schedule, Policy(4)).queries["done_ns"].tolist() == [11]
     with pytest.raises(ValueError, match="split its queries otherwise"):
         session.run(schedule, Policy(8))
-    twice = Schedule(np.zeros(2, np.int64), np.full(2, 8, np.int32), np.zeros(2, np.int32))
     with pytest.raises(ValueError, match="2 queries, but recorded times of 1"):
-        session.run(twice, Policy(4))
+        session.run(schedule_at([0, 0], 8), Policy(4))

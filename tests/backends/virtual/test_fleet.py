@@ -1,10 +1,8 @@
-"""Fleets: one server is the session, routing does what it says, theory judges the rules that look
-at queues.
-"""
+"""Fleets: a single server is the session, routing does what it says, theory judges queues."""
 
 import numpy as np
 import pytest
-from helpers import MS, close, latencies_ms, poisson_schedule
+from helpers import MS, close, latencies_ms, poisson_schedule, schedule_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,27 +10,27 @@ from accelerator.service import Overhead, ServiceTable, table_of_law
 from backends.virtual.fleet import ROUTES, Fleet, ServerKind
 from backends.virtual.simulated import SimulatedSession
 from infra.messages import ACCEL, CPU
-from loadGenerator import Schedule
 from scheduler import Policy
 
 
 def mm1(mean_ms=1.0, seed=0, **more):
-    return ServerKind(
-        "mm1", 1, table_of_law("exponential", mean_ms, 1.0, 9, 0, seed), Policy(9), **more
-    )
+    table = table_of_law("exponential", mean_ms, 1.0, 9, 0, seed)
+    return ServerKind("mm1", 1, table, Policy(9), **more)
+
+
+def constant():
+    table = table_of_law("deterministic", 1.0, 1.0, 9, 0, 0)
+    return ServerKind("constant", 1, table, Policy(9))
+
+
+BLIND_TO_SIZE = st.sampled_from(sorted(set(ROUTES) - {"size_aware"}))
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 2**32), st.integers(1, 6), st.sampled_from(sorted(set(ROUTES) - {"size_aware"}))
-)
+@given(st.integers(0, 2**32), st.integers(1, 6), BLIND_TO_SIZE)
 def test_a_fleet_of_one_is_the_session(seed, n_cpu, route):
     rng = np.random.default_rng(seed)
-    schedule = Schedule(
-        np.cumsum(rng.integers(0, 4000, 200)),
-        rng.integers(1, 41, 200).astype(np.int32),
-        np.zeros(200, np.int32),
-    )
+    schedule = schedule_at(np.cumsum(rng.integers(0, 4000, 200)), rng.integers(1, 41, 200))
     table = ServiceTable(
         rng.integers(1, 5000, (2, 41)),
         rng.integers(1, 5000, (2, 41)),
@@ -43,11 +41,10 @@ def test_a_fleet_of_one_is_the_session(seed, n_cpu, route):
         Overhead(7, 11),
         seed=9,
     )
-    kind = ServerKind("one", n_cpu, table, Policy(8, 30), 2)
-    expected = SimulatedSession({CPU: n_cpu, ACCEL: 2}, table).run(schedule, kind.policy)
-    assert Fleet([(kind, 1)]).run(schedule, route).latency_ms == pytest.approx(
-        latencies_ms(expected), rel=1e-12
-    )
+    kind = ServerKind("single", n_cpu, table, Policy(8, 30), 2)
+    rows = SimulatedSession({CPU: n_cpu, ACCEL: 2}, table).run(schedule, kind.policy)
+    run = Fleet([(kind, 1)]).run(schedule, route)
+    assert run.latency_ms == pytest.approx(latencies_ms(rows), rel=1e-12)
 
 
 def test_random_routing_makes_independent_mm1_queues():
@@ -69,36 +66,33 @@ def test_round_robin_takes_turns():
 
 
 def test_power_of_two_has_the_queue_lengths_of_its_theory():
-    """Mitzenmacher (2001): with n servers at load r the share with at least k queries tends to
-    r^(2^k - 1).
+    """At load r the share of servers with at least k queries tends to r^(2^k - 1).
+
+    Source: Mitzenmacher (2001).
     """
-    rho, n = 0.9, 500
-    run = Fleet([(mm1(), n)]).run(
-        poisson_schedule(1000 * rho * n, 1_500_000, seed=5), "power_of_two"
-    )
+    rho = 0.9
+    n = 500
+    schedule = poisson_schedule(1000 * rho * n, 1_500_000, seed=5)
+    run = Fleet([(mm1(), n)]).run(schedule, "power_of_two")
     mean_ms = sum(rho ** (2**k - 2) for k in range(1, 12))
     assert np.mean(run.latency_ms[500_000:]) == pytest.approx(mean_ms, rel=0.02)
 
 
 def test_the_shortest_queue_of_two_servers_is_nearly_one_shared_queue():
-    rho = 0.9
-    alone, two, all_ = (
-        Fleet([(mm1(), 20)])
-        .run(poisson_schedule(20_000 * rho, 400_000, seed=3), route)
-        .latency_ms[40_000:]
+    schedule = poisson_schedule(20_000 * 0.9, 400_000, seed=3)
+    fleet = Fleet([(mm1(), 20)])
+    alone_ms, of_two_ms, of_all_ms = (
+        fleet.run(schedule, route).latency_ms[40_000:].mean()
         for route in ("random", "power_of_two", "shortest_queue")
     )
     shared = SimulatedSession({CPU: 20}, table_of_law("exponential", 1.0, 1.0, 9, 0, 0))
-    bound = latencies_ms(shared.run(poisson_schedule(20_000 * rho, 400_000, seed=3), Policy(9)))[
-        40_000:
-    ]
-    assert bound.mean() < all_.mean() < two.mean() < alone.mean() / 2
+    bound_ms = latencies_ms(shared.run(schedule, Policy(9)))[40_000:].mean()
+    assert bound_ms < of_all_ms < of_two_ms < alone_ms / 2
 
 
 def test_the_shortest_queue_always_takes_an_idle_server_and_knows_who_has_left():
-    schedule = Schedule(np.array([0, 1, 2, 3 * MS]), np.full(4, 1, np.int32), np.zeros(4, np.int32))
-    constant = ServerKind("one", 1, table_of_law("deterministic", 1.0, 1.0, 9, 0, 0), Policy(9))
-    run = Fleet([(constant, 3)]).run(schedule, "shortest_queue")
+    schedule = schedule_at([0, 1, 2, 3 * MS], 1)
+    run = Fleet([(constant(), 3)]).run(schedule, "shortest_queue")
     assert sorted(run.server[:3]) == [0, 1, 2]
     assert run.latency_ms == pytest.approx(np.ones(4))
 
@@ -108,8 +102,8 @@ def test_size_aware_sends_large_queries_to_servers_that_offload():
     table = ServiceTable(items, items)
     plain = ServerKind("plain", 2, table, Policy(8))
     offloads = ServerKind("gpu", 2, table, Policy(8, 4), 1)
-    sizes = np.tile(np.arange(1, 9), 50).astype(np.int32)
-    schedule = Schedule(np.arange(400) * MS, sizes, np.zeros(400, np.int32))
+    sizes = np.tile(np.arange(1, 9), 50)
+    schedule = schedule_at(np.arange(400) * MS, sizes)
     run = Fleet([(plain, 3), (offloads, 2)]).run(schedule, "size_aware", large_items=4)
     assert (run.server[sizes >= 4] >= 3).all()
     assert set(run.server[sizes < 4]) == set(range(5))
@@ -118,13 +112,14 @@ def test_size_aware_sends_large_queries_to_servers_that_offload():
 
 
 def test_more_open_queries_than_the_heap_holds_at_first():
-    schedule = Schedule(
-        np.zeros(150_000, np.int64), np.ones(150_000, np.int32), np.zeros(150_000, np.int32)
-    )
-    constant = ServerKind("one", 1, table_of_law("deterministic", 1.0, 1.0, 9, 0, 0), Policy(9))
-    run = Fleet([(constant, 10)]).run(schedule, "shortest_queue")
+    schedule = schedule_at(np.zeros(150_000), 1)
+    run = Fleet([(constant(), 10)]).run(schedule, "shortest_queue")
     assert np.bincount(run.server).tolist() == [15_000] * 10
     assert run.latency_ms.max() == pytest.approx(15_000)
+
+
+def routed(route, n_items=1):
+    return Fleet([(mm1(), 1)]).run(schedule_at([1], n_items), route)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +129,8 @@ def test_more_open_queries_than_the_heap_holds_at_first():
         (lambda: Fleet([(mm1(), 0)]), "a fleet needs a server"),
         (lambda: mm1(weight=0.0), "weight"),
         (lambda: ServerKind("x", 1, mm1().table, Policy(9, 3)), "without an accelerator"),
-        (
-            lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2), "by_luck"),
-            "unknown route 'by_luck'",
-        ),
-        (lambda: Fleet([(mm1(), 1)]).run(poisson_schedule(1, 2, n_items=10), "random"), "10 items"),
+        (lambda: routed("by_luck"), "unknown route 'by_luck'"),
+        (lambda: routed("random", n_items=10), "10 items"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):

@@ -287,7 +287,7 @@ def shared(array: SubArray) -> SubArray:
     )
 
 
-def stage_parts(
+def stage_cycles(
     ranker: Ranker,
     n_items: int,
     n_kept: int,

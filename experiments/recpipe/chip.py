@@ -19,7 +19,7 @@ from accelerator.rpaccel import (
     SubArray,
     pipelined_s,
     shared,
-    stage_parts,
+    stage_cycles,
     stage_s,
 )
 from experiments.recpipe.chains import Scored
@@ -66,7 +66,7 @@ class ChipDesign:
             array = RELEASED_ARRAYS[self.sub_arrays[i]]
             n_kept = min(handed[i], items[i]) if fixes.top_k_unit else 0
             ends = {"first": i == 0, "last": i == len(items) - 1}
-            parts = stage_parts(RANKERS[name], items[i], n_kept, array, fixes, miss[i], **ends)
+            parts = stage_cycles(RANKERS[name], items[i], n_kept, array, fixes, miss[i], **ends)
             times.append(stage_s(parts, array) * 1e3)
         return times
 

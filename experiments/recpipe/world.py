@@ -17,7 +17,7 @@ from accelerator.deployment_service import FILTER_NS, FILTER_NS_PER_ITEM
 from accelerator.devices import ROOT, latency_profile, load_device
 from accelerator.latency import Profile, read_profile, write_profile
 from accelerator.profiler import measure_cpu_cores
-from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, stage_parts, stage_s
+from accelerator.rpaccel import RELEASED_ARRAYS, Corrections, stage_cycles, stage_s
 from accelerator.service import ServiceTable, ServiceTimes, table_of_profiles
 from backends.virtual.pipeline_kernel import serve_pipeline
 from experiments.recpipe.chains import Chain, Ndcg, Scored, quality_of
@@ -249,7 +249,7 @@ class RankingWorld:
         times_ns = [1]
         for n in range(1, self.most_items + 1):
             n_kept = min(chain.keeps[stage], n)
-            parts = stage_parts(ranker, n, n_kept, array, self.fixes, miss, **ends)
+            parts = stage_cycles(ranker, n, n_kept, array, self.fixes, miss, **ends)
             times_ns.append(max(1, round(stage_s(parts, array) * NS_PER_S)))
         return ServiceTable(np.array([times_ns], np.int64))
 

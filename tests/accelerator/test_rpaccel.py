@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 from accelerator import rpaccel
-from accelerator.rpaccel import RANKERS, RELEASED_ARRAYS, Corrections, Ranker, stage_parts, stage_s
+from accelerator.rpaccel import RANKERS, RELEASED_ARRAYS, Corrections, Ranker, stage_cycles, stage_s
 
 GOLDEN = json.loads((ROOT / "tests/data/recpipe_golden.json").read_text())
 COMPONENTS = {case["id"]: case for case in GOLDEN["components"]}
@@ -39,7 +39,7 @@ def test_a_query_takes_what_the_released_model_says(case):
     golden = case["output"]
     array = RELEASED_ARRAYS[int(query["accel_config"].split("_")[1])]
     ranker = RANKERS[NAMES[query["model_config"]]]
-    parts = stage_parts(ranker, query["items_per_query"], query["top_n"], array)
+    parts = stage_cycles(ranker, query["items_per_query"], query["top_n"], array)
     assert list(ranker.top_widths(dot=False)) == query["mlp_top_layers"]
     for ours, theirs in PARTS.items():
         assert_same(getattr(parts, ours), golden["parts_cycles"][f"{theirs}_cycles"])
@@ -88,7 +88,7 @@ def test_the_designs_are_those_of_the_release(case):
 
 
 def stage(ranker="rm-large", n_items=4096, n_kept=64, miss=0.5, **fixes):
-    return stage_parts(RANKERS[ranker], n_items, n_kept, WHOLE, Corrections(**fixes), miss)
+    return stage_cycles(RANKERS[ranker], n_items, n_kept, WHOLE, Corrections(**fixes), miss)
 
 
 def total(*args, **fixes):
@@ -147,7 +147,7 @@ def test_weights_that_fit_are_loaded_once():
     assert total("rm-large", resident_weights=True) == total("rm-large")  # 1.05 MB do not fit 1
     huge = replace(RANKERS["rm-large"], bottom=(13, 4096, 4096, 32))
     kept, released = (
-        stage_parts(huge, 512, 64, WHOLE, Corrections(resident_weights=fix)).bottom
+        stage_cycles(huge, 512, 64, WHOLE, Corrections(resident_weights=fix)).bottom
         for fix in (True, False)
     )
     assert kept == released  # does not fit
@@ -182,7 +182,7 @@ def test_the_cache_s_port_is_as_wide_as_the_array_and_the_smallest_array_s_as_re
     assert released - wide == pytest.approx(n_bytes * (1 / 64 - 1 / (4 * array.side)))
     assert (released == wide) == (n_arrays == 64)
     fixes = Corrections(embedding_cache=True, cache_port=True)
-    assert stage_parts(RANKERS["rm-large"], 4096, 64, array, fixes, 0.0).embedding == wide
+    assert stage_cycles(RANKERS["rm-large"], 4096, 64, array, fixes, 0.0).embedding == wide
 
 
 def test_handing_out_takes_a_cycle_an_item():
@@ -192,9 +192,9 @@ def test_handing_out_takes_a_cycle_an_item():
 def test_a_query_crosses_the_link_once():
     inner = {"first": False, "last": False}
     query = (RANKERS["rm-med"], 512, 64, WHOLE)
-    middle = stage_parts(*query, Corrections(pcie_once=True), **inner)
+    middle = stage_cycles(*query, Corrections(pcie_once=True), **inner)
     assert middle.pcie_in == middle.pcie_out == 0
-    assert stage_parts(*query, **inner).pcie_in > 0
+    assert stage_cycles(*query, **inner).pcie_in > 0
 
 
 def test_sub_batches_go_at_the_slowest_stage_s_pace():
@@ -208,7 +208,7 @@ def test_more_items_never_take_less_time():
     for ranker, array in itertools.product(RANKERS.values(), RELEASED_ARRAYS.values()):
         for fixes in (Corrections(), Corrections.all()):
             sizes = (1, 64, 512, 4096)
-            stages = [stage_parts(ranker, n, min(n, 64), array, fixes, 0.3) for n in sizes]
+            stages = [stage_cycles(ranker, n, min(n, 64), array, fixes, 0.3) for n in sizes]
             times = [parts.total for parts in stages]
             assert times == sorted(times)
 

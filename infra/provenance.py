@@ -60,7 +60,7 @@ def git_commit() -> str | None:
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """Where a run's numbers come from; run.json holds it under `provenance`."""
+    """Where a run's numbers come from, as run.json holds it under `provenance`."""
     import psutil  # noqa: PLC0415 (a borrowed GPU machine may lack it)
 
     return {

@@ -59,7 +59,7 @@ class ServerKind:
 
 @dataclass(frozen=True)
 class FleetRun:
-    """For every query of the schedule: its server, and its latency in ms."""
+    """Server and latency in ms of each query of the schedule."""
 
     server: npt.NDArray[np.int32]
     latency_ms: FloatArray

@@ -85,7 +85,7 @@ def serve_pipeline(
     engines: Mapping[str, int],
     service: ServiceTimes,
 ) -> Served:
-    """All queries through a pipeline.
+    """Serve all queries of a schedule by a pipeline.
 
     Raises ValueError if a stage offloads, or its times end before its largest task.
     """
@@ -248,7 +248,7 @@ def _ended(load: _Load, state: _State, now: int, at: int) -> int:
 
 @compiled
 def _serve(load: _Load, state: _State) -> None:
-    """All arrivals and all events, in order; an arrival goes before an event at the same time."""
+    """Take arrivals and events in order; an arrival goes before an event at the same time."""
     n = len(load.arrival_ns)
     n_engines = len(load.group)
     n_stages = len(load.batch)

@@ -57,7 +57,7 @@ class RateCurve:
         return RateCurve(self.time_s, self.rate * (rate / self.mean_rate))
 
     def times_s(self, expected: FloatArray) -> FloatArray:
-        """When so many arrivals are expected: the inverse of the rate's integral.
+        """The times at which so many arrivals are expected: the inverse of the rate's integral.
 
         It turns unit Poisson arrivals into Poisson arrivals of this rate (Cinlar, Introduction to
         Stochastic Processes, 1975, sec. 4.7).

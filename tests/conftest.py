@@ -4,6 +4,7 @@ the cores.
 
 import fcntl
 import gc
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ def pytest_collection_finish():
     begins with one.
     """
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left_behind():
+    """A process that a test leaves would fail the tests after it, which count theirs."""
+    before = set(multiprocessing.active_children())
+    yield
+    left = set(multiprocessing.active_children()) - before
+    for process in left:
+        process.kill()
+        process.join()
+    assert not left, f"this test left processes behind: {left}"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -11,11 +11,9 @@ a line a pair and batch, model by model; pairs.png is made of it. Needs two core
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,17 +64,16 @@ def cases(effort: PairEffort, options: ModelOptions) -> list[ModelCase]:
     return [replace(case, options=options) for case in model_cases(effort, options)]
 
 
-@functools.cache
-def neighbours_of(options: ModelOptions) -> dict[str, Callable[[int], None]]:
+@contextlib.contextmanager
+def neighbours_of(options: ModelOptions) -> Iterator[dict[str, Callable[[int], None]]]:
     """A stopped neighbour a model, and the function that lets it run (1) or stops it (0)."""
-    processes = contextlib.ExitStack()
-    atexit.register(processes.close)
-    keep_busy = {}
-    for name in options.models:
-        model = model_with_inputs(name, NEIGHBOUR_SCALE * options.table_scale, seed=5)
-        keep_busy[name] = processes.enter_context(neighbours(*model, 1))
-        keep_busy[name](0)
-    return keep_busy
+    with contextlib.ExitStack() as processes:
+        keep_busy = {}
+        for name in options.models:
+            model = model_with_inputs(name, NEIGHBOUR_SCALE * options.table_scale, seed=5)
+            keep_busy[name] = processes.enter_context(neighbours(*model, 1))
+            keep_busy[name](0)
+        yield keep_busy
 
 
 def times_ms(calls: FreshCalls, n_items: int, seconds: float) -> FloatArray:
@@ -95,10 +92,9 @@ def measure(case: ModelCase) -> dict[str, list[PairRow]]:
     """A row a neighbour and batch."""
     torch.set_num_threads(1)
     calls = FreshCalls(*model_with_inputs(case.model, case.options.table_scale))
-    beside = neighbours_of(case.options)
-    pairs = [(n, name) for n in case.effort.batches for name in beside]
+    pairs = [(n, name) for n in case.effort.batches for name in case.options.models]
     rows: list[PairRow] = []
-    with progress().step(case.model) as on_fraction:
+    with progress().step(case.model) as on_fraction, neighbours_of(case.options) as beside:
         for n_items, name in pairs:
             on_fraction(len(rows) / len(pairs), f"beside {name}, batch {n_items}")
             rounds: tuple[list[FloatArray], list[FloatArray]] = ([], [])

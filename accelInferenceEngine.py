@@ -78,7 +78,8 @@ class CudaEngine:
         self._staging = Staging(
             largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu
         )
-        self._stream: Any = torch.cuda.Stream() if self._on_gpu else None  # type: ignore[no-untyped-call]
+        cuda: Any = torch.cuda  # its streams have no types
+        self._stream: Any = cuda.Stream() if self._on_gpu else None
 
     def warm_up(self) -> None:
         """Score the smallest and the largest query."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from infra.deployment import Deployment
 from infra.messages import (
@@ -392,7 +392,8 @@ class HillClimb(Scripted):
         dips = 0
         while dips < self.PATIENCE and 0 <= at + step < len(ladder):
             at += step
-            yield from self._challenge(replace(best.policy, **{name: ladder[at]}))  # type: ignore[arg-type]
+            step_to: Any = {name: ladder[at]}
+            yield from self._challenge(replace(best.policy, **step_to))
             dips = dips + 1 if self._best_limit() == best else 0
             best = self._best_limit()
 

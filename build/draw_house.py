@@ -275,32 +275,36 @@ def stand(root: Path, imports: dict[str, set[str]]) -> dict[str, tuple[Part, Box
     parts = {
         name: read_part(file if file.is_file() else root / name) for name, file in files.items()
     }
-    unit = (WIDTH - 2 * WALL + BETWEEN) / 100
-    flat = {
-        name: Box(WALL + left * unit, 0, (right - left) * unit - BETWEEN, 0)
-        for name, (left, right) in PLACES.items()
-    }
     highest = {
         name: min(floor[user] for user in imports if name in imports[user]) - 1 for name in names
     }
     heights = [0.0] * floor[ATTIC]
     for name in names:
         if floor[name] == highest[name]:
-            needed = draw_part(parts[name], flat[name])[1]
+            needed = draw_part(parts[name], place_of(name))[1]
             heights[floor[name]] = max(heights[floor[name]], needed)
-    tops = [
+    tops = tops_of(heights)
+    placed = {}
+    for name in names:
+        top = tops[highest[name]]
+        bottom = tops[floor[name]] + heights[floor[name]]
+        placed[name] = (parts[name], replace(place_of(name), top=top, height=bottom - top))
+    return placed
+
+
+def place_of(name: str) -> Box:
+    """From the part's left to its right; no height yet."""
+    unit = (WIDTH - 2 * WALL + BETWEEN) / 100
+    left, right = PLACES[name]
+    return Box(WALL + left * unit, 0, (right - left) * unit - BETWEEN, 0)
+
+
+def tops_of(heights: list[float]) -> list[float]:
+    """Where each floor begins, the lowest floor first."""
+    return [
         ROOF + sum(height + GAP for height in heights[level + 1 :]) + GAP
         for level in range(len(heights))
     ]
-    boxes = {
-        name: replace(
-            flat[name],
-            top=tops[highest[name]],
-            height=tops[floor[name]] + heights[floor[name]] - tops[highest[name]],
-        )
-        for name in names
-    }
-    return {name: (parts[name], boxes[name]) for name in names}
 
 
 def draw_house(root: Path = ROOT) -> str:

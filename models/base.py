@@ -67,10 +67,12 @@ class RecModel(Layer):
         multiply in that type.
         """
         # A PyTorch built without oneDNN is slower, not wrong.
-        if self.config.fused == "off" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        onednn = torch.ops.mkldnn
+        if self.config.fused == "off" or not hasattr(onednn, "_linear_pointwise"):
             return
         dtype = torch.bfloat16 if self.config.dtype == "bfloat16" else torch.float32
-        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 (PyTorch has no public name for it)
+        has_bfloat16 = onednn._is_mkldnn_bf16_supported  # noqa: SLF001 (it has no public name)
+        if dtype == torch.bfloat16 and not has_bfloat16():
             raise ConfigError("dtype", "is bfloat16, which needs a CPU with AVX-512; take float32")
         for pack in self._of_layers("pack"):
             pack(dtype)

@@ -91,8 +91,8 @@ class ReleasedEvolution(Layer):
         self.blob_0 = Stack(FC("DIEN_blob_0", n_hidden, n_hidden))
         self.softmax = Softmax()
 
-    def forward(self, behaviours_BSD: Tensor, ad_BD: Tensor) -> Tensor:  # noqa: ARG002 (the release does not use it)
-        """(B, H): the last state of the second layer."""
+    def forward(self, behaviours_BSD: Tensor, _ad_BD: Tensor) -> Tensor:
+        """(B, H): the last state of the second layer; the release does not use the ad."""
         n_items, n_steps, width = behaviours_BSD.shape
         # As released: (B, S * D) read as (S, B, D), so for B > 1 the samples mix.
         x_SBD = behaviours_BSD.reshape(n_steps, n_items, width)

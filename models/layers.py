@@ -82,7 +82,8 @@ class PackedFC(Layer):
         self.weight_OI = layer.weight_OI.detach().to(dtype)
         self.bias_O = layer.bias_O.detach().to(dtype)
         onednn = torch.ops.mkldnn
-        self.packed = onednn._reorder_linear_weight(self.weight_OI.contiguous(), None)  # noqa: SLF001 (the only way in)
+        pack = onednn._reorder_linear_weight  # noqa: SLF001 (the only way in)
+        self.packed = pack(self.weight_OI.contiguous(), None)
         self._call = onednn._linear_pointwise.default  # noqa: SLF001 (the only way in)
         self.dtype = dtype
         self.activation = activation

@@ -24,6 +24,7 @@ from loadGenerator import Schedule
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
 MS = 1_000_000
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (looked at, not written)
 
 TINY = (
     f"--queue --config_file {ROOT}/models/configs/wide_and_deep.json --table_scale 0.001 "

@@ -12,7 +12,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
-from helpers import MS, ROOT, TINY, run_script
+from helpers import MS, ROOT, SHARED_MEMORY, TINY, run_script
 
 import DeepRecSys
 from infra.results import run_folder
@@ -292,7 +292,7 @@ def wait_for_engines(process, n):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number):
-    shared = set(os.listdir("/dev/shm"))  # noqa: PTH208, S108 (where POSIX shared memory lies)
+    shared = set(SHARED_MEMORY.iterdir())
     process = start(tmp_path, "--nepochs", "100000", "--arrival_qps", "100")
     engines = wait_for_engines(process, 2)
     time.sleep(2)
@@ -307,7 +307,7 @@ def test_an_interrupted_run_leaves_its_results_and_nothing_else(tmp_path, number
     assert len(only_run(tmp_path).rows().queries) > 0
     _, alive = psutil.wait_procs(engines, timeout=5)
     assert not alive
-    assert set(os.listdir("/dev/shm")) == shared  # noqa: PTH208, S108 (where POSIX shared memory lies)
+    assert set(SHARED_MEMORY.iterdir()) == shared
 
 
 def test_an_interrupted_search_leaves_what_it_has(tmp_path):

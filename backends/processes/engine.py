@@ -207,7 +207,7 @@ def _serve(
                 merging.score_merged(taken)
             else:
                 scores = engine.score(first)
-        except Exception as problem:  # noqa: BLE001 (whatever a model raises is the query's problem, not the engine's)
+        except Exception as problem:  # noqa: BLE001 (a model's error is its query's, not ours)
             error = f"{type(problem).__name__}: {problem}"
         end_ns = monotonic_ns()
         for task in taken:

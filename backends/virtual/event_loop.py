@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from heapq import heappop, heappush
 
-from accelerator.service import ServiceTable, ServiceTimes, drawn_index
+from accelerator.service import Int64Array, Recording, ServiceTable, ServiceTimes, drawn_index
 from backends.session import InOrder, Watch
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone
 from infra.results.rows import Recorder, Rows
@@ -191,27 +191,33 @@ def _task_times(
 
 def _table_times(table: ServiceTable, schedule: Schedule) -> tuple[_TookNs, _DelayNs]:
     """`_task_times` of one stage; Python numbers, as elements of arrays cost ten times as much."""
-    recording = table.recording
-    if recording is not None:
-        first, ns, delays_ns = (
-            x.tolist() for x in (recording.first, recording.ns, recording.delays_ns)
-        )
-        return (
-            lambda task, *_: ns[first[task.query_id] + task.part],
-            lambda task, _: delays_ns[first[task.query_id] + task.part],
-        )
+    if table.recording is not None:
+        return _recorded_times(table.recording)
+    overhead = [astuple(table.overhead(pool)) for pool in (CPU, ACCEL)]
+    return (
+        _stretched(_drawn_ns(table), table.stolen_ns, schedule),
+        lambda task, was_busy: overhead[task.pool == ACCEL][was_busy],
+    )
+
+
+def _recorded_times(recording: Recording) -> tuple[_TookNs, _DelayNs]:
+    first = recording.first.tolist()
+    ns = recording.ns.tolist()
+    delays_ns = recording.delays_ns.tolist()
+    return (
+        lambda task, *_: ns[first[task.query_id] + task.part],
+        lambda task, _: delays_ns[first[task.query_id] + task.part],
+    )
+
+
+def _drawn_ns(table: ServiceTable) -> _TookNs:
+    """The table's time beside as many busy neighbours, times the task's own factor."""
     cpu_ns = table.cpu_ns.tolist()
     accel_ns = table.accel_ns.tolist()
     factors = table.factors.tolist()
     n_factors = table.factors.shape[1]
     last = len(cpu_ns) - 1
-    stolen_ns = table.stolen_ns
-    arrivals = schedule.arrival_ns.tolist() if stolen_ns else []
-    overhead = [astuple(table.overhead(pool)) for pool in (CPU, ACCEL)]
-    rows = [
-        None if row is None or (row < 0).all() else row.tolist()
-        for row in (table.cpu_row, table.accel_row)
-    ]
+    rows = [_rows_of_factors(row) for row in (table.cpu_row, table.accel_row)]
 
     def took_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
         on_accel = task.pool == ACCEL
@@ -224,10 +230,27 @@ def _table_times(table: ServiceTable, schedule: Schedule) -> tuple[_TookNs, _Del
         if row is not None and row[task.n_items] >= 0:
             at = drawn_index(task.query_id, task.stage, task.part, table.seed, n_factors)
             took = max(1, int(took * factors[row[task.n_items]][at]))
-        if stolen_ns and not on_accel:
-            took += stolen_ns * (
-                bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns)
-            )
         return int(took)
 
-    return took_ns, lambda task, was_busy: overhead[task.pool == ACCEL][was_busy]
+    return took_ns
+
+
+def _rows_of_factors(row: Int64Array | None) -> list[int] | None:
+    """The row of factors of each size, -1 without; None if no size has one."""
+    return None if row is None or (row < 0).all() else row.tolist()
+
+
+def _stretched(took_ns: _TookNs, stolen_ns: int, schedule: Schedule) -> _TookNs:
+    """Longer on the cores by what each query that arrives meanwhile takes of them."""
+    if not stolen_ns:
+        return took_ns
+    arrivals = schedule.arrival_ns.tolist()
+
+    def longer_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
+        took = took_ns(task, engine, start_ns, end_ns)
+        if task.pool == ACCEL:
+            return took
+        n_arrived = bisect_right(arrivals, start_ns + took) - bisect_right(arrivals, start_ns)
+        return took + stolen_ns * n_arrived
+
+    return longer_ns

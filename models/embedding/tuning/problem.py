@@ -87,7 +87,8 @@ def fill_whole_numbers(weight_E: Tensor) -> None:
 
 def of_model(config: ModelConfig, sizes: Sequence[int], seed: int, device: str = "cpu") -> Problem:
     """A model's tables and ids as engines get them: item after item, counted through all tables."""
-    from models.inputs.synthetic import InputPool  # noqa: PLC0415 (compiled with numba: drawn tables do without)
+    # Compiled with numba: drawn tables do without.
+    from models.inputs.synthetic import InputPool  # noqa: PLC0415 (see above)
 
     layout = Layout.joined(model_specs(config))
     largest = max(sizes)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from helpers import MS, ROOT, NullFactory, poisson_schedule
+from helpers import MS, ROOT, SHARED_MEMORY, NullFactory, poisson_schedule
 
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import EngineError, ProcessSession
@@ -24,9 +24,6 @@ from infra.messages import ACCEL, CPU, WireTask
 from infra.results.stats import summarize
 from loadGenerator import Schedule
 from scheduler import Policy
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (looked at, not written)
-
 
 pytestmark = pytest.mark.alone
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from models.embedding.gpu import look_up
 
 CUDA = torch.device("cuda", 0)
-_COPIES = {Tensor.copy_, Tensor.__setitem__}  # between the sides
+_MIXING = {Tensor.copy_, Tensor.__setitem__, Tensor.to}  # takes tensors of both sides
 _GETS = {Tensor.device.__get__: CUDA, Tensor.is_cuda.__get__: True}
 _HOST_ONLY = {Tensor.numpy, Tensor.__array__, Tensor.data_ptr}
 
@@ -56,24 +56,28 @@ class PretendedDevice(TorchFunctionMode):
     def run(self, func, args, kwargs):
         flat = tree_flatten((args, kwargs))[0]
         tensors = [x for x in flat if isinstance(x, Tensor)]
-        on_device = any(isinstance(tensor, Far) for tensor in tensors)
-        if on_device and func in _GETS:
-            return _GETS[func]
-        if on_device and func in _HOST_ONLY:
-            raise TypeError(f"{func.__name__} of a tensor on the device")
-        strangers = [tuple(x.shape) for x in tensors if not isinstance(x, Far) and x.dim()]
-        index = func is Tensor.__getitem__ and isinstance(args[0], Far)  # by numbers of either side
-        if on_device and strangers and not index and func not in _COPIES and func is not Tensor.to:
-            raise RuntimeError(
-                f"{func.__name__}: tensors on the device and on the host: {strangers}"
-            )
-        wanted = next((torch.device(x).type for x in flat if _is_device(x)), None)
-        if wanted is not None:
-            args, kwargs = tree_map(lambda x: "cpu" if _is_device(x) else x, (args, kwargs))
+        side = "cuda" if any(isinstance(tensor, Far) for tensor in tensors) else "cpu"
+        if side == "cuda":
+            if func in _GETS:
+                return _GETS[func]
+            refuse_mixed(func, args, tensors)
+        for device in filter(_is_device, flat):
+            side = torch.device(device).type
+        args, kwargs = tree_map(lambda x: "cpu" if _is_device(x) else x, (args, kwargs))
         result = func(*near(args), **near(kwargs))
-        if func is Tensor.cpu:
-            return result
-        return far(result) if (on_device if wanted is None else wanted == "cuda") else result
+        return far(result) if side == "cuda" and func is not Tensor.cpu else result
+
+
+def refuse_mixed(func, args, tensors):
+    """What CUDA refuses of a function some of whose tensors are on the device."""
+    if func in _HOST_ONLY:
+        raise TypeError(f"{func.__name__} of a tensor on the device")
+    by_either = func is Tensor.__getitem__ and isinstance(args[0], Far)
+    if by_either or func in _MIXING:
+        return
+    strangers = [tuple(x.shape) for x in tensors if not isinstance(x, Far) and x.dim()]
+    if strangers:
+        raise RuntimeError(f"{func.__name__}: tensors on the device and on the host: {strangers}")
 
 
 class HostEvent:

@@ -118,6 +118,14 @@ def test_production_has_a_heavier_tail_than_the_lognormal_of_its_mean_and_spread
         assert (drawn > far).mean() > 1.5 * law.sf(far)
 
 
+def test_the_production_tail_is_pareto_with_its_index_cut_at_its_largest():
+    knee = 90 * np.exp(0.45 * stats.norm.ppf(0.75))  # the upper quartile of the body
+    for share_of_tail in (0.1, 0.5, 0.9, 0.99):
+        size = production_quantile(np.array([0.75 + 0.25 * share_of_tail]))[0]
+        larger = ((size / knee) ** -1.9 - (1024 / knee) ** -1.9) / (1 - (1024 / knee) ** -1.9)
+        assert larger == pytest.approx(1 - share_of_tail, abs=1e-9)
+
+
 def test_production_quantiles_rise():
     assert (np.diff(production_quantile(np.linspace(0, 0.999999, 5000))[1:]) >= 0).all()
 
@@ -177,6 +185,17 @@ def test_each_pass_uses_every_input_once():
 
 def test_a_burst_arrives_at_once():
     assert not burst(CONFIG, 50, 1).arrival_ns.any()
+
+
+@pytest.mark.parametrize("run_index", [0, 3])
+def test_arrivals_and_sizes_of_a_schedule_come_from_streams_of_their_own(run_index):
+    config = replace(CONFIG, load=LoadConfig(batch_size_distribution="production"))
+    schedule = draw_schedule(config, 500, 0, 100.0, run_index)
+    seed = config.inputs.numpy_rand_seed
+    drawn = draw_sizes(config.load, 1024, 500, stream(seed, "sizes", run_index))
+    assert schedule.n_items.tolist() == drawn.tolist()
+    arrival_ns = draw_arrivals_ns(config.load, 100.0, 500, stream(seed, "arrivals", run_index))
+    assert schedule.arrival_ns.tolist() == arrival_ns.tolist()
 
 
 def test_streams_of_different_names_are_independent():

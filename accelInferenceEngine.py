@@ -64,7 +64,7 @@ class CudaEngine:
         from inferenceEngine import packed_scores, task_batch  # noqa: PLC0415 (as above)
         from models.batch import Staging  # noqa: PLC0415 (as above)
 
-        self._torch = torch
+        self._torch: Any = torch  # its streams have no types
         self._device = torch.device(device)
         self._on_gpu = self._device.type == "cuda"
         self._model = workload.model
@@ -78,8 +78,7 @@ class CudaEngine:
         self._staging = Staging(
             largest, max(largest.nbytes, self._merge_bytes), pinned=self._on_gpu
         )
-        cuda: Any = torch.cuda  # its streams have no types
-        self._stream: Any = cuda.Stream() if self._on_gpu else None
+        self._stream: Any = self._torch.cuda.Stream() if self._on_gpu else None
 
     def warm_up(self) -> None:
         """Score the smallest and the largest query."""

@@ -377,7 +377,7 @@ class HillClimb(Scripted):
         """Ask rungs all along the ladder first, then closer and closer ones around the best."""
         stride = 2 ** max(0, math.ceil(math.log2(len(ladder) / SCOUTS)))
         for at in sorted({*range(0, len(ladder), stride), len(ladder) - 1}, reverse=True):
-            yield from self._challenge(replace(self._best_limit().policy, **{name: ladder[at]}))
+            yield from self._challenge(_at_rung(self._best_limit().policy, name, ladder[at]))
         while stride > 1:
             stride //= 2
             before = self.best
@@ -392,8 +392,7 @@ class HillClimb(Scripted):
         dips = 0
         while dips < self.PATIENCE and 0 <= at + step < len(ladder):
             at += step
-            step_to: Any = {name: ladder[at]}
-            yield from self._challenge(replace(best.policy, **step_to))
+            yield from self._challenge(_at_rung(best.policy, name, ladder[at]))
             dips = dips + 1 if self._best_limit() == best else 0
             best = self._best_limit()
 
@@ -421,6 +420,12 @@ class HillClimb(Scripted):
         best = self.best
         assert best is not None, "the start has a limit"
         return best
+
+
+def _at_rung(policy: Policy, name: str, rung: int | None) -> Policy:
+    """The policy with another value of one knob."""
+    knob: dict[str, Any] = {name: rung}
+    return replace(policy, **knob)
 
 
 def _ladder(values: Sequence[int | None]) -> list[int | None]:

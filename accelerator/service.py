@@ -12,15 +12,12 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-import numpy.typing as npt
 from scipy import special
 
 from accelerator.latency import Profile, service_times_ns
+from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS, NS_PER_US
 from infra.messages import ACCEL, CPU
-
-Int64Array = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 MOST_PARTS = 1 << 20  # of a query
 _STAGES = 1 << 4

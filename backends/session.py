@@ -10,13 +10,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from infra.arrays import FloatArray
 from infra.clock import NS_PER_MS
 from infra.messages import Answer, Fail, TaskDone
 from infra.results.rows import Rows
 from loadGenerator import Schedule
 from scheduler import Policy
-
-FloatArray = npt.NDArray[np.float64]
 
 
 class SessionError(RuntimeError):

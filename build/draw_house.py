@@ -149,7 +149,7 @@ def read_imports(root: Path) -> dict[str, set[str]]:
         entry.stem
         for entry in root.iterdir()
         if entry.suffix == ".py" or (entry / "__init__.py").is_file()
-    } | {ATTIC}
+    } - {"tests"} | {ATTIC}
     files = {
         name: [root / f"{name}.py"]
         if (root / f"{name}.py").is_file()

@@ -295,7 +295,7 @@ KEPT = {
         "from hypothesis import given\na = 'own'  # every one\n@given(a)\ndef f(): ...",
     ),
     lines_can_be_read_at_once: ("x.py", "#" * 100),
-    the_formatter_is_left_out_of_tables_only: ("x.py", f"A = [\n    1, 3,\n]  # {SKIP}"),
+    the_formatter_is_left_out_of_tables_only: ("x.py", "A = {\n    1: 2, 3: 4,\n}  # " + SKIP),
     an_exception_to_a_rule_has_its_reason: ("x.py", "import a  # noqa: E402, F401 (for b)"),
 }
 

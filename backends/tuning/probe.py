@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from backends.session import Session, SessionError
+from infra.arrays import FloatArray
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.results.rows import Rows
 from infra.results.stats import Estimate, quantile
@@ -19,7 +17,6 @@ from infra.settings.config import RunConfig
 from loadGenerator import CommonLoad, Schedule, burst
 from scheduler import Outcome, Policy, Trial
 
-FloatArray = npt.NDArray[np.float64]
 CAPACITY_QUERIES_AN_ENGINE = 32
 # a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
 TRIAL_SLAS = 20

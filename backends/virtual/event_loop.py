@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from heapq import heappop, heappush
 
-from accelerator.service import Int64Array, Recording, ServiceTable, ServiceTimes, drawn_index
+from accelerator.service import Recording, ServiceTable, ServiceTimes, drawn_index
 from backends.session import InOrder, Watch
+from infra.arrays import Int64Array
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone
 from infra.results.rows import Recorder, Rows
 from loadGenerator import Schedule

@@ -97,8 +97,8 @@ def read_file(path: str) -> dict[str, Any]:
     if isinstance(loaded, dict) and "provenance" in loaded:
         loaded = loaded.get("config")
     if not isinstance(loaded, dict):
-        error = ValueError  # bad input of a user, whatever its type
-        raise error(f"{path}: expected one mapping of flag names to values")
+        problem = f"{path}: expected one mapping of flag names to values"
+        raise ValueError(problem)  # noqa: TRY004 (shown as bad input)
     settings = {}
     for name, value in loaded.items():
         if name not in FIELDS:

@@ -61,8 +61,7 @@ class PretendedDevice(TorchFunctionMode):
             if func in _GETS:
                 return _GETS[func]
             refuse_mixed(func, args, tensors)
-        for device in filter(_is_device, flat):
-            side = torch.device(device).type
+        side = next((torch.device(x).type for x in flat if _is_device(x)), side)
         args, kwargs = tree_map(lambda x: "cpu" if _is_device(x) else x, (args, kwargs))
         result = func(*near(args), **near(kwargs))
         return far(result) if side == "cuda" and func is not Tensor.cpu else result

@@ -7,6 +7,7 @@ ruff's (pyproject.toml: C901, PLR0912, PLR0915).
 
 import ast
 import collections
+import fnmatch
 import functools
 import io
 import re
@@ -435,3 +436,15 @@ def test_what_runs_on_a_borrowed_gpu_needs_neither_rich_nor_numba():
     blocked = "sys.modules |= dict.fromkeys(('rich', 'numba', 'llvmlite'))"
     done = python(f"import sys; {blocked}; import {modules}; print('done')")
     assert done.stdout.strip() == "done", done.stderr
+
+
+def test_no_folder_of_tests_is_left_out(request):
+    patterns = request.config.getini("norecursedirs")
+    files = [file.relative_to(ROOT) for file in (ROOT / "tests").rglob("test_*.py")]
+    left_out = [
+        str(file)
+        for file in files
+        if any(fnmatch.fnmatch(part, pattern) for part in file.parts[:-1] for pattern in patterns)
+    ]
+    assert len(files) > 80
+    assert not left_out, f"pytest does not look into the folder of {left_out}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""DeepRecSys: at-scale inference of neural recommendation models.
+"""The driver: settings become a deployment, engines serve a load, one table shows what came of it.
 
-Configuration -> deployment -> session -> measure or tune -> results on disk -> one table. `--help`
+Configuration -> deployment -> session -> measure or tune -> results on disk -> the table. `--help`
 lists the settings; README.md tells the life of a query.
 """
 
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from accelerator.replay import replayed_rows
 from backends.checks import check
+from backends.long_run.of_run import long_run_of
 from backends.opening import OpenSession, open_session
 from backends.session import SessionError
 from backends.tuning.policy_tuner import Phase, PolicyTuner, TuningResult
@@ -33,9 +34,10 @@ from infra.messages import ACCEL
 from infra.progress import Progress
 from infra.provenance import provenance
 from infra.results import figures, report, run_folder
+from infra.results.quantiles import Estimate
 from infra.results.rows import Rows
 from infra.results.stages import answers_by_input, stage_parts
-from infra.results.stats import Estimate, Summary, summarize
+from infra.results.stats import Summary, summarize
 from infra.settings.cli import parse
 from infra.settings.config import ConfigError, RunConfig, from_settings
 from loadGenerator import Schedule, draw_schedule, schedule_of, too_short
@@ -86,10 +88,13 @@ class QueueRun:
         if self.task_log is not None:
             run_folder.write_log(self.task_log, rows.tasks)
 
-    def figure_of_latency(self, rows: Rows, summary: Summary) -> None:
-        """Draw the distribution of the latencies."""
+    def draw(self, rows: Rows, summary: Summary) -> None:
+        """Draw the distribution of the latencies, and the rate curve where the run tells it."""
         drawn = figures.latency_cdf(rows.queries, summary, self.config.name)
         drawn.savefig(self.folder / "latency.png", dpi=120)
+        if summary.long_run is not None and summary.long_run.curve is not None:
+            curve = figures.rate_curve(summary, self.config.name)
+            curve.savefig(self.folder / "rate_curve.png", dpi=120)
 
 
 def stated(deployment: Deployment) -> dict[str, Any] | None:
@@ -107,7 +112,8 @@ def measure(job: QueueRun) -> tuple[Rows, Summary]:
     """One run at a fixed policy."""
     config = job.config
     if config.simulation.service_law == "replay":
-        return _measured(job, schedule_of(replayed_rows(config).queries))
+        schedule = schedule_of(replayed_rows(config).queries)
+        return _measured(job, schedule, schedule.rate_qps)
     rate_qps = config.load.rate_qps
     if config.load.offered_load is not None:
         with job.progress.step("measuring the capacity"):
@@ -115,11 +121,11 @@ def measure(job: QueueRun) -> tuple[Rows, Summary]:
                 job.opened.session, config, fixed_policy(config), job.deployment.n_engines
             )
     schedule = draw_schedule(config, config.n_queries, config.n_warmup, rate_qps)
-    return _measured(job, schedule, too_short(config, schedule))
+    return _measured(job, schedule, rate_qps, too_short(config, schedule))
 
 
 def _measured(
-    job: QueueRun, schedule: Schedule, faults: tuple[str, ...] = ()
+    job: QueueRun, schedule: Schedule, rate_qps: float, faults: tuple[str, ...] = ()
 ) -> tuple[Rows, Summary]:
     config = job.config
     title = f"{config.name}: {len(schedule)} queries at {schedule.rate_qps:.4g} QPS"
@@ -129,9 +135,10 @@ def _measured(
         )
     faults = (*rows.notes, *faults)
     tune = config.tune
-    return rows, summarize(
-        rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, faults
-    )
+    summary = summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, faults)
+    with job.progress.step("the long run, in virtual time"):
+        told = long_run_of(rows, job.deployment, fixed_policy(config), schedule, rate_qps)
+    return rows, summary.with_long_run(told)
 
 
 def run_measure(job: QueueRun) -> Report:
@@ -141,7 +148,7 @@ def run_measure(job: QueueRun) -> Report:
     quality = quality_of(job.deployment, rows)
     saved = {name: estimate.as_json() for name, estimate in quality.items()}
     job.save(rows, {"summary": summary.as_json(), "memory": memory, "quality": saved or None})
-    job.figure_of_latency(rows, summary)
+    job.draw(rows, summary)
     if job.deployment.is_staged:
         bars = figures.stage_bars(stage_parts(rows), job.deployment.labels, job.config.name)
         bars.savefig(job.folder / "stages.png", dpi=120)
@@ -175,7 +182,7 @@ def _report_measure(
     if job.deployment.is_staged:
         _print_stages(job.deployment, rows, quality, out)
     _print_service(job.opened, out)
-    out.print(f"Results: {job.folder}", soft_wrap=True)
+    _print_where(job.folder, out)
     print("\n".join(report.closing_lines(summary)))
 
 
@@ -198,6 +205,13 @@ def _print_stages(
             "A modelled device gives no scores: which items survive is not known, only how many",
             soft_wrap=True,
         )
+
+
+def _print_where(folder: Path, out: Console) -> None:
+    drawn = ", ".join(sorted(file.name for file in folder.glob("*.png")))
+    out.print(f"Results: {folder}", soft_wrap=True)
+    if drawn:
+        out.print(f"Figures, there: {drawn}", soft_wrap=True)
 
 
 def _print_service(opened: OpenSession, out: Console) -> None:
@@ -241,7 +255,7 @@ def _save_best(job: QueueRun, best: Phase | None, results: dict[str, Any]) -> No
         run_folder.save_document(job.folder, job.config, job.document(results))
         return
     job.save(best.rows, {**results, "summary": best.summary.as_json()})
-    job.figure_of_latency(best.rows, best.summary)
+    job.draw(best.rows, best.summary)
 
 
 def _report_tune(
@@ -265,7 +279,7 @@ def _report_tune(
     if watts is not None:
         out.print(f"Power: {watts}", soft_wrap=True)
     _print_service(job.opened, out)
-    out.print(f"Results: {job.folder}", soft_wrap=True)
+    _print_where(job.folder, out)
     if interrupted:
         line = f"INVALID: the search was interrupted; --resume {job.folder.name} goes on with it"
         out.print(line, soft_wrap=True)

@@ -24,7 +24,7 @@ from infra.messages import (
     TaskFailed,
 )
 from infra.ranking import best_packed
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from infra.search.rate_search import RateBisection, RateWalk
 from infra.search.sla_test import Verdict
 

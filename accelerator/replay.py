@@ -50,8 +50,7 @@ def recording_of(rows: Rows, stage: int = 0) -> Recording:
 
     Raises ValueError if a query is missing or has parts missing.
     """
-    delay_ns, _ = _delays(rows)
-    tasks = rows.tasks.assign(delay_ns=delay_ns)
+    tasks = rows.tasks.assign(delay_ns=delays_of(rows)["delay_ns"])
     tasks = tasks[tasks["stage"] == stage].sort_values(["query_id", "part"])
     query_id = tasks["query_id"].to_numpy(np.int64)
     part = tasks["part"].to_numpy(np.int64)
@@ -67,7 +66,8 @@ def recording_of(rows: Rows, stage: int = 0) -> Recording:
 
 def overheads_of(rows: Rows) -> dict[str, Overhead]:
     """Mean delay of tasks on idle and on busy engines, by pool; the longest (stalls) left out."""
-    delay_ns, was_idle = _delays(rows)
+    delays = delays_of(rows)
+    delay_ns, was_idle = delays["delay_ns"], delays["was_idle"]
     overheads = {}
     for pool in dict.fromkeys([CPU, ACCEL, *rows.tasks["pool"].unique()]):
         in_pool = rows.tasks["pool"] == pool
@@ -81,14 +81,16 @@ def _mean_delay(delay_ns: pd.Series) -> int:
     return int(usual.mean()) if len(usual) else 0
 
 
-def _delays(rows: Rows) -> tuple[pd.Series, pd.Series]:
-    """ns from when each task was due and its engine free to its start; whether the engine was idle.
+def delays_of(rows: Rows) -> pd.DataFrame:
+    """By task `delay_ns`, from when it was due and its engine free to its start, and `was_idle`.
 
-    A task of the first stage is due when its query arrives, a later one when it is enqueued.
+    A task of the first stage is due when its query arrives, a later one when it is enqueued; its
+    engine was idle if it had nothing to do before.
     """
     tasks = rows.tasks.sort_values("start_ns")
     arrival = tasks["query_id"].map(rows.queries.set_index("query_id")["arrival_ns"])
     due = arrival.where(tasks["stage"] == 0, tasks["enqueued_ns"]).astype(np.int64)
     free = tasks.groupby(["pool", "engine"])["end_ns"].shift().fillna(0).astype(np.int64)
     delay = (tasks["start_ns"] - np.maximum(due, free)).clip(lower=0)
-    return delay.reindex(rows.tasks.index), (free <= due).reindex(rows.tasks.index)
+    delays = pd.DataFrame({"delay_ns": delay, "was_idle": free <= due})
+    return delays.reindex(rows.tasks.index)

@@ -35,6 +35,7 @@ class Times(NamedTuple):
     first: Int64Array
     recorded_ns: Int64Array
     delays_ns: Int64Array
+    task_factors: FloatArray
     cpu_overhead: tuple[int, int]
     accel_overhead: tuple[int, int]
     stolen_ns: int
@@ -57,6 +58,17 @@ class Recording:
 
 
 @dataclass(frozen=True)
+class TaskFactors:
+    """What each task's time is multiplied by, by query and part.
+
+    Those of query i are `factors[first[i] : first[i + 1]]`.
+    """
+
+    first: Int64Array
+    factors: FloatArray
+
+
+@dataclass(frozen=True)
 class Overhead:
     """What passes before a task begins.
 
@@ -76,9 +88,10 @@ class ServiceTable:
     1, ... other busy engines on its cores, the last for all beyond. `accel_ns` [accelerator,
     items]: a row each. `factors` [row, k]: a task's time is multiplied by one of the k factors in
     the row that `cpu_row` or `accel_row` [items] names (-1: none), drawn by query, stage, part and
-    `seed`, so it is the same for every policy and rate (common random numbers). `stolen_ns`: a CPU
-    task takes so much longer for each query that arrives while it runs. `recording`: the times
-    themselves, in place of all that.
+    `seed`, so it is the same for every policy and rate (common random numbers). `task_factors`: a
+    factor for each task of one schedule, in place of drawn ones. `stolen_ns`: a CPU task takes so
+    much longer for each query that arrives while it runs. `recording`: the times themselves, in
+    place of all that.
     """
 
     cpu_ns: Int64Array
@@ -91,6 +104,7 @@ class ServiceTable:
     stolen_ns: int = 0
     seed: int = 0
     recording: Recording | None = None
+    task_factors: TaskFactors | None = None
 
     def __post_init__(self) -> None:
         if self.cpu_ns.ndim != 2 or self.accel_ns.ndim != 2 or not len(self.cpu_ns):
@@ -122,15 +136,17 @@ class ServiceTable:
         recording = self.recording or Recording(
             np.zeros(1, np.int64), *(np.zeros(0, np.int64) for _ in range(2))
         )
+        by_task = self.task_factors or TaskFactors(recording.first, np.zeros(0))
         return Times(
             np.ascontiguousarray(self.cpu_ns),
             np.ascontiguousarray(self.accel_ns),
             np.ascontiguousarray(self.factors),
             none if self.cpu_row is None else self.cpu_row,
             none if self.accel_row is None else self.accel_row,
-            recording.first,
+            by_task.first,
             recording.ns,
             recording.delays_ns,
+            by_task.factors,
             (self.cpu_overhead.wake_ns, self.cpu_overhead.gap_ns),
             (self.accel_overhead.wake_ns, self.accel_overhead.gap_ns),
             self.stolen_ns,

@@ -21,7 +21,7 @@ from infra.ranking import (
     ndcg_released,
     reciprocal_rank,
 )
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from infra.settings.config import ConfigError
 from infra.settings.model_config import ModelConfig
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from infra.arrays import Int64Array
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 
 
 def top_items(ids: ArrayLike, scores: ArrayLike, k: int) -> Int64Array:

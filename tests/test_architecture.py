@@ -33,12 +33,13 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # CudaEngine is the model on another device: it builds what the CPU engine builds.
 ALLOWED = {("accelInferenceEngine", "inferenceEngine")}
 
-# Inside backends/: the worlds know the interface only; tuning forecasts in virtual time.
+# Inside backends/: the worlds know the interface only; the long run and tuning use virtual time.
 WORLDS = ("processes", "virtual", "cluster")
 BACKENDS = {
     "session": (),
     **dict.fromkeys(WORLDS, ("session",)),
-    "tuning": ("session", "virtual.simulated"),
+    "long_run": ("session", "virtual.simulated"),
+    "tuning": ("session", "virtual.simulated", "long_run"),
     "checks": ("session", "tuning"),
     "opening": ("session", *WORLDS),
 }

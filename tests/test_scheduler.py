@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.messages import ACCEL, CPU, Answer, Enqueue, Fail, Query, Task, TaskDone, TaskFailed
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from infra.search.rate_search import log_grid_qps
 from scheduler import (
     Dispatcher,

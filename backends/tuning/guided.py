@@ -9,7 +9,7 @@ from backends.tuning.probe import Sla, probe
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import Deployment
 from infra.progress import OnFraction
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from loadGenerator import CommonLoad
 from scheduler import (
     Exhaustive,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from backends.session import Session, SessionError
 from infra.arrays import FloatArray
 from infra.clock import NS_PER_MS, NS_PER_S
+from infra.results.quantiles import Estimate, quantile
 from infra.results.rows import Rows
-from infra.results.stats import Estimate, quantile
 from infra.search.rate_search import RateBisection
 from infra.search.sla_test import Decision, SlaTest
 from infra.settings.config import RunConfig

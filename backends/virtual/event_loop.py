@@ -215,10 +215,8 @@ def _drawn_ns(table: ServiceTable) -> _TookNs:
     """The table's time beside as many busy neighbours, times the task's own factor."""
     cpu_ns = table.cpu_ns.tolist()
     accel_ns = table.accel_ns.tolist()
-    factors = table.factors.tolist()
-    n_factors = table.factors.shape[1]
+    factor_of = _factor_of(table)
     last = len(cpu_ns) - 1
-    rows = [_rows_of_factors(row) for row in (table.cpu_row, table.accel_row)]
 
     def took_ns(task: Task, engine: int, start_ns: int, end_ns: list[int]) -> int:
         on_accel = task.pool == ACCEL
@@ -227,13 +225,31 @@ def _drawn_ns(table: ServiceTable) -> _TookNs:
         else:
             n_busy = min(last, sum(end > start_ns for end in end_ns)) if last else 0
             took = cpu_ns[n_busy][task.n_items]
-        row = rows[on_accel]
-        if row is not None and row[task.n_items] >= 0:
-            at = drawn_index(task.query_id, task.stage, task.part, table.seed, n_factors)
-            took = max(1, int(took * factors[row[task.n_items]][at]))
-        return int(took)
+        factor = factor_of(task)
+        return int(took) if factor is None else max(1, int(took * factor))
 
     return took_ns
+
+
+def _factor_of(table: ServiceTable) -> Callable[[Task], float | None]:
+    """By what a task's time is multiplied; None: by nothing."""
+    if table.task_factors is not None:
+        first = table.task_factors.first.tolist()
+        by_task = table.task_factors.factors.tolist()
+        return lambda task: by_task[first[task.query_id] + task.part]
+    factors = table.factors.tolist()
+    n_factors = table.factors.shape[1]
+    cpu_row = _rows_of_factors(table.cpu_row)
+    accel_row = _rows_of_factors(table.accel_row)
+
+    def drawn(task: Task) -> float | None:
+        row = accel_row if task.pool == ACCEL else cpu_row
+        if row is None or row[task.n_items] < 0:
+            return None
+        at = drawn_index(task.query_id, task.stage, task.part, table.seed, n_factors)
+        return float(factors[row[task.n_items]][at])
+
+    return drawn
 
 
 def _rows_of_factors(row: Int64Array | None) -> list[int] | None:

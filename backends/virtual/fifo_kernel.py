@@ -77,7 +77,10 @@ def replace_top(engines: Engines, low: int, n: int, end_ns: int, task: int) -> N
 
 @numba.njit(inline="always")
 def drawn_ns(times: Times, ns: int, row: int, query_id: int, stage: int, part: int) -> int:
-    """`ns` times a factor drawn for this task from a row of the factors; row -1: as it is."""
+    """`ns` times the task's factor: its own, or drawn from a row of the factors (-1: none)."""
+    if len(times.task_factors):
+        factor = times.task_factors[times.first[query_id] + part]
+        return max(np.int64(1), np.int64(ns * factor))  # type: ignore[return-value]
     if row < 0:
         return ns
     at = drawn_index(query_id, stage, part, times.seed, times.factors.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,16 @@ from infra.messages import ACCEL, CPU
 from infra.results.rows import TASK_COLUMNS, Rows, query_table
 from loadGenerator import Schedule
 from scheduler import ONE_STAGE, Policy, Stage
+
+
+@dataclass(frozen=True)
+class _Walked:
+    """The first `n_queries` of a schedule, served; `tasks` [task, 7] as the kernel writes them."""
+
+    n_queries: int
+    first_start_ns: Int64Array
+    done_ns: Int64Array
+    tasks: Int64Array
 
 
 class SimulatedSession:
@@ -105,6 +115,18 @@ class SimulatedSession:
             return ()
         return (f"interrupted after {n_answered} of {len(schedule)} queries",)
 
+    def done_ns(self, schedule: Schedule, policy: Policy) -> Int64Array:
+        """When each query is answered, int64[queries]; as `run`, without making rows."""
+        schedule = whole_inputs(schedule, self._candidates)
+        times = self._service
+        if isinstance(times, ServiceTimes) and self._stages == ONE_STAGE:
+            return self._walk_one_stage(schedule, policy, times.tables[0], keep_tasks=False).done_ns
+        if isinstance(times, ServiceTimes) and self._kernel_knows(times, policy):
+            served = serve_pipeline(schedule, policy, self._stages, self._engines, times)
+            return served.done_ns
+        done_ns: Int64Array = self.run(schedule, policy).queries["done_ns"].to_numpy(np.int64)
+        return done_ns
+
     def _run_one_stage(
         self,
         schedule: Schedule,
@@ -113,6 +135,23 @@ class SimulatedSession:
         on_progress: Callable[[int], None] | None,
         watch: Watch | None,
     ) -> Rows:
+        walked = self._walk_one_stage(
+            schedule, policy, table, on_progress, watch, keep_tasks=self._keep_tasks
+        )
+        n = walked.n_queries
+        queries = _query_rows(schedule, n, policy, walked.first_start_ns, walked.done_ns)
+        return Rows(queries, _task_table(walked.tasks, schedule), self._notes(n, schedule))
+
+    def _walk_one_stage(
+        self,
+        schedule: Schedule,
+        policy: Policy,
+        table: ServiceTable,
+        on_progress: Callable[[int], None] | None = None,
+        watch: Watch | None = None,
+        *,
+        keep_tasks: bool,
+    ) -> _Walked:
         sizes = schedule.n_items.astype(np.int64)
         n = len(schedule)
         served = 0
@@ -124,14 +163,12 @@ class SimulatedSession:
         done = np.zeros(n, np.int64)
         engines = Engines.idle([self._engines.get(pool, 0) for pool in (CPU, ACCEL)])
         busy = np.zeros(2, np.int64)
-        pieces: list[Int64Array] = []
+        pieces = [np.zeros((0, 7), np.int64)]
         try:
             while served < n and not self.interrupted:
                 whole = watch is None and on_progress is None
                 piece = slice(served, n if whole else min(n, served + max(PIECE, served // 4)))
-                tasks = np.empty(
-                    (int(n_parts[piece].sum()) if self._keep_tasks else 0, 7), np.int64
-                )
+                tasks = np.empty((int(n_parts[piece].sum()) if keep_tasks else 0, 7), np.int64)
                 serve(
                     schedule.arrival_ns,
                     sizes,
@@ -159,11 +196,7 @@ class SimulatedSession:
                         break
         except KeyboardInterrupt:
             self.interrupted = True
-        rows = _task_table(
-            np.concatenate(pieces) if pieces else np.zeros((0, 7), np.int64), schedule
-        )
-        queries = _query_rows(schedule, served, policy, first_start, done)
-        return Rows(queries, rows, self._notes(served, schedule))
+        return _Walked(served, first_start, done, np.concatenate(pieces))
 
     def _check(
         self, sizes: Int64Array, n_parts: Int64Array, table: ServiceTable, offload_items: int

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from backends.session import Session
 from backends.tuning.probe import latencies_ms
-from infra.results.stats import quantile
+from infra.results.quantiles import quantile
 from infra.settings.config import RunConfig
 from loadGenerator import Schedule, draw_schedule
 from scheduler import Policy

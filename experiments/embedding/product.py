@@ -32,7 +32,7 @@ from experiments.common.tails import load_for, warm_ms
 from infra.deployment import resolve
 from infra.progress import Progress
 from infra.results.figures import color
-from infra.results.stats import quantile
+from infra.results.quantiles import quantile
 from infra.settings.config import RunConfig
 from infra.settings.fields import flag
 from scheduler import Policy

@@ -40,7 +40,7 @@ from experiments.locality.hit_rates import ALPHAS, law_name
 from infra.deployment import resolve
 from infra.progress import Progress
 from infra.results.figures import color
-from infra.results.stats import quantile
+from infra.results.quantiles import quantile
 from infra.settings.config import RunConfig
 from infra.settings.fields import flag
 from models import build

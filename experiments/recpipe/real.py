@@ -44,9 +44,10 @@ from infra.deployment import resolve
 from infra.messages import CPU
 from infra.progress import Progress
 from infra.ranking import paired
+from infra.results.quantiles import Estimate
 from infra.results.rows import Rows
 from infra.results.stages import answers_by_input, stage_parts, stage_table
-from infra.results.stats import Estimate, summarize
+from infra.results.stats import summarize
 from infra.rng import stream
 from infra.settings.config import RunConfig, from_settings
 from infra.settings.fields import flag

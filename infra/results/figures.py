@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from infra.clock import NS_PER_MS
 
 if TYPE_CHECKING:  # SciPy comes with them; figures of studies on a GPU machine do without
-    from infra.results.stats import Estimate, Summary
+    from infra.results.quantiles import Estimate
+    from infra.results.stats import Summary
 
 MODEL_COLORS = {
     "rm1": "#1f77b4", "rm2": "#2a9d8f", "rm3": "#17507d", "ncf": "#8c564b",
@@ -23,6 +24,7 @@ MODEL_COLORS = {
 }  # fmt: skip
 _OTHER_MODEL = "#444444"
 _SLA = "#c1121f"
+_LONG_RUN = "#1f77b4"
 _PHASES = ("#d1495b", "#1f77b4", "#2a9d8f", "#6a4c93")
 _STAGE_PARTS = {"queue": "#bbbbbb", "compute": "#1f77b4", "filter": "#d1495b"}
 _VERDICTS = {"met": "o", "missed": "x", "undecided": "_"}
@@ -67,6 +69,7 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
         _percentile(axes, 0.50, "o", summary.p50_ms, latency_ms[-1])
         _percentile(axes, 0.95, "D", summary.p95_ms, latency_ms[-1])
         _percentile(axes, 0.99, ">", summary.p99_ms, latency_ms[-1])
+    _long_run_marks(axes, summary)
     sla = f"SLA: p{summary.sla_percentile:g} <= {summary.sla_ms:g} ms"
     axes.axvline(summary.sla_ms, color=_SLA, linestyle="--", label=sla)
     if n and max(latency_ms[-1], summary.sla_ms) > 20 * latency_ms[0]:
@@ -80,12 +83,55 @@ def latency_cdf(queries: pd.DataFrame, summary: Summary, model: str) -> Figure:
 
 
 def _percentile(axes: Axes, p: float, marker: str, estimate: Estimate, largest_ms: float) -> None:
-    low = max(estimate.low, 0.0)
-    high = min(estimate.high, largest_ms)
-    axes.plot([low, high], [p, p], color="black", linewidth=2.5, solid_capstyle="butt", alpha=0.6)
-    bounds = f"{low:.2f} to " + (f"{estimate.high:.2f}" if math.isfinite(estimate.high) else "?")
-    name = f"p{p * 100:g} {estimate.value:.2f} ms ({bounds})"
+    """A percentile of the run, with its interval where there is one."""
+    name = f"p{p * 100:g} {estimate.value:.2f} ms"
+    if math.isfinite(estimate.low) or math.isfinite(estimate.high):
+        low = max(estimate.low, 0.0)
+        high = min(estimate.high, largest_ms)
+        axes.plot([low, high], [p, p], color="black", lw=2.5, solid_capstyle="butt", alpha=0.6)
+        above = f"{estimate.high:.2f}" if math.isfinite(estimate.high) else "?"
+        name += f" ({low:.2f} to {above})"
     axes.plot([estimate.value], [p], marker, color="black", markersize=5, label=name)
+
+
+def _long_run_marks(axes: Axes, summary: Summary) -> None:
+    """The percentiles of the endless run, beside those of this one."""
+    told = summary.long_run.percentiles if summary.long_run is not None else {}
+    label = "long run, with its 95 % interval"
+    for percentile, tail in told.items():
+        spread = [[tail.value - tail.low], [tail.high - tail.value]]
+        y = [percentile / 100]
+        axes.errorbar(
+            [tail.value], y, xerr=spread, fmt="s", color=_LONG_RUN, markersize=4, label=label
+        )
+        label = ""
+
+
+def rate_curve(summary: Summary, model: str) -> Figure:
+    """Long-run latency by rate with its band, the SLA, the run itself and the highest rate."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    curve = summary.long_run.curve if summary.long_run is not None else None
+    if curve is None:
+        style(axes, "", "", f"{model}: the run tells no rate curve")
+        return figure
+    low, value, high = np.array([[x.low, x.value, x.high] for x in curve.tail_ms]).T
+    p = f"p{curve.percentile:g}"
+    axes.fill_between(curve.rate_qps, low, high, color=_LONG_RUN, alpha=0.2, lw=0)
+    axes.plot(curve.rate_qps, value, "-", color=_LONG_RUN, label=f"{p} of the long run, 95 % band")
+    run_ms = summary.p_sla_ms.value
+    axes.plot([summary.offered_qps], [run_ms], "o", color="black", label=f"{p} of this run")
+    axes.axhline(curve.sla_ms, color=_SLA, linestyle="--", label=f"SLA {curve.sla_ms:g} ms")
+    best = curve.highest_qps
+    if best.value > 0:
+        name = f"highest rate {best.value:,.4g} QPS ({best.low:,.4g} to {best.high:,.4g})"
+        axes.axvspan(best.low, best.high, color=_SLA, alpha=0.15, lw=0)
+        axes.axvline(best.value, color=_SLA, linewidth=1, label=name)
+    if high.max() > 5 * low.min():
+        plain_log(axes, "y")
+    style(axes, "offered rate (QPS)", f"{p} latency (ms)", f"{model}: rate curve from one run")
+    axes.legend(loc="upper left", fontsize=8, facecolor="white", edgecolor="none")
+    return figure
 
 
 def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:

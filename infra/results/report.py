@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # a GPU machine may lack rich and scipy; `show` does without
     from rich.console import Console
     from rich.table import Table
 
-    from infra.results.stats import Estimate, Summary
+    from infra.results.long_run import LongRun
+    from infra.results.quantiles import Estimate
+    from infra.results.stats import Summary
 
 
 def console() -> Console:
@@ -82,7 +84,6 @@ def measurement(
     s = summary
     waited = f"{number(s.mean_queue_ms)} to the first start"
     computed = f"{number(s.mean_compute_ms)} to the answer"
-    sla = f"p{s.sla_percentile:g} {number(s.p_sla_ms.value)} ms, target {s.sla_ms:g} ms"
     offloaded = f"of the queries; {s.accel_item_share:.1%} of the items"
     late = f"median; p99 {number(s.lateness_p99_ms, 3)} ms"
     lines = [
@@ -90,11 +91,12 @@ def measurement(
         f"query size | {_sizes(n_items)}",
         f"offered rate | {number(s.offered_qps)} QPS | arrivals of the schedule",
         f"achieved rate | {number(s.achieved_qps)} QPS | answers, first arrival to last answer",
-        f"latency p50 | {number(s.p50_ms.value)} ms | {interval(s.p50_ms)}",
-        f"latency p95 | {number(s.p95_ms.value)} ms | {interval(s.p95_ms)}",
-        f"latency p99 | {number(s.p99_ms.value)} ms | {interval(s.p99_ms)}",
+        f"latency p50 | {number(s.p50_ms.value)} ms | {_run_interval(s.p50_ms)}",
+        f"latency p95 | {number(s.p95_ms.value)} ms | {_run_interval(s.p95_ms)}",
+        f"latency p99 | {number(s.p99_ms.value)} ms | {_run_interval(s.p99_ms)}",
         f"mean latency | {number(s.mean_latency_ms)} ms | = {waited} + {computed}",
-        f"SLA | {'met' if s.meets_sla else 'MISSED'} | {sla}",
+        *_long_run_lines(s.long_run),
+        f"SLA | {s.sla_verdict.replace('missed', 'MISSED')} | {_sla(s)}",
         f"offloaded | {s.accel_query_share:.1%} | {offloaded}",
         f"generator lateness | {number(s.lateness_p50_ms, 3)} ms | {late}",
     ]
@@ -107,6 +109,45 @@ def measurement(
     lines.append(f"verdict | {_valid(s)} | {'; '.join(s.invalid_reasons) or 'can be trusted'}")
     columns = ("what", "value", "95 % interval, or meaning")
     return table(title, columns, (line.split(" | ", 2) for line in lines), left=columns[::2])
+
+
+def _run_interval(estimate: Estimate) -> str:
+    """Of a percentile of this run: where the long run's lies as far as the latencies tell."""
+    if math.isfinite(estimate.high):
+        return f"{interval(estimate)}, by these latencies alone"
+    return "of this run; too short to tell an interval by these latencies alone"
+
+
+def _long_run_lines(long_run: LongRun | None) -> list[str]:
+    if long_run is None:
+        return []
+    lines = [
+        f"long-run p{p:g} | {number(x.value)} ms | {interval(x)}"
+        for p, x in long_run.percentiles.items()
+    ]
+    if long_run.withheld:
+        lines.append(f"long run | withheld | {long_run.withheld}")
+    for pool, x in long_run.utilisation.items():
+        lines.append(f"utilisation, {pool} | {x.value:.1%} | [{x.low:.1%}, {x.high:.1%}]")
+    if long_run.curve is not None:
+        best = long_run.curve.highest_qps
+        inside = f"p{long_run.curve.percentile:g} <= {long_run.curve.sla_ms:g} ms"
+        bounds = f"{interval(best)} inside {inside}" if best.value else f"none is inside {inside}"
+        lines.append(f"highest rate | {number(best.value)} QPS | {bounds}")
+    elif long_run.no_curve:
+        lines.append(f"highest rate | - | {long_run.no_curve}")
+    return lines
+
+
+def _sla(summary: Summary) -> str:
+    """What decided about the SLA."""
+    s = summary
+    target = f"p{s.sla_percentile:g}, target {s.sla_ms:g} ms"
+    if s.long_run is not None and s.long_run.is_above_capacity:
+        return f"{target}; above capacity the latency grows without end"
+    tail = s.sla_tail_ms
+    whose = "this run" if tail is s.p_sla_ms else "the long run"
+    return f"{target}; {whose} {number(tail.value)} ms {interval(tail)}"
 
 
 def _sizes(n_items: pd.Series[int]) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS, NS_PER_S
 from infra.messages import ACCEL
+from infra.results.long_run import LongRun
+from infra.results.quantiles import Busy, Estimate, finite, queries_needed, queue_quantile
 
 # The generator is late if its p99 lateness exceeds both of these.
 LATE_MS = 1.0
@@ -24,26 +25,12 @@ GROWTH_QUERIES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value and its 95 % interval; a bound that the data cannot give is infinite."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_json(self) -> dict[str, float | None]:
-        """{value, low, high}; infinite becomes null (JSON has no infinity)."""
-        return {name: finite(bound) for name, bound in dataclasses.asdict(self).items()}
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where it is no finite number."""
-    return value if math.isfinite(value) else None
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
-    """A measuring run: latency is answer minus INTENDED arrival; warm-up queries are left out."""
+    """A measuring run: latency is answer minus INTENDED arrival; warm-up queries are left out.
+
+    Percentiles are those of this run, with the interval of the endless one as far as so many
+    latencies of a queue tell it (else its bounds are infinite); `long_run` is told from the tasks.
+    """
 
     n_queries: int
     offered_qps: float
@@ -63,6 +50,32 @@ class Summary:
     lateness_p99_ms: float
     n_lost: int
     invalid_reasons: tuple[str, ...]
+    long_run: LongRun | None = None
+
+    def with_long_run(self, long_run: LongRun) -> Summary:
+        """With what the run tells of the endless one; above capacity it is INVALID."""
+        reasons = self.invalid_reasons
+        busiest = long_run.busiest
+        if busiest is not None and long_run.is_above_capacity:
+            steady = f"above capacity: no steady state at a utilisation of {busiest.value:.2f}"
+            reasons = (*reasons, f"{steady} ({busiest.low:.2f} to {busiest.high:.2f})")
+        return dataclasses.replace(self, long_run=long_run, invalid_reasons=reasons)
+
+    @property
+    def sla_tail_ms(self) -> Estimate:
+        """The SLA's percentile in the long run; of this run where that is not told."""
+        told = self.long_run.percentiles.get(self.sla_percentile) if self.long_run else None
+        return told or self.p_sla_ms
+
+    @property
+    def sla_verdict(self) -> str:
+        """`met`, `missed` or `undecided` in the long run."""
+        if self.long_run is not None and self.long_run.is_above_capacity:
+            return "missed"
+        tail = self.sla_tail_ms
+        if tail.high <= self.sla_ms:
+            return "met"
+        return "missed" if tail.low > self.sla_ms else "undecided"
 
     @property
     def valid(self) -> bool:
@@ -79,47 +92,12 @@ class Summary:
         document: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Estimate):
+            if isinstance(value, Estimate | LongRun):
                 value = value.as_json()
             document[field.name] = finite(value) if isinstance(value, float) else value
         document["invalid_reasons"] = list(self.invalid_reasons)
-        return {**document, "valid": self.valid, "meets_sla": self.meets_sla}
-
-
-def _binomial_quantile(share: float, n: int, p: float) -> int:
-    """Fewest successes that n trials exceed with a probability of at most 1 - `share`."""
-    k: int = math.ceil(special.bdtrik(share, n, p))
-    rounded_up = k > 0 and special.bdtr(k - 1, n, p) >= share
-    return k - 1 if rounded_up else k
-
-
-def quantile(samples: FloatArray, p: float, confidence: float = 0.95) -> Estimate:
-    """The p-quantile (nearest rank) with a distribution-free interval from order statistics.
-
-    The ranks are binomial quantiles: the interval covers the true quantile of independent samples
-    with at least `confidence`. Source: David and Nagaraja, Order Statistics (2003), sec. 7.1.
-    Latencies of a queue are correlated, so at high load the true coverage is lower.
-    """
-    n = len(samples)
-    if n == 0:
-        return Estimate(math.nan, -math.inf, math.inf)
-    ordered = np.sort(samples)
-    tail = (1 - confidence) / 2
-    low = _binomial_quantile(tail, n, p)
-    high = _binomial_quantile(1 - tail, n, p) + 1
-    return Estimate(
-        value=float(ordered[max(math.ceil(p * n), 1) - 1]),
-        low=float(ordered[low - 1]) if low >= 1 else -math.inf,
-        high=float(ordered[high - 1]) if high <= n else math.inf,
-    )
-
-
-def queries_needed(p: float, confidence: float = 0.95) -> int:
-    """Fewest independent queries whose p-quantile has a finite upper bound (order statistics)."""
-    n = max(1, math.ceil(math.log((1 - confidence) / 2) / math.log(p)) - 1)
-    while _binomial_quantile(1 - (1 - confidence) / 2, n, p) + 1 > n:
-        n += 1
-    return n
+        verdicts = {"meets_sla": self.meets_sla, "sla_verdict": self.sla_verdict}
+        return {**document, "valid": self.valid, **verdicts}
 
 
 def queue_growth(arrival_ns: Int64Array, done_ns: Int64Array) -> int:
@@ -153,7 +131,10 @@ def summarize(
         float(np.quantile(late_ms, p)) if len(late_ms) else math.nan for p in (0.5, 0.99)
     )
     latency_ms = (done - arrival) / NS_PER_MS
-    p_sla = quantile(latency_ms, sla_percentile / 100)
+    busy = _busiest(answered, tasks)
+    p50, p95, p99, p_sla = (
+        queue_quantile(latency_ms, p, busy) for p in (0.5, 0.95, 0.99, sla_percentile / 100)
+    )
     accel_queries, accel_items = _accel_share(answered, tasks)
     span_s = (done.max() - arrival.min()) / NS_PER_S if len(done) else math.nan
     reasons = [*extra]
@@ -162,10 +143,11 @@ def summarize(
         reasons.append(f"{n_lost} of {len(measured)} queries were lost")
     if late_p99 > max(LATE_MS, LATE_SLA_FRACTION * sla_ms):
         reasons.append(f"the generator was late: p99 lateness {late_p99:.2f} ms")
-    if not math.isfinite(p_sla.high):
+    fewest = queries_needed(sla_percentile / 100)
+    if len(answered) < fewest:
         reasons.append(
             f"too few queries: {len(answered)} do not bound p{sla_percentile:g} "
-            f"(at least {queries_needed(sla_percentile / 100)} do)"
+            f"(at least {fewest} do)"
         )
     grown = queue_growth(arrival, done)
     if grown > max(GROWTH_FRACTION * len(answered), GROWTH_QUERIES):
@@ -176,9 +158,9 @@ def summarize(
         n_queries=len(answered),
         offered_qps=_offered_qps(intended),
         achieved_qps=len(answered) / span_s if len(answered) and span_s > 0 else math.nan,
-        p50_ms=quantile(latency_ms, 0.50),
-        p95_ms=quantile(latency_ms, 0.95),
-        p99_ms=quantile(latency_ms, 0.99),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
         sla_percentile=sla_percentile,
         p_sla_ms=p_sla,
         sla_ms=sla_ms,
@@ -211,3 +193,24 @@ def _accel_share(answered: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, fl
     offloaded = counted[counted["pool"] == ACCEL]
     item_share = float(offloaded["n_items"].sum() / counted["n_items"].sum())
     return offloaded["query_id"].nunique() / len(answered), item_share
+
+
+def _busiest(answered: pd.DataFrame, tasks: pd.DataFrame) -> Busy | None:
+    """How busy the engines of the busiest pool were; None where the tasks are not known."""
+    counted = tasks[tasks["query_id"].isin(answered["query_id"])]
+    if counted.empty:
+        return None
+    span_ns = float(counted["end_ns"].max() - counted["start_ns"].min())
+    pools = [_busy(pool, len(answered), span_ns) for _, pool in counted.groupby("pool")]
+    return max(pools, key=lambda busy: busy.autocorrelation_time)
+
+
+def _busy(tasks: pd.DataFrame, n_queries: int, span_ns: float) -> Busy:
+    """Of a pool's engines, as far as they had a task at all; merged tasks took their time once."""
+    took_ns = (tasks["end_ns"] - tasks["start_ns"]).astype(float)
+    took_ns /= tasks.groupby(["engine", "start_ns"])["end_ns"].transform("size")
+    of_query = took_ns.groupby(tasks["query_id"]).sum().to_numpy()
+    mean_ns = float(of_query.sum()) / n_queries  # queries that had no task here brought no work
+    mean_square = float((of_query**2).sum()) / n_queries
+    cs2 = max(0.0, mean_square / mean_ns**2 - 1) if mean_ns else 0.0
+    return Busy(float(of_query.sum()) / (tasks["engine"].nunique() * max(span_ns, 1.0)), cs2)

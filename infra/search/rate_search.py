@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from infra.search.sla_test import Verdict
 
 # Factors away from the starting rate: each step is the square of that before it.

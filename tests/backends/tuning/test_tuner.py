@@ -21,7 +21,7 @@ from backends.virtual.simulated import SimulatedSession
 from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
 from infra.progress import Progress
-from infra.results.stats import Estimate
+from infra.results.quantiles import Estimate
 from infra.settings.cli import parse
 from loadGenerator import CommonLoad
 from scheduler import Goal, HillClimb, Limit, Outcome, Policy, Trial

@@ -1,6 +1,7 @@
 """What people see: progress, tables, figures."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from backends.virtual.simulated import SimulatedSession
 from infra.messages import CPU, Query
 from infra.progress import Progress
 from infra.results import figures, report
+from infra.results.long_run import LatencyCurve, LongRun
+from infra.results.quantiles import Estimate
 from infra.results.rows import Recorder
-from infra.results.stats import Estimate, summarize
+from infra.results.stats import summarize
 from scheduler import Policy
 
 
@@ -36,11 +39,82 @@ def test_the_table_says_what_was_measured(measured):
     memory = {"driver_rss_mib": 123.0, "engine_private_mib": [1.0, 7.0]}
     shown = text_of(report.measurement("wnd", summary, memory, rows.queries["n_items"]))
     assert f"{summary.p95_ms.value:,.2f} ms" in shown
-    assert report.interval(summary.p95_ms) in shown
+    assert "too short to tell" in shown
     assert "VALID" in shown
     assert "INVALID" not in shown
     assert "123 MiB" in shown
     assert "7 MiB" in shown
+
+
+CURVE = LatencyCurve(
+    95.0,
+    5.0,
+    (100.0, 400.0, 800.0),
+    (Estimate(3.0, 2.9, 3.1), Estimate(4.0, 3.8, 4.2), Estimate(9.0, 8.0, 11.0)),
+    Estimate(550.0, 540.0, 561.5),
+)
+TOLD = LongRun(
+    {50.0: Estimate(1.5, 1.4, 1.6), 95.0: Estimate(4.25, 4.0, 4.5)},
+    {"cpu": Estimate(0.5, 0.49, 0.51)},
+    3.0,
+    curve=CURVE,
+)
+
+
+def lines_of(summary, rows):
+    shown = text_of(report.measurement("wnd", summary, {}, rows.queries["n_items"]))
+    return {line.split("│")[1].strip(): line for line in shown.splitlines() if "│" in line}
+
+
+def test_the_table_shows_the_long_run_beside_the_run(measured):
+    rows, summary = measured
+    lines = lines_of(summary.with_long_run(TOLD), rows)
+    assert "4.25 ms" in lines["long-run p95"]
+    assert "[4.00, 4.50]" in lines["long-run p95"]
+    assert f"{summary.p95_ms.value:.2f} ms" in lines["latency p95"]
+    assert "50.0%" in lines["utilisation, cpu"]
+    assert "550.00 QPS" in lines["highest rate"]
+    assert "[540.00, 561.50] inside p95 <= 5 ms" in lines["highest rate"]
+    assert "met" in lines["SLA"]
+    assert "the long run 4.25 ms" in lines["SLA"]
+
+
+def test_the_table_says_why_the_long_run_is_not_told(measured):
+    rows, summary = measured
+    silent = LongRun({}, {}, 1.0, "3 tasks are too few")
+    lines = lines_of(summary.with_long_run(silent), rows)
+    assert "3 tasks are too few" in lines["long run"]
+    assert "this run" in lines["SLA"]
+    no_curve = replace(TOLD, curve=None, no_curve="the load is a recorded one")
+    assert "recorded" in lines_of(summary.with_long_run(no_curve), rows)["highest rate"]
+
+
+def test_a_run_above_capacity_is_invalid_and_misses_its_sla(measured):
+    rows, summary = measured
+    above = LongRun({}, {"cpu": Estimate(1.04, 1.03, 1.05)}, 1.0, "above capacity")
+    judged = summary.with_long_run(above)
+    assert not judged.valid
+    assert "1.04" in judged.invalid_reasons[0]
+    assert judged.sla_verdict == "missed"
+    assert "without end" in lines_of(judged, rows)["SLA"]
+
+
+def test_the_rate_curve_shows_the_band_the_sla_the_run_and_the_highest_rate(measured):
+    _, summary = measured
+    (axes,) = figures.rate_curve(summary.with_long_run(TOLD), "wnd").axes
+    labels = " ".join(text.get_text() for text in axes.get_legend().get_texts())
+    for part in ("long run", "this run", "SLA 5 ms", "highest rate 550 QPS (540 to 561.5)"):
+        assert part in labels
+    assert "QPS" in axes.get_xlabel()
+    assert "p95" in axes.get_ylabel()
+    assert figures.rate_curve(summary, "wnd").axes
+
+
+def test_the_cdf_marks_the_long_run(measured):
+    rows, summary = measured
+    (axes,) = figures.latency_cdf(rows.queries, summary.with_long_run(TOLD), "wnd").axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sum("long run" in label for label in labels) == 1
 
 
 def test_an_invalid_run_says_why(measured):

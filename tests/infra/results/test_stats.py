@@ -1,64 +1,18 @@
-"""Quantiles with intervals, and what makes a run INVALID."""
+"""What a run's summary says, and what makes a run INVALID."""
 
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from infra.messages import Answer, Fail, Query, Task, TaskDone
+from infra.results.long_run import LongRun
+from infra.results.quantiles import Estimate
 from infra.results.rows import Recorder
-from infra.results.stats import Estimate, quantile, queries_needed, queue_growth, summarize
+from infra.results.stats import queue_growth, summarize
 
 MS = 1_000_000
-
-
-@pytest.mark.parametrize(("p", "n"), [(0.5, 200), (0.95, 300), (0.95, 2000), (0.99, 2000)])
-def test_intervals_cover_the_true_quantile_as_often_as_they_claim(p, n):
-    truth = -math.log(1 - p)
-    covered = 0
-    for seed in range(1000):
-        estimate = quantile(np.random.default_rng(seed).exponential(1.0, n), p)
-        assert estimate.low <= estimate.value <= estimate.high
-        covered += estimate.low <= truth <= estimate.high
-    most = 980 if n < 500 else 975  # ranks are whole, so few samples cover a little more
-    assert 930 <= covered <= most
-
-
-def test_the_quantile_is_the_nearest_rank():
-    samples = np.arange(1.0, 101.0)[::-1]
-    assert quantile(samples, 0.95).value == 95.0
-    assert quantile(samples, 0.5).value == 50.0
-    assert quantile(np.array([3.0]), 0.99).value == 3.0
-
-
-@pytest.mark.parametrize("p", [0.5, 0.95, 0.99, 0.999])
-def test_the_ranks_of_the_interval_are_binomial_quantiles(p):
-    for n in (1, 2, 59, 256, 2048, 100_000):
-        ranks = quantile(np.arange(1.0, n + 1), p, 0.9)
-        low = stats.binom.ppf(0.05, n, p)
-        high = stats.binom.ppf(0.95, n, p) + 1
-        assert ranks.low == (low if low >= 1 else -math.inf)
-        assert ranks.high == (high if high <= n else math.inf)
-
-
-def test_a_share_that_some_rank_has_exactly_takes_that_rank():
-    of_two = quantile(np.array([1.0, 2.0]), 0.5, 0.5)
-    assert of_two == Estimate(1.0, -math.inf, 2.0)  # P(none below) is 1/4
-    of_three = quantile(np.array([1.0, 2.0, 3.0]), 0.5, 0.75)
-    assert of_three == Estimate(2.0, -math.inf, 3.0)  # 1/8
-
-
-def test_too_few_samples_leave_a_bound_open():
-    assert quantile(np.arange(50.0), 0.95).high == math.inf
-    assert quantile(np.arange(float(queries_needed(0.95))), 0.95).high < math.inf
-    assert quantile(np.arange(queries_needed(0.95) - 1.0), 0.95).high == math.inf
-    assert quantile(np.array([]), 0.95).as_json() == {"value": None, "low": None, "high": None}
-
-
-def test_an_open_bound_becomes_null():
-    assert Estimate(1.0, 0.5, math.inf).as_json() == {"value": 1.0, "low": 0.5, "high": None}
 
 
 def record(arrival_ms, service_ms, *, n_warmup=0, late_ms=0.0, pools=None):
@@ -185,3 +139,28 @@ def test_a_query_starts_with_its_earliest_task_in_whatever_order_they_are_report
     queries = recorder.rows().queries
     assert queries["first_start_ns"].tolist() == [40]
     assert queries["n_tasks"].tolist() == [3]
+
+
+def told(low, high):
+    return LongRun({95.0: Estimate((low + high) / 2, low, high)}, {}, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(8.0, 10.0, "met"), (9.0, 11.0, "undecided"), (10.1, 12.0, "missed")],
+)
+def test_the_long_run_decides_about_the_sla(low, high, verdict):
+    arrival = np.arange(400) * 5.0
+    judged = summary(record(arrival, np.full(400, 1.0))).with_long_run(told(low, high))
+    assert judged.sla_verdict == verdict
+    assert judged.as_json()["sla_verdict"] == verdict
+    assert judged.as_json()["long_run"]["percentiles"]["p95"]["low"] == low
+
+
+def test_without_a_long_run_the_latencies_decide_as_far_as_they_can():
+    idle = summary(record(np.arange(4000) * 5.0, np.full(4000, 1.0)))
+    assert idle.sla_verdict == "met"
+    rng = np.random.default_rng(1)
+    busy = summary(record(np.cumsum(rng.exponential(1.1, 400)), np.full(400, 1.0)))
+    assert busy.p95_ms.high == math.inf  # 90 % busy, and 400 queries
+    assert busy.sla_verdict == "undecided"

@@ -1,0 +1,321 @@
+"""The long-run latency of a short run, with an interval: its service times walked in virtual time.
+
+A run's arrival and size laws are known and every task's time was measured, so only the times are
+estimated: they are resampled in blocks as long as their memory, and a long fresh load is walked
+through each resample with common random numbers. The spread is the interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy import optimize, stats
+
+from backends.long_run.fit import Fit, Tasks, fit
+from backends.long_run.walks import PARTS, Fits, ServerModel, Walk, WalkedLoad
+from infra.arrays import FloatArray, Int64Array
+from infra.results.long_run import LatencyCurve, LongRun
+from infra.results.quantiles import Estimate
+from loadGenerator import Schedule
+from scheduler import Policy
+
+LONG_QUERIES = 400_000  # of the walk that gives the values
+SHORT_QUERIES = 20_000  # of the walks that give their spread
+RESAMPLES = 40  # an interval of 95 % reaches from the least of them to the greatest
+CHECKS = 200  # replays of the run's own schedule: outside of all of them is outside of 99 %
+CHECKED = (0.5, 0.95, 0.99)
+ROUNDING = 0.002  # of a latency, by which equal walks may differ
+ENOUGH_MEMORIES = 6  # stretches of a run that are independent of each other
+WIDEST = math.log(3.0)  # of a log interval: beyond, the resamples are near full utilisation
+CONFIDENCE = 0.95
+CURVE_AT = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)  # utilisations
+CURVE_RESAMPLES = 15
+FULL = 0.995  # highest utilisation at which a limit is looked for
+EMPTY = 0.02  # of it: where the engines hardly ever wait
+LIMIT_WIDTH = 1e-3  # relative width to which a limit is found
+NEAR = (0.95, 1.0, 1.05)  # of a limit: where its resamples are walked
+FLATTEST = 0.1  # a tail rises with the rate by at least this power of it, or a limit has no error
+FARTHEST = 0.3  # log: beyond the walked rates
+
+DrawSchedule = Callable[[int, int], Schedule]  # queries, number of the draw
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured: tasks by stage and whether offloaded, on a server under a policy."""
+
+    server: ServerModel
+    policy: Policy
+    tasks: Mapping[tuple[int, bool], Tasks]
+    largest_items: int
+
+    def fits(self) -> Fits:
+        """The times of all tasks."""
+        return {key: fit(tasks, self.largest_items) for key, tasks in self.tasks.items()}
+
+    def resampled(self, fits: Fits, rng: np.random.Generator) -> Fits:
+        """The times of as many tasks drawn in blocks, with replacement."""
+        return {
+            key: fit(tasks.at(_blocks(fits[key], rng)), self.largest_items, fits[key])
+            for key, tasks in self.tasks.items()
+        }
+
+    def mean_ns(self, fits: Fits, key: tuple[int, bool]) -> float:
+        """Mean time of the run's tasks of a kind under these fits."""
+        return float(fits[key].work_ns[self.tasks[key].items].mean())
+
+
+class Estimator:
+    """Estimates from one run; `draw(n, number)` gives fresh loads at the run's rate.
+
+    `is_drawn` False: the load is a recorded one, again and again, and has no error of its own.
+    """
+
+    def __init__(
+        self, measured: Measured, draw: DrawSchedule, seed: int = 0, *, is_drawn: bool = True
+    ) -> None:
+        self._measured = measured
+        self._seed = seed
+        self._draw = draw
+        self._is_drawn = is_drawn
+        self.fits = measured.fits()
+
+    def _load(self, n_queries: int, number: int) -> WalkedLoad:
+        schedule = self._draw(n_queries, number)
+        return WalkedLoad(self._measured.server, self._measured.policy, schedule, self._seed)
+
+    @cached_property
+    def _long(self) -> WalkedLoad:
+        return self._load(LONG_QUERIES, 2)
+
+    @cached_property
+    def _short(self) -> WalkedLoad:
+        return self._load(SHORT_QUERIES, 1)
+
+    @cached_property
+    def _resamples(self) -> list[Fits]:
+        """Fits that the run could have given as well.
+
+        Blocks end, and with them what lasts longer than a block: what the spread of their means
+        lacks to the standard error of the mean is added to each.
+        """
+        rng = np.random.default_rng(self._seed)
+        drawn = [self._measured.resampled(self.fits, rng) for _ in range(RESAMPLES)]
+        shift = stats.norm.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES)
+        for key, fitted in self.fits.items():
+            means = np.array([self._measured.mean_ns(fits, key) for fits in drawn])
+            spread = float(np.std(means / self._measured.mean_ns(self.fits, key), ddof=1))
+            missed = math.sqrt(max(0.0, fitted.mean_error**2 - spread**2))
+            for fits, z in zip(drawn, rng.permutation(shift), strict=True):
+                fits[key] = replace(fits[key], mean_ns=fits[key].mean_ns * math.exp(missed * z))
+        return drawn
+
+    @property
+    def memory(self) -> float:
+        """Longest autocorrelation time of the residuals, in tasks."""
+        return max(fitted.memory for fitted in self.fits.values())
+
+    @cached_property
+    def utilisation(self) -> dict[str, Estimate]:
+        """By pool, of the law's rate."""
+        known = self._long.utilisation(self.fits)
+        errors = self._long.utilisation_error(self.fits) if self._is_drawn else {}
+        spread = [self._short.utilisation(fits) for fits in self._resamples]
+        estimates = {}
+        for pool, value in known.items():
+            resampled = np.array([values[pool] for values in spread])
+            relative = float(np.std(resampled, ddof=1) / resampled.mean()) if value else 0.0
+            half = 1.96 * math.hypot(relative * value, errors.get(pool, 0.0))
+            estimates[pool] = Estimate(value, value - half, value + half)
+        return estimates
+
+    def withheld(self) -> str:
+        """Why the run does not tell; empty where it does."""
+        if any(estimate.high >= 1 for estimate in self.utilisation.values()):
+            return "above capacity: no steady state"
+        n_memories = min(fitted.n_memories for fitted in self.fits.values())
+        if n_memories < ENOUGH_MEMORIES:
+            return (
+                f"too short to tell: the service times' memory is {self.memory:,.0f} tasks, and "
+                f"the run holds {n_memories:.1f} independent stretches (at least {ENOUGH_MEMORIES})"
+            )
+        return ""
+
+    def long_run(self, percentiles: Sequence[float]) -> LongRun:
+        """Percentiles (0 to 100) of the endless run."""
+        withheld = self.withheld()
+        if withheld:
+            return LongRun({}, self.utilisation, self.memory, withheld)
+        p = np.asarray(percentiles) / 100
+        values, errors = self._with_error(self._long.under(self.fits).settled_ms(), p)
+        start = np.log(np.quantile(self._short.under(self.fits).settled_ms(), p))
+        tails = [np.quantile(walk.settled_ms(), p) for walk in self._short_walks()]
+        low, high = _bounds(np.log(tails) - start, errors)
+        if high.max() > WIDEST:
+            too_near = "the service times are too uncertain for a load so near the capacity"
+            return LongRun({}, self.utilisation, self.memory, too_near)
+        estimates = {
+            percentile: _estimate(values[i], low[i], high[i])
+            for i, percentile in enumerate(percentiles)
+        }
+        return LongRun(estimates, self.utilisation, self.memory)
+
+    def _short_walks(self, n: int = RESAMPLES) -> Iterator[Walk]:
+        """The short load under the first n resamples, one after the other."""
+        return (self._short.under(fits) for fits in self._resamples[:n])
+
+    def check(self, schedule: Schedule, observed_ms: FloatArray) -> str:
+        """Why the fit does not describe the run: its schedule, walked again, gives other latencies.
+
+        `observed_ms` of the queries after the schedule's warm-up. Empty where p50, p95 and p99 lie
+        inside what `CHECKS` walks give.
+        """
+        server = self._measured.server
+        walks = [
+            WalkedLoad(server, self._measured.policy, schedule, self._seed + 1 + i).under(self.fits)
+            for i in range(CHECKS)
+        ]
+        p = np.array(CHECKED)
+        walked = np.array([np.quantile(w.latencies_ms()[schedule.n_warmup :], p) for w in walks])
+        seen = np.quantile(observed_ms, p)
+        for i, (low, high) in enumerate(zip(walked.min(axis=0), walked.max(axis=0), strict=True)):
+            slack = ROUNDING * seen[i]
+            if not low - slack <= seen[i] <= high + slack:
+                return (
+                    "the service times depend on something that the model does not know: the "
+                    f"run's schedule, walked again, gives a p{100 * p[i]:g} of {low:.2f} to "
+                    f"{high:.2f} ms, but {seen[i]:.2f} was observed"
+                )
+        return ""
+
+    def curve(self, percentile: float, sla_ms: float) -> LatencyCurve:
+        """Latency at the percentile by rate, up to near the capacity, with the limit."""
+        p = np.array([percentile / 100])
+        long = self._long.under(self.fits)
+        short = self._short.under(self.fits)
+        walks = [*self._short_walks(CURVE_RESAMPLES)]
+        tails = []
+        rates = []
+        for utilisation in CURVE_AT:
+            faster = utilisation / self._busiest
+            values, errors = self._with_error(long.settled_ms(faster), p)
+            start = np.log(np.quantile(short.settled_ms(faster), p))
+            resampled = np.log([np.quantile(walk.settled_ms(faster), p) for walk in walks])
+            low, high = _bounds(resampled - start, errors)
+            tails.append(_estimate(values[0], low[0], high[0]))
+            rates.append(faster * self._rate_qps)
+        return LatencyCurve(percentile, sla_ms, rates, tails, self.limit_qps(percentile, sla_ms))
+
+    def limit_qps(self, percentile: float, sla_ms: float) -> Estimate:
+        """The highest rate at which the percentile of the endless run is inside the SLA.
+
+        Where the SLA holds up to the capacity it is that (`FULL` of it); 0 where no rate meets it.
+        """
+        p = percentile / 100
+        long = self._long.under(self.fits)
+        factor = self._highest(
+            lambda faster: float(np.quantile(long.settled_ms(faster), p)), sla_ms
+        )
+        if factor == 0:
+            return Estimate(0.0, 0.0, 0.0)
+        busiest = self._busiest_pool
+        if factor >= FULL / busiest.value:
+            low, high = (
+                math.log(busiest.value / busiest.high),
+                math.log(busiest.value / busiest.low),
+            )
+            return _estimate(factor * self._rate_qps, low, high)
+        factors = np.array(NEAR) * factor
+        start = self._short.under(self.fits)
+        level = np.quantile(start.settled_ms(factor), p)  # the SLA, as the short load has it
+        crossings = [
+            _crossing(factors, [np.quantile(w.settled_ms(f), p) for f in factors], level)
+            for w in self._short_walks()
+        ]
+        error = self._limit_error(long, factors, p)
+        ratios = np.log(np.array(crossings) / factor)[:, None]
+        lows, highs = _bounds(ratios, np.array([error]))
+        return _estimate(factor * self._rate_qps, lows[0], highs[0])
+
+    def _limit_error(self, long: Walk, factors: FloatArray, p: float) -> float:
+        """Standard error of the logarithm of a limit, as the walked load is finite."""
+        if not self._is_drawn:
+            return 0.0
+        below, at, above = (long.settled_ms(factor) for factor in factors)
+        parts = np.array_split(at, PARTS)
+        scatter = float(np.std(np.log([np.quantile(part, p) for part in parts]), ddof=1))
+        rise = math.log(np.quantile(above, p) / np.quantile(below, p))
+        steep = max(FLATTEST, rise / math.log(factors[2] / factors[0]))
+        return scatter / math.sqrt(PARTS) / steep
+
+    def _highest(self, tail_ms: Callable[[float], float], sla_ms: float) -> float:
+        """The factor on the rate at which the tail reaches the SLA; 0 where it never is inside."""
+        high = FULL / self._busiest
+        low = EMPTY * high
+        if tail_ms(high) <= sla_ms:
+            return high
+        if tail_ms(low) > sla_ms:
+            return 0.0
+        return float(
+            optimize.brentq(lambda x: math.log(tail_ms(x) / sla_ms), low, high, rtol=LIMIT_WIDTH)
+        )
+
+    def _with_error(self, latency_ms: FloatArray, p: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Quantiles, and the standard error of their logarithms by equal parts of the walk."""
+        parts = np.log([np.quantile(part, p) for part in np.array_split(latency_ms, PARTS)])
+        errors = parts.std(axis=0, ddof=1) / math.sqrt(PARTS)
+        return np.quantile(latency_ms, p), errors * self._is_drawn
+
+    @property
+    def _busiest_pool(self) -> Estimate:
+        return max(self.utilisation.values(), key=lambda estimate: estimate.value)
+
+    @property
+    def _busiest(self) -> float:
+        return self._busiest_pool.value
+
+    @property
+    def _rate_qps(self) -> float:
+        return self._long.schedule.rate_qps
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    """A value and its bounds as logarithms around it."""
+    return Estimate(float(value), float(value * math.exp(low)), float(value * math.exp(high)))
+
+
+def _crossing(factors: FloatArray, tails_ms: Sequence[float], level_ms: float) -> float:
+    """Where the tail reaches a level, by the factor on the rate.
+
+    Beyond the factors by a line that rises at least a little, and not far.
+    """
+    x = np.log(factors)
+    y = np.maximum.accumulate(np.log(tails_ms))
+    at = int(np.clip(np.searchsorted(y, math.log(level_ms)), 1, len(y) - 1))
+    rise = max((y[at] - y[at - 1]) / (x[at] - x[at - 1]), FLATTEST)
+    reached = x[at - 1] + (math.log(level_ms) - y[at - 1]) / rise
+    return math.exp(np.clip(reached, x[0] - FARTHEST, x[-1] + FARTHEST))
+
+
+def _blocks(fitted: Fit, rng: np.random.Generator) -> Int64Array:
+    """As many tasks as the run had, in blocks that begin with a query where order counts."""
+    n = fitted.n_tasks
+    block = min(fitted.block, n)
+    if fitted.in_order:
+        begins = rng.choice(fitted.starts, max(n // block, 1))
+    else:
+        begins = rng.integers(0, n, n)
+    chosen: Int64Array = (begins[:, None] + np.arange(block)).ravel() % n
+    return chosen
+
+
+def _bounds(ratios: FloatArray, errors: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Lower and upper bound of the log of each value, around 0."""
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail], axis=0, method="weibull")
+    mean = stats.norm.ppf(1 - tail) * errors
+    return -np.hypot(np.minimum(low, 0), mean), np.hypot(np.maximum(high, 0), mean)

@@ -34,6 +34,7 @@ from infra.messages import ACCEL
 from infra.progress import Progress
 from infra.provenance import provenance
 from infra.results import figures, report, run_folder
+from infra.results.long_run import LongRun
 from infra.results.quantiles import Estimate
 from infra.results.rows import Rows
 from infra.results.stages import answers_by_input, stage_parts
@@ -136,8 +137,12 @@ def _measured(
     faults = (*rows.notes, *faults)
     tune = config.tune
     summary = summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, faults)
-    with job.progress.step("the long run, in virtual time"):
-        told = long_run_of(rows, job.deployment, fixed_policy(config), schedule, rate_qps)
+    try:
+        with job.progress.step("the long run, in virtual time"):
+            told = long_run_of(rows, job.deployment, fixed_policy(config), schedule, rate_qps)
+    except KeyboardInterrupt:
+        job.opened.session.interrupted = True
+        told = LongRun({}, {}, 1.0, "interrupted")
     return rows, summary.with_long_run(told)
 
 
@@ -311,18 +316,22 @@ def tuning_lines(deployment: Deployment, tuned: TuningResult) -> list[dict[str, 
 
     Regret is told against an exhaustive search in results_dir, where there is one.
     """
-    baseline = next((phase.rate_qps for phase in tuned.phases if phase.name == "static"), 0.0)
+    baseline = next((phase for phase in tuned.phases if phase.name == "static"), None)
     oracle = run_folder.exhaustive_rates(deployment.config, deployment.fingerprint)
     lines = []
     for phase in tuned.phases:
         best_possible = oracle.get(phase.name)
+        gain = gain_over(phase, baseline)
         line = {
             "name": phase.name,
             "batch_items": phase.policy.batch_items,
             "offload_items": phase.policy.offload_items,
             "rate_qps": phase.rate_qps,
             "limit_qps": phase.limit.qps.as_json(),
-            "gain": phase.rate_qps / baseline if baseline else None,
+            "is_told": phase.is_told,
+            "foreseen_ms": phase.limit.foreseen_ms if phase.is_told else None,
+            "gain": None if gain is None else gain.value,
+            "gain_interval": None if gain is None else gain.as_json(),
             "of_exhaustive": phase.rate_qps / best_possible if best_possible else None,
             "n_trials": phase.n_trials,
             "n_queries": phase.n_queries,
@@ -332,6 +341,15 @@ def tuning_lines(deployment: Deployment, tuned: TuningResult) -> list[dict[str, 
         }
         lines.append(line)
     return lines
+
+
+def gain_over(phase: Phase, baseline: Phase | None) -> Estimate | None:
+    """The phase's rate over the baseline's; with an interval where runs told both."""
+    if baseline is None or not baseline.rate_qps:
+        return None
+    if phase.is_told and baseline.is_told and phase.limit.told and baseline.limit.told:
+        return phase.limit.told.over(baseline.limit.told)
+    return Estimate(phase.rate_qps / baseline.rate_qps, -math.inf, math.inf)
 
 
 def resume(config: RunConfig) -> tuple[Deployment, Path]:

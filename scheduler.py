@@ -24,6 +24,7 @@ from infra.messages import (
     TaskFailed,
 )
 from infra.ranking import best_packed
+from infra.results.long_run import RateLimit
 from infra.results.quantiles import Estimate
 from infra.search.rate_search import RateBisection, RateWalk
 from infra.search.sla_test import Verdict
@@ -202,11 +203,16 @@ def with_offload(policy: Policy, thresholds: Sequence[int]) -> list[Policy]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What to measure next: a policy at a rate."""
+    """What to measure next: a policy at a rate.
+
+    `n_queries`: None: as many as it takes to decide. `asks_limit`: the policy's limit is wanted;
+    else it is enough to know whether it lies below this rate.
+    """
 
     policy: Policy
     rate_qps: float
-    n_queries: int | None = None  # None: as many as it takes to decide whether the SLA is met
+    n_queries: int | None = None
+    asks_limit: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,17 +224,24 @@ class Outcome:
     p_sla_ms: float  # latency at the SLA's percentile
     n_queries: int  # sent
     leans_met: bool  # the late share is inside the SLA, decided or not
+    limit: RateLimit | None = None  # the policy's, where the trial tells it
+    foreseen_ms: tuple[float, float] | None = None  # where a confirmation at the limit may end
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What a policy carries under the SLA; an upper bound alone (value 0) where it was only shown
     to be worse.
+
+    `carried_qps`: the highest rate tried that met the SLA. `told`: the limit where one trial told
+    it, and `foreseen_ms`: between which tails a confirmation at it ends.
     """
 
     policy: Policy
     qps: Estimate
-    carried_qps: float  # the highest rate tried that met the SLA
+    carried_qps: float
+    told: RateLimit | None = None
+    foreseen_ms: tuple[float, float] | None = None
 
 
 class Search(Protocol):
@@ -313,8 +326,16 @@ class Scripted:
             bisection.observe(seen.verdict, leans_met=seen.leans_met)
         while (rate_qps := bisection.propose()) is not None:
             outcome = yield Trial(policy, rate_qps)
+            if outcome.limit is not None:
+                self._know(policy, outcome, outcome.limit)
+                return
             bisection.observe(outcome.verdict, leans_met=outcome.leans_met)
         self.limits.append(Limit(policy, bisection.estimate, bisection.carried_qps))
+
+    def _know(self, policy: Policy, outcome: Outcome, limit: RateLimit) -> None:
+        """A trial told the limit."""
+        qps = limit.qps
+        self.limits.append(Limit(policy, qps, qps.value, limit, outcome.foreseen_ms))
 
 
 class Exhaustive(Scripted):
@@ -339,7 +360,8 @@ class HillClimb(Scripted):
     a row that are not better, not at the first dip.
 
     `knobs`: the values of `batch_items`, of `offload_items` (None: no offload) or both, in the
-    order to climb. `start_limit`: what the start carries, where that is known already.
+    order to climb. `start_limit`: what the start carries, where that is known already. `scouts`:
+    how many rungs are asked along a whole knob; None: all.
     """
 
     PATIENCE = 2
@@ -350,9 +372,11 @@ class HillClimb(Scripted):
         start: Policy,
         goal: Goal,
         start_limit: Limit | None = None,
+        scouts: int | None = SCOUTS,
     ) -> None:
         self._start = start
         self._start_limit = start_limit
+        self._scouts = scouts
         self._knobs = {
             name: _ladder([*values, getattr(start, name)]) for name, values in knobs.items()
         }
@@ -375,7 +399,7 @@ class HillClimb(Scripted):
 
     def _climb(self, name: str, ladder: Sequence[int | None]) -> Script:
         """Ask rungs all along the ladder first, then closer and closer ones around the best."""
-        stride = 2 ** max(0, math.ceil(math.log2(len(ladder) / SCOUTS)))
+        stride = 2 ** max(0, math.ceil(math.log2(len(ladder) / (self._scouts or len(ladder)))))
         for at in sorted({*range(0, len(ladder), stride), len(ladder) - 1}, reverse=True):
             yield from self._challenge(_at_rung(self._best_limit().policy, name, ladder[at]))
         while stride > 1:
@@ -409,8 +433,10 @@ class HillClimb(Scripted):
         if to_beat == 0:  # nothing has met the SLA yet
             yield from self._find_limit(policy, self._goal.start_qps)
             return
-        outcome = yield Trial(policy, to_beat)
-        if outcome.verdict == "met" or (outcome.verdict == "undecided" and outcome.leans_met):
+        outcome = yield Trial(policy, to_beat, asks_limit=False)
+        if outcome.limit is not None:
+            self._know(policy, outcome, outcome.limit)
+        elif outcome.verdict == "met" or (outcome.verdict == "undecided" and outcome.leans_met):
             yield from self._find_limit(policy, to_beat, seen=outcome)
         else:
             high = to_beat if outcome.verdict == "missed" else math.inf

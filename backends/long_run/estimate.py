@@ -8,17 +8,18 @@ through each resample with common random numbers. The spread is the interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
 from backends.long_run.fit import Fit, Tasks, fit
-from backends.long_run.walks import PARTS, Fits, ServerModel, Walk, WalkedLoad
+from backends.long_run.limits import FULL, PARTS, crossing, highest, limit_by_part
+from backends.long_run.walks import Fits, ServerModel, Walk, WalkedLoad
 from infra.arrays import FloatArray, Int64Array
-from infra.results.long_run import LatencyCurve, LongRun
+from infra.results.long_run import LatencyCurve, LongRun, RateLimit
 from infra.results.quantiles import Estimate
 from loadGenerator import Schedule
 from scheduler import Policy
@@ -28,18 +29,13 @@ SHORT_QUERIES = 20_000  # of the walks that give their spread
 RESAMPLES = 40  # an interval of 95 % reaches from the least of them to the greatest
 CHECKS = 200  # replays of the run's own schedule: outside of all of them is outside of 99 %
 CHECKED = (0.5, 0.95, 0.99)
-ROUNDING = 0.002  # of a latency, by which equal walks may differ
+ROUNDING = 0.01  # of a latency: a model that is wrong by less is right
 ENOUGH_MEMORIES = 6  # stretches of a run that are independent of each other
 WIDEST = math.log(3.0)  # of a log interval: beyond, the resamples are near full utilisation
 CONFIDENCE = 0.95
 CURVE_AT = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)  # utilisations
 CURVE_RESAMPLES = 15
-FULL = 0.995  # highest utilisation at which a limit is looked for
-EMPTY = 0.02  # of it: where the engines hardly ever wait
-LIMIT_WIDTH = 1e-3  # relative width to which a limit is found
 NEAR = (0.95, 1.0, 1.05)  # of a limit: where its resamples are walked
-FLATTEST = 0.1  # a tail rises with the rate by at least this power of it, or a limit has no error
-FARTHEST = 0.3  # log: beyond the walked rates
 
 DrawSchedule = Callable[[int, int], Schedule]  # queries, number of the draw
 
@@ -208,61 +204,52 @@ class Estimator:
             low, high = _bounds(resampled - start, errors)
             tails.append(_estimate(values[0], low[0], high[0]))
             rates.append(faster * self._rate_qps)
-        return LatencyCurve(percentile, sla_ms, rates, tails, self.limit_qps(percentile, sla_ms))
+        return LatencyCurve(percentile, sla_ms, rates, tails, self.limit(percentile, sla_ms).qps)
 
-    def limit_qps(self, percentile: float, sla_ms: float) -> Estimate:
+    def limit(self, percentile: float, sla_ms: float) -> RateLimit:
         """The highest rate at which the percentile of the endless run is inside the SLA.
 
         Where the SLA holds up to the capacity it is that (`FULL` of it); 0 where no rate meets it.
         """
         p = percentile / 100
-        long = self._long.under(self.fits)
-        factor = self._highest(
-            lambda faster: float(np.quantile(long.settled_ms(faster), p)), sla_ms
-        )
-        if factor == 0:
-            return Estimate(0.0, 0.0, 0.0)
+        long, short = self._long.under(self.fits), self._short.under(self.fits)
         busiest = self._busiest_pool
-        if factor >= FULL / busiest.value:
-            low, high = (
-                math.log(busiest.value / busiest.high),
-                math.log(busiest.value / busiest.low),
-            )
-            return _estimate(factor * self._rate_qps, low, high)
+        full = FULL / busiest.value
+        factor = highest(long.tails(p), sla_ms, full, highest(short.tails(p), sla_ms, full))
+        if factor == 0:
+            return RateLimit(Estimate(0.0, 0.0, 0.0))
+        if factor >= full:
+            down, up = math.log(busiest.high / busiest.value), math.log(busiest.value / busiest.low)
+            return RateLimit(_estimate(factor * self._rate_qps, -down, up), (down, up))
         factors = np.array(NEAR) * factor
-        start = self._short.under(self.fits)
-        level = np.quantile(start.settled_ms(factor), p)  # the SLA, as the short load has it
+        level = float(np.quantile(short.settled_ms(factor), p))  # the SLA, as the short load has it
         crossings = [
-            _crossing(factors, [np.quantile(w.settled_ms(f), p) for f in factors], level)
+            crossing(factors, [np.quantile(w.settled_ms(f), p) for f in factors], level)
             for w in self._short_walks()
         ]
-        error = self._limit_error(long, factors, p)
+        parts = limit_by_part([long.settled_ms(f) for f in factors], factors, p)
+        error = float(parts.std(ddof=1)) / math.sqrt(PARTS) * self._is_drawn
         ratios = np.log(np.array(crossings) / factor)[:, None]
-        lows, highs = _bounds(ratios, np.array([error]))
-        return _estimate(factor * self._rate_qps, lows[0], highs[0])
-
-    def _limit_error(self, long: Walk, factors: FloatArray, p: float) -> float:
-        """Standard error of the logarithm of a limit, as the walked load is finite."""
-        if not self._is_drawn:
-            return 0.0
-        below, at, above = (long.settled_ms(factor) for factor in factors)
-        parts = np.array_split(at, PARTS)
-        scatter = float(np.std(np.log([np.quantile(part, p) for part in parts]), ddof=1))
-        rise = math.log(np.quantile(above, p) / np.quantile(below, p))
-        steep = max(FLATTEST, rise / math.log(factors[2] / factors[0]))
-        return scatter / math.sqrt(PARTS) / steep
-
-    def _highest(self, tail_ms: Callable[[float], float], sla_ms: float) -> float:
-        """The factor on the rate at which the tail reaches the SLA; 0 where it never is inside."""
-        high = FULL / self._busiest
-        low = EMPTY * high
-        if tail_ms(high) <= sla_ms:
-            return high
-        if tail_ms(low) > sla_ms:
-            return 0.0
-        return float(
-            optimize.brentq(lambda x: math.log(tail_ms(x) / sla_ms), low, high, rtol=LIMIT_WIDTH)
+        by_service, both = (_bounds(ratios, np.array([x])) for x in (0.0, error))
+        return RateLimit(
+            _estimate(factor * self._rate_qps, both[0][0], both[1][0]),
+            (float(-by_service[0][0]), float(by_service[1][0])),
+            tuple(parts.tolist()) if self._is_drawn else (),
         )
+
+    def foreseen_ms(self, schedules: Iterable[Schedule], percentile: float) -> tuple[float, float]:
+        """Between which values a run of such a schedule shows the percentile."""
+        server, policy = self._measured.server, self._measured.policy
+        tails = [
+            np.quantile(
+                WalkedLoad(server, policy, schedule, self._seed + 1 + i)
+                .under(self.fits)
+                .latencies_ms()[schedule.n_warmup :],
+                percentile / 100,
+            )
+            for i, schedule in enumerate(schedules)
+        ]
+        return float(min(tails)), float(max(tails))
 
     def _with_error(self, latency_ms: FloatArray, p: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Quantiles, and the standard error of their logarithms by equal parts of the walk."""
@@ -286,19 +273,6 @@ class Estimator:
 def _estimate(value: float, low: float, high: float) -> Estimate:
     """A value and its bounds as logarithms around it."""
     return Estimate(float(value), float(value * math.exp(low)), float(value * math.exp(high)))
-
-
-def _crossing(factors: FloatArray, tails_ms: Sequence[float], level_ms: float) -> float:
-    """Where the tail reaches a level, by the factor on the rate.
-
-    Beyond the factors by a line that rises at least a little, and not far.
-    """
-    x = np.log(factors)
-    y = np.maximum.accumulate(np.log(tails_ms))
-    at = int(np.clip(np.searchsorted(y, math.log(level_ms)), 1, len(y) - 1))
-    rise = max((y[at] - y[at - 1]) / (x[at] - x[at - 1]), FLATTEST)
-    reached = x[at - 1] + (math.log(level_ms) - y[at - 1]) / rise
-    return math.exp(np.clip(reached, x[0] - FARTHEST, x[-1] + FARTHEST))
 
 
 def _blocks(fitted: Fit, rng: np.random.Generator) -> Int64Array:

@@ -12,7 +12,7 @@ from scipy import special
 from infra.arrays import BoolArray, FloatArray, Int64Array
 
 SIZE_BINS = 24  # of equally many tasks, for the mean by size
-TASKS_A_BIN = 20  # at least
+TASKS_A_BIN = 8  # at least
 CLASSES = 4  # of sizes that scatter in their own way
 TASKS_A_CLASS = 100  # at least
 BLOCK_MEMORIES = 3  # length of a resampled block

@@ -48,9 +48,9 @@ def long_run_of(
             return LongRun({}, long_run.utilisation, long_run.memory, wrong)
     if estimator.withheld():
         return long_run
-    no_curve = _no_curve(deployment)
-    if no_curve:
-        return replace(long_run, no_curve=no_curve)
+    other_load = no_curve(deployment)
+    if other_load:
+        return replace(long_run, no_curve=other_load)
     return replace(long_run, curve=estimator.curve(tune.sla_percentile, tune.target_latency))
 
 
@@ -83,6 +83,8 @@ def unknown(rows: Rows, deployment: Deployment, policy: Policy, schedule: Schedu
         stage.under(policy).offload_items for stage in stages_of(deployment)
     ):
         return "a pipeline that offloads is not walked"
+    if policy.offload_items is not None and not (rows.tasks["pool"] == ACCEL).any():
+        return "no query was offloaded, so the accelerator's times are not known"
     return ""
 
 
@@ -100,7 +102,7 @@ def _observed_ms(rows: Rows) -> FloatArray:
     return took_ns / NS_PER_MS
 
 
-def _no_curve(deployment: Deployment) -> str:
+def no_curve(deployment: Deployment) -> str:
     """Why the load at another rate is another load; empty where it is not."""
     load = deployment.config.load
     if _is_file(deployment):

@@ -12,6 +12,7 @@ import numpy as np
 
 from accelerator.service import Overhead, ServiceTable, ServiceTimes, TaskFactors
 from backends.long_run.fit import Fit
+from backends.long_run.limits import PARTS, TailMs
 from backends.virtual.simulated import SimulatedSession
 from infra.arrays import BoolArray, FloatArray, Int64Array
 from infra.clock import NS_PER_MS
@@ -19,7 +20,6 @@ from infra.messages import ACCEL
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
 
-PARTS = 20  # of a load, for its own error
 WARM_UP = 20  # the first of so many parts of a walk is left out
 Fits = dict[tuple[int, bool], Fit]  # by stage, and whether its tasks were offloaded
 
@@ -95,7 +95,7 @@ class WalkedLoad:
         cpu_ns = rows[False] or [np.ones(int(parts.items.max(initial=1)) + 1)]
         return ServiceTable(
             _whole_ns(cpu_ns),
-            _whole_ns(rows[True]) if rows[True] else np.zeros((0, 1), np.int64),
+            _whole_ns(rows[True] or [cpu_ns[0]] * self.server.engines.get(ACCEL, 0)),
             cpu_overhead=self._overhead(number, fits, offloaded=False),
             accel_overhead=self._overhead(number, fits, offloaded=True),
             task_factors=TaskFactors(parts.first, factors),
@@ -160,13 +160,17 @@ class Walk:
         schedule = self.load.schedule
         arrival_ns = np.rint(schedule.arrival_ns / faster).astype(np.int64)
         session = SimulatedSession(server.engines, self.times, server.stages, keep_tasks=False)
-        done_ns = session.done_ns(replace(schedule, arrival_ns=arrival_ns), self.load.policy)
-        return (done_ns - arrival_ns) / NS_PER_MS
+        answers = session.answers(replace(schedule, arrival_ns=arrival_ns), self.load.policy)
+        return (answers.done_ns - arrival_ns) / NS_PER_MS
 
     def settled_ms(self, faster: float = 1.0) -> FloatArray:
         """Latencies without the walk's beginning, when the system fills."""
         latencies = self.latencies_ms(faster)
         return latencies[len(latencies) // WARM_UP :]
+
+    def tails(self, p: float) -> TailMs:
+        """The p-quantile of the latency by the factor on the rate."""
+        return lambda faster: float(np.quantile(self.settled_ms(faster), p))
 
 
 def _parts_of(stages: Sequence[Stage], policy: Policy, schedule: Schedule) -> list[_Parts]:
@@ -225,4 +229,6 @@ def _positions(fitted: Fit, is_first: BoolArray, rng: np.random.Generator) -> In
 
 
 def _whole_ns(rows: Sequence[FloatArray]) -> Int64Array:
+    if not rows:
+        return np.zeros((0, 1), np.int64)
     return np.maximum(np.rint(np.array(rows)), 1).astype(np.int64)

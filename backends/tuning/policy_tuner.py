@@ -16,8 +16,10 @@ from typing import Any
 from backends.session import Session
 from backends.tuning.calibration import calibrate, calibrated_times
 from backends.tuning.guided import Guided, foretell
-from backends.tuning.probe import Sla, capacity_qps, probe, queries_to_show_overload
+from backends.tuning.probe import Sla, capacity_qps
 from backends.tuning.search_log import SearchLog, outcome_of
+from backends.tuning.told_limits import ByTest, Prober, prober_of
+from backends.virtual.simulated import SimulatedSession
 from infra.deployment import Deployment
 from infra.messages import ACCEL
 from infra.progress import OnFraction, Progress
@@ -40,6 +42,9 @@ from scheduler import (
 
 START_LOAD = 0.5  # of the capacity: where the first limit is looked for
 MAX_CONFIRMATIONS = 8
+TOLD_CONFIRMATIONS = 2  # of a limit that was told at once; then it is bisected
+WALKED_WIDTH = 0.01  # of a rate in virtual time, at most
+BY_TEST = ("released", "guided")  # searches that ask for verdicts
 # trials of a policy, for the estimate of progress only
 _TYPICAL_TRIALS = {"released": 12, "hill": 2, "guided": 0.1, "exhaustive": 7, "static": 7}
 # numbers of runs, for their random streams: the load common to all trials, the first of a trial's
@@ -62,6 +67,12 @@ class Phase:
     n_queries: int
     seconds: float
     watts: float | None = None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the rate is the limit itself, confirmed inside what was foreseen."""
+        told = self.limit.told is not None and self.summary is not None
+        return told and self.rate_qps == self.limit.qps.value
 
     @property
     def policy(self) -> Policy:
@@ -110,6 +121,8 @@ class PolicyTuner:
         self._load = CommonLoad(config, self._sla.max_queries, _COMMON_LOAD)
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
         self._n_tried = self._n_confirmations = 0
+        self._goal = Goal(1.0)
+        self._is_virtual = isinstance(session, SimulatedSession)
         self.result = TuningResult()
 
     def run(self) -> TuningResult:
@@ -124,7 +137,8 @@ class PolicyTuner:
         start_qps = START_LOAD * self._log.once(
             "capacity_qps", lambda: capacity_qps(self._session, self._config, static, n_engines)
         )
-        goal = Goal(start_qps, tune.rate_width, self._watts or (lambda _: 1.0))
+        width = min(tune.rate_width, WALKED_WIDTH) if self._is_virtual else tune.rate_width
+        goal = self._goal = Goal(start_qps, width, self._watts or (lambda _: 1.0))
         if tune.scheduler == "guided":
             self._guided(static, goal)
             return self.result
@@ -226,8 +240,9 @@ class PolicyTuner:
         start = static.policy.batch_items
         if start >= largest and ladder[-1] >= largest:  # another name for the same policy
             start = ladder[-1]
-        start_limit = Limit(Policy(start), static.qps, static.carried_qps)
-        return HillClimb({"batch_items": ladder}, start_limit.policy, goal, start_limit)
+        start_limit = replace(static, policy=Policy(start))
+        knobs: dict[str, Sequence[int | None]] = {"batch_items": ladder}
+        return self._climb(knobs, start_limit.policy, goal, start_limit)
 
     def _offload_search(self, batches: Sequence[int], goal: Goal, best: Limit | None) -> Search:
         thresholds = _numbers(self._config.tune.accel_configs)
@@ -241,12 +256,23 @@ class PolicyTuner:
                 "offload_items": offload,
                 "batch_items": self._distinct_batches(batches),
             }
-            return HillClimb(knobs, start, goal, best)
+            return self._climb(knobs, start, goal, best)
         if self._config.tune.scheduler == "exhaustive":
             return Exhaustive(
                 [p for n in batches for p in with_offload(Policy(n), thresholds)], goal
             )
         return self._plain_search(with_offload(start, thresholds), goal)
+
+    def _climb(
+        self,
+        knobs: Mapping[str, Sequence[int | None]],
+        start: Policy,
+        goal: Goal,
+        start_limit: Limit | None,
+    ) -> HillClimb:
+        if self._is_virtual:  # a question costs next to nothing
+            return HillClimb(knobs, start, goal, start_limit, scouts=None)
+        return HillClimb(knobs, start, goal, start_limit)
 
     def _distinct_batches(self, batches: Sequence[int]) -> list[int]:
         return [*distinct_batches(batches, self._load.size_range[1])]
@@ -263,59 +289,114 @@ class PolicyTuner:
         ) as on_fraction:
             while (trial := search.propose()) is not None:
                 _tell(on_fraction, search, trial, len(trials), _TYPICAL_TRIALS[tune.scheduler])
-                line = self._try(name, trial)
+                line = self._try(name, trial, self._prober(trial))
                 if line is None:
                     break
                 trials.append(line)
                 search.observe(outcome_of(line))
         self.result.trials += trials
-        if search.best is not None:
-            self.result.phases.append(self._confirm(name, search.best, trials))
-        return None if self._session.interrupted else search.best
+        best = search.best
+        if best is None:
+            return None
+        if best.told is not None:  # a policy that is not better than one before is that one
+            before = [x.limit for x in self.result.phases if x.limit.told is not None]
+            best = max([*before, best], key=self._goal.value)
+        self.result.phases.append(self._confirm(name, best, trials))
+        return None if self._session.interrupted else best
 
-    def _try(self, phase: str, trial: Trial) -> dict[str, Any] | None:
+    def _prober(self, trial: Trial) -> Prober:
+        by_test = ByTest(self._session, self._load, self._sla)
+        if trial.n_queries is not None:  # the release draws every update anew
+            n_drawn = _TRIAL_LOAD + self._n_tried + 1
+            load = CommonLoad(self._config, 2 * trial.n_queries, n_drawn)
+            return replace(by_test, load=load)
+        if self._config.tune.scheduler in BY_TEST:
+            return by_test
+        return prober_of(self._session, self._deployment, self._load, self._sla, trial.policy)
+
+    def _try(self, phase: str, trial: Trial, prober: Prober) -> dict[str, Any] | None:
         self._n_tried += 1
         line = self._log.recorded(phase, trial)
         if line is not None:
             return line
-        load = self._load
-        if trial.n_queries is not None:  # the release draws every update anew
-            load = CommonLoad(self._config, 2 * trial.n_queries, _TRIAL_LOAD + self._n_tried)
-        probed = probe(self._session, load, self._sla, trial)
+        probed = prober.probe(trial)
         return None if probed is None else self._log.note(phase, trial, probed)
 
-    def _confirm(self, name: str, limit: Limit, trials: Sequence[dict[str, Any]]) -> Phase:
-        """A run with a fresh seed at what the policy carries, then slower ones until the SLA is
-        met.
-        """
+    def _confirm(self, name: str, limit: Limit, trials: list[dict[str, Any]]) -> Phase:
+        """A run with a fresh seed at what the policy carries."""
+        phase = self._confirmed_before(limit)
+        if phase is None and limit.told is not None and limit.foreseen_ms is not None:
+            phase = self._confirm_told(name, limit, limit.foreseen_ms)
+            if phase is None:
+                limit = self._bisected(name, limit, trials)
+        if phase is None:
+            phase = self._confirm_stepwise(name, limit)
+        return replace(
+            phase,
+            name=name,
+            n_trials=len(trials),
+            n_queries=sum(t["n_queries"] for t in trials),
+            seconds=sum(t["seconds"] for t in trials),
+        )
+
+    def _confirmed_before(self, limit: Limit) -> Phase | None:
+        """The same limit in an earlier phase: the same policy has the same numbers."""
+        if limit.told is None:
+            return None
+        return next((x for x in self.result.phases if x.limit.told == limit.told), None)
+
+    def _confirm_told(
+        self, name: str, limit: Limit, foreseen_ms: tuple[float, float]
+    ) -> Phase | None:
+        """At the limit itself; None where it ends outside of what was foreseen."""
+        low, high = foreseen_ms
+        seen = []
+        for _ in range(TOLD_CONFIRMATIONS):
+            rows, summary = self._confirmation(name, limit.policy, limit.qps.value)
+            if self._session.interrupted or low <= summary.p_sla_ms.value <= high:
+                return self._phase_of(name, limit, limit.qps.value, rows, summary)
+            seen.append(f"{summary.p_sla_ms.value:.4g}")
+        self.result.notes.append(
+            f"{name}: p{self._sla.percentile:g} of {low:.4g} to {high:.4g} ms was foreseen at "
+            f"{limit.qps.value:.4g} QPS, but {' and '.join(seen)} came: the rate was bisected"
+        )
+        return None
+
+    def _bisected(self, name: str, limit: Limit, trials: list[dict[str, Any]]) -> Limit:
+        """The policy's limit rate by rate, by verdicts."""
+        search = Exhaustive([limit.policy], replace(self._goal, start_qps=limit.qps.value))
+        by_test = ByTest(self._session, self._load, self._sla)
+        while (trial := search.propose()) is not None:
+            line = self._try(name, trial, by_test)
+            if line is None:
+                break
+            trials.append(line)
+            self.result.trials.append(line)
+            search.observe(outcome_of(line))
+        return search.best or replace(limit, told=None, carried_qps=0.0)
+
+    def _phase_of(
+        self, name: str, limit: Limit, rate_qps: float, rows: Rows | None, summary: Summary | None
+    ) -> Phase:
+        watts = self._watts(limit.policy) if self._watts else None
+        return Phase(name, limit, rate_qps, summary, rows, 0, 0, 0.0, watts)
+
+    def _confirm_stepwise(self, name: str, limit: Limit) -> Phase:
+        """At what the policy carried, then slower and slower until the SLA is met."""
         rate_qps = limit.carried_qps
-        summary = None
-        rows = None
         for tries in range(MAX_CONFIRMATIONS if rate_qps > 0 else 0):
             if self._session.interrupted:
                 break
             rows, summary = self._confirmation(name, limit.policy, rate_qps)
             if summary.meets_sla or self._session.interrupted:
-                break
+                return self._phase_of(name, limit, rate_qps, rows, summary)
             rate_qps /= 1 + self._config.tune.rate_width * 2**tries
-        if summary is not None and not (summary.meets_sla or self._session.interrupted):
-            rate_qps, summary, rows = 0.0, None, None
-        return Phase(
-            name,
-            limit,
-            rate_qps if summary is not None else 0.0,
-            summary,
-            rows,
-            len(trials),
-            sum(t["n_queries"] for t in trials),
-            sum(t["seconds"] for t in trials),
-            self._watts(limit.policy) if self._watts else None,
-        )
+        return self._phase_of(name, limit, 0.0, None, None)
 
     def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
         self._n_confirmations += 1
         tune = self._config.tune
-        n = max(self._config.n_queries, queries_to_show_overload(tune.target_latency, rate_qps))
+        n = self._sla.confirming_queries(self._config, rate_qps)
         schedule = draw_schedule(
             self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
         )

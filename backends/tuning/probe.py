@@ -21,6 +21,7 @@ CAPACITY_QUERIES_AN_ENGINE = 32
 # a trial lasts so many times the SLA at least: an overload of 5 % takes that long to be late
 TRIAL_SLAS = 20
 MS_PER_S = 1e3
+VIRTUAL_QUERIES = 20_000  # of a confirmation in virtual time, at least
 FIXED_WARMUP_SHARE = 0.25  # of a trial with a fixed number of queries, beside those that count
 
 
@@ -41,6 +42,11 @@ class Sla:
         """Share of the queries that may be late."""
         return 1 - self.percentile / 100
 
+    def confirming_queries(self, config: RunConfig, rate_qps: float) -> int:
+        """Queries of a run that confirms a rate; in virtual time they cost nothing."""
+        fewest = VIRTUAL_QUERIES if config.engines.backend == "simulated" else 0
+        return max(config.n_queries, fewest, queries_to_show_overload(self.latency_ms, rate_qps))
+
 
 class _Watch:
     """Ends the run with the decision."""
@@ -59,10 +65,10 @@ class _Watch:
 
 @dataclass(frozen=True)
 class Probed:
-    """A trial's outcome, its rows, and how long it took in the session's time."""
+    """A trial's outcome, its rows if they are kept, how long it took in the session's time."""
 
     outcome: Outcome
-    rows: Rows
+    rows: Rows | None
     seconds: float
     decision: Decision | None  # None: a fixed number of queries
 

@@ -14,6 +14,8 @@ import pandas as pd
 from accelerator.latency import read_profile, write_profile
 from backends.tuning.calibration import Calibration
 from backends.tuning.probe import Probed
+from infra.results.long_run import RateLimit
+from infra.results.quantiles import Estimate
 from scheduler import Outcome, Trial
 
 LOG_NAME, QUERIES_NAME = "search.jsonl", "search_queries.parquet"
@@ -69,7 +71,7 @@ class SearchLog:
             "n_effective": decision.n_effective if decision else math.nan,
             "saturated": bool(decision and decision.saturated),
         }
-        if self._folder is not None:
+        if self._folder is not None and probed.rows is not None:
             (self._folder / QUERIES_NAME).mkdir(exist_ok=True)
             rows = probed.rows.queries.assign(update=self._n_lines)
             rows.to_parquet(
@@ -92,25 +94,48 @@ class SearchLog:
     def _write(self, line: dict[str, Any]) -> None:
         self._n_lines += 1
         if self._folder is not None:
-            finite = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in line.items()
-            }
             with (self._folder / LOG_NAME).open("a") as file:
-                file.write(json.dumps(finite) + "\n")
+                file.write(json.dumps(_finite(line)) + "\n")
 
 
 def outcome_of(line: dict[str, Any]) -> Outcome:
     """What the search observes of a line."""
     tail_ms = math.inf if line["p_sla_ms"] is None else line["p_sla_ms"]
+    foreseen = line.get("foreseen_ms")
     return Outcome(
-        line["verdict"], line["late_share"], tail_ms, line["n_queries"], line["leans_met"]
+        line["verdict"],
+        line["late_share"],
+        tail_ms,
+        line["n_queries"],
+        line["leans_met"],
+        _limit_of(line.get("limit")),
+        None if foreseen is None else (foreseen[0], foreseen[1]),
     )
 
 
+def _limit_of(limit: dict[str, Any] | None) -> RateLimit | None:
+    """The limit that a line holds."""
+    if limit is None:
+        return None
+    below, above = limit["by_service"]
+    return RateLimit(Estimate(**limit["qps"]), (below, above), tuple(limit["by_part"]))
+
+
 def table(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """The lines as rows: phase, batch_items, offload_items, rate_qps, verdict, late_share, ..."""
-    return pd.DataFrame(lines)
+    """The lines as rows: phase, batch_items, offload_items, rate_qps, verdict, late_share, ...
+
+    A limit that a trial told is in limit_qps, limit_low_qps and limit_high_qps.
+    """
+    flat = []
+    for line in lines:
+        limit = (line.get("limit") or {}).get("qps", {})
+        bounds = {
+            f"limit{bound}_qps": limit.get(name, math.nan)
+            for bound, name in (("", "value"), ("_low", "low"), ("_high", "high"))
+        }
+        kept = {name: x for name, x in line.items() if name not in ("limit", "foreseen_ms")}
+        flat.append({**kept, **bounds})
+    return pd.DataFrame(flat)
 
 
 def _profile_prefix(folder: Path, stage: int) -> str:
@@ -138,6 +163,15 @@ def _same(a: object, b: object) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-9)
     return a == b
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

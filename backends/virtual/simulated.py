@@ -32,6 +32,15 @@ class _Walked:
     first_start_ns: Int64Array
     done_ns: Int64Array
     tasks: Int64Array
+    busy_ns: Int64Array  # of the engines on cores, of the accelerators
+
+
+@dataclass(frozen=True)
+class Answers:
+    """`done_ns` int64[queries]; `utilisation`: of the busiest pool, above 1 beyond its capacity."""
+
+    done_ns: Int64Array
+    utilisation: float
 
 
 class SimulatedSession:
@@ -89,7 +98,7 @@ class SimulatedSession:
         if isinstance(times, ServiceTimes):
             if self._stages == ONE_STAGE:
                 return self._run_one_stage(schedule, policy, times.tables[0], on_progress, watch)
-            if self._kernel_knows(times, policy) and not (on_progress or watch):
+            if self.is_compiled(policy) and not (self._keep_tasks or on_progress or watch):
                 served = serve_pipeline(schedule, policy, self._stages, self._engines, times)
                 return _pipeline_rows(schedule, served)
         loop = EventLoop(schedule, policy, self._stages, self._engines, times, watch)
@@ -105,27 +114,42 @@ class SimulatedSession:
         rows = loop.rows()
         return replace(rows, notes=(*rows.notes, *self._notes(loop.n_answered, schedule)))
 
-    def _kernel_knows(self, times: ServiceTimes, policy: Policy) -> bool:
-        """Whether the compiled pipeline suffices: no tasks, nothing offloaded or recorded."""
-        offloads = policy.offload_items and any(stage.offloads for stage in self._stages)
-        return not (self._keep_tasks or offloads or times.is_recorded)
-
     def _notes(self, n_answered: int, schedule: Schedule) -> tuple[str, ...]:
         if not self.interrupted:
             return ()
         return (f"interrupted after {n_answered} of {len(schedule)} queries",)
 
-    def done_ns(self, schedule: Schedule, policy: Policy) -> Int64Array:
-        """When each query is answered, int64[queries]; as `run`, without making rows."""
+    def is_compiled(self, policy: Policy) -> bool:
+        """Whether long loads under this policy are cheap."""
+        times = self._service
+        if not isinstance(times, ServiceTimes) or times.is_recorded:
+            return False
+        offloads = policy.offload_items and any(stage.offloads for stage in self._stages)
+        return self._stages == ONE_STAGE or not offloads
+
+    def answers(self, schedule: Schedule, policy: Policy) -> Answers:
+        """When each query is answered; as `run`, without making rows."""
         schedule = whole_inputs(schedule, self._candidates)
         times = self._service
         if isinstance(times, ServiceTimes) and self._stages == ONE_STAGE:
-            return self._walk_one_stage(schedule, policy, times.tables[0], keep_tasks=False).done_ns
-        if isinstance(times, ServiceTimes) and self._kernel_knows(times, policy):
+            walked = self._walk_one_stage(schedule, policy, times.tables[0], keep_tasks=False)
+            busy = dict(zip((CPU, ACCEL), walked.busy_ns.tolist(), strict=True))
+            return Answers(walked.done_ns, self._utilisation(schedule, busy))
+        if isinstance(times, ServiceTimes) and self.is_compiled(policy):
             served = serve_pipeline(schedule, policy, self._stages, self._engines, times)
-            return served.done_ns
-        done_ns: Int64Array = self.run(schedule, policy).queries["done_ns"].to_numpy(np.int64)
-        return done_ns
+            return Answers(served.done_ns, self._utilisation(schedule, served.busy_ns))
+        rows = self.run(schedule, policy)
+        took_ns = rows.tasks["end_ns"] - rows.tasks["start_ns"]
+        busy = took_ns.groupby(rows.tasks["pool"]).sum().to_dict()
+        done_ns = rows.queries["done_ns"].to_numpy(np.int64)
+        return Answers(done_ns, self._utilisation(schedule, busy))
+
+    def _utilisation(self, schedule: Schedule, busy_ns: Mapping[str, int]) -> float:
+        """Work of the busiest pool over the time that its engines have until the last arrival."""
+        span_ns = max(int(schedule.arrival_ns[-1]), 1) if len(schedule) else 1
+        return max(
+            (ns / self._engines[pool] / span_ns for pool, ns in busy_ns.items() if ns), default=0.0
+        )
 
     def _run_one_stage(
         self,
@@ -196,7 +220,7 @@ class SimulatedSession:
                         break
         except KeyboardInterrupt:
             self.interrupted = True
-        return _Walked(served, first_start, done, np.concatenate(pieces))
+        return _Walked(served, first_start, done, np.concatenate(pieces), busy)
 
     def _check(
         self, sizes: Int64Array, n_parts: Int64Array, table: ServiceTable, offload_items: int

@@ -149,6 +149,7 @@ def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figur
         for axes, column in ((rate_axes, "rate_qps"), (tail_axes, "p_sla_ms")):
             _band(axes, band, column, shade, shaded=bool(number % 2 == 0))
         _name_policy(rate_axes, band)
+    _told_limits(rate_axes, trials, shades)
     for phase, shade in shades.items():
         rate_axes.plot([], [], color=shade, label=phase)
     for verdict, marker in _VERDICTS.items():
@@ -162,6 +163,20 @@ def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figur
         plain_log(axes, "y")
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _told_limits(axes: Axes, trials: pd.DataFrame, shades: dict[str, str]) -> None:
+    """The policies' limits where one trial told them, with their intervals."""
+    if "limit_qps" not in trials:
+        return
+    told = trials[trials["limit_qps"].notna() & (trials["limit_qps"] > 0)]
+    label = "highest rate told, 95 %"
+    for row in told.to_dict("records"):
+        value = row["limit_qps"]
+        spread = [[value - row["limit_low_qps"]], [row["limit_high_qps"] - value]]
+        shade = shades[row["phase"]]
+        axes.errorbar(row["trial"], value, yerr=spread, fmt="D", color=shade, ms=5, label=label)
+        label = ""
 
 
 def _band(axes: Axes, band: pd.DataFrame, column: str, shade: str, *, shaded: bool) -> None:

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infra.results.quantiles import Estimate, finite
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """The highest rate under an SLA; `qps` is 0 where no rate meets it.
+
+    Its interval has two sources. `by_service`: how far below and above the uncertain service times
+    reach (logs). `by_part`: log of the limit, around its mean, of each part of the walked load; two
+    policies walk the same load, so of their ratio only the differences remain.
+    """
+
+    qps: Estimate
+    by_service: tuple[float, float] = (0.0, 0.0)
+    by_part: tuple[float, ...] = ()
+
+    def over(self, other: RateLimit) -> Estimate:
+        """The ratio of the two rates, on common random numbers."""
+        if not other.qps.value:
+            return Estimate(math.nan, -math.inf, math.inf)
+        ratio = self.qps.value / other.qps.value
+        if self == other or not ratio:
+            return Estimate(ratio, ratio, ratio)
+        walked = 0.0
+        if len(self.by_part) == len(other.by_part) > 1:
+            walked = 1.96 * _error(
+                [a - b for a, b in zip(self.by_part, other.by_part, strict=True)]
+            )
+        low = math.hypot(self.by_service[0], other.by_service[1], walked)
+        high = math.hypot(self.by_service[1], other.by_service[0], walked)
+        return Estimate(ratio, ratio * math.exp(-low), ratio * math.exp(high))
+
+
+def _error(values: Sequence[float]) -> float:
+    """Standard error of the mean."""
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,13 +185,33 @@ def _phase_cells(line: dict[str, Any], *, per_watt: bool) -> list[str]:
         return [*policy, "none", *["-"] * (3 + per_watt), "no rate meets the SLA"]
     return [
         *policy,
-        number(line["rate_qps"], 1),
+        _rate(line),
         *([number(line["qps_per_watt"], 3)] if per_watt else []),
-        f"{number(summary.p_sla_ms.value)} {interval(summary.p_sla_ms)}",
+        number(summary.p_sla_ms.value),
         f"{summary.accel_query_share:.0%}",
-        f"{line['gain']:.2f}x" if line["gain"] else "-",
+        _gain(line),
         _valid(summary),
     ]
+
+
+def _rate(line: dict[str, Any]) -> str:
+    """The rate, with the limit's interval where it is the limit itself."""
+    digits = 0 if line["rate_qps"] >= 1000 else 1
+    rate = number(line["rate_qps"], digits)
+    if not line["is_told"]:
+        return rate
+    low, high = (number(line["limit_qps"][bound], digits) for bound in ("low", "high"))
+    return f"{rate} [{low}, {high}]"
+
+
+def _gain(line: dict[str, Any]) -> str:
+    if not line["gain"]:
+        return "-"
+    gain = f"{line['gain']:.2f}x"
+    bounds = line["gain_interval"]
+    if bounds["low"] is None or bounds["low"] == bounds["high"]:
+        return gain
+    return f"{gain} [{bounds['low']:.2f}, {bounds['high']:.2f}]"
 
 
 def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str]:
@@ -201,7 +221,7 @@ def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str
     """
     notes = []
     for line in lines:
-        notes.append(f"{line['name']}: {_limit_note(line, confidence)}")
+        notes.append(f"{line['name']}: {_limit_note(line, confidence)}{_no_gain(line)}")
         summary: Summary | None = line["summary"]
         if summary is not None and not summary.valid:
             notes.append(f"{line['name']}: {verdict(summary)}")
@@ -209,16 +229,34 @@ def search_notes(lines: Sequence[dict[str, Any]], confidence: float) -> list[str
 
 
 def _limit_note(line: dict[str, Any], confidence: float) -> str:
+    if line["is_told"]:
+        low, high = line["foreseen_ms"]
+        shown = number(line["summary"].p_sla_ms.value)
+        note = f"a run at this rate ended at {shown} ms, {low:.2f} to {high:.2f} were foreseen"
+        return _with_cost(note, line)
     limit = line["limit_qps"]
     low, high = (number(limit[bound], 1) if limit[bound] else "?" for bound in ("low", "high"))
     note = f"limit about {number(limit['value'], 1)} QPS"
     if limit["low"] or limit["high"]:
         note += f": shown to hold at {low} and to fail at {high} QPS"
         note += f" (confidence {confidence:.0%} each)"
+    return _with_cost(note, line)
+
+
+def _with_cost(note: str, line: dict[str, Any]) -> str:
     if line["of_exhaustive"]:
         note += f"; {line['of_exhaustive']:.1%} of the exhaustive search's rate"
     cost = f"{line['n_trials']} trials, {line['n_queries']:,} queries"
-    return f"{note}; {cost}, {number(line['seconds'], 0)} s"
+    took = f", {number(line['seconds'], 0)} s" if line["seconds"] else ""  # walks take no time
+    return f"{note}; {cost}{took}"
+
+
+def _no_gain(line: dict[str, Any]) -> str:
+    """That the phase is not shown to be better than the baseline, where that is so."""
+    bounds = line["gain_interval"]
+    if line["name"] == "static" or bounds is None or bounds["low"] is None or bounds["low"] > 1:
+        return ""
+    return "; no gain could be shown"
 
 
 def tuned_lines(

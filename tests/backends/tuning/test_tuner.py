@@ -16,7 +16,8 @@ from backends.processes.process import ProcessSession
 from backends.tuning.guided import Guided
 from backends.tuning.policy_tuner import PolicyTuner, distinct_batches, distinct_thresholds
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
-from backends.tuning.search_log import LOG_NAME, QUERIES_NAME, SearchLog
+from backends.tuning.search_log import LOG_NAME, QUERIES_NAME, SearchLog, table
+from backends.tuning.told_limits import ByRun, confirmations
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
@@ -43,8 +44,8 @@ def simulated(engines=1, cpu_ms=1.0, accel_ms=0.4, noise=True):
     cpu_ns = np.maximum(items * cpu_ms / 8 * 1e6, 1).astype(np.int64)[None]
     accel_ns = np.full((1, 9), int(accel_ms * 1e6))
     row = np.zeros(9, np.int64) if noise else None
-    table = ServiceTable(cpu_ns, accel_ns, law_factors("exponential"), row, row)
-    return SimulatedSession({CPU: engines, ACCEL: 1}, table)
+    service = ServiceTable(cpu_ns, accel_ns, law_factors("exponential"), row, row)
+    return SimulatedSession({CPU: engines, ACCEL: 1}, service)
 
 
 def tune(*words, session=None, engines=1, log=None, watts=None):
@@ -75,7 +76,12 @@ def test_every_phase_ends_with_a_limit_a_confirmed_rate_and_its_cost(scheduler):
     assert [phase.name for phase in result.phases] == names
     assert result.phases[0].policy.batch_items == 4  # 8 items over 2 engines
     for phase in result.phases:
-        assert phase.summary.meets_sla
+        if scheduler == "released":
+            assert phase.summary.meets_sla
+        else:
+            low, high = phase.limit.foreseen_ms
+            assert low <= phase.summary.p_sla_ms.value <= high
+            assert phase.rate_qps == phase.limit.qps.value
         assert phase.summary.n_queries == 8000 - 200
         assert phase.rate_qps <= phase.limit.carried_qps
         trials = [trial for trial in result.trials if trial["phase"] == phase.name]
@@ -162,23 +168,36 @@ def test_where_no_rate_meets_the_sla_the_phase_says_so():
 
 
 class Interrupted(SimulatedSession):
-    left = 6
+    left = 10_000
 
-    def run(self, *arguments, **named):
+    def _count(self):
         self.left -= 1
         self.interrupted = self.left <= 0
+
+    def run(self, *arguments, **named):
+        self._count()
         return super().run(*arguments, **named)
 
+    def answers(self, *arguments, **named):
+        self._count()
+        return super().answers(*arguments, **named)
 
-def interrupted():
+
+def interruptible():
     plain = simulated()
     return Interrupted(plain._engines, plain._service)
 
 
-def test_an_interrupted_search_keeps_what_it_has_and_goes_on_as_if_nothing_had_been(tmp_path):
-    whole = tune()
+@pytest.mark.parametrize("scheduler", ["hill", "released"])
+def test_an_interrupted_search_keeps_what_it_has_and_goes_on_as_if_nothing_had_been(
+    tmp_path, scheduler
+):
+    session = interruptible()
+    whole = tune("--scheduler", scheduler, session=session)
+    half = interruptible()
+    half.left = (Interrupted.left - session.left) // 2
     log = SearchLog(tmp_path)
-    part = tune(session=interrupted(), log=log)
+    part = tune("--scheduler", scheduler, session=half, log=log)
     assert 0 < len(part.trials) < len(whole.trials)
     lines = (tmp_path / LOG_NAME).read_text().splitlines()
     assert len(lines) == 1 + len(part.trials)  # and the starting rate
@@ -192,14 +211,15 @@ def test_an_interrupted_search_keeps_what_it_has_and_goes_on_as_if_nothing_had_b
         return original(*arguments, **named)
 
     session.run = counted
-    resumed = tune(session=session, log=SearchLog(tmp_path))
+    resumed = tune("--scheduler", scheduler, session=session, log=SearchLog(tmp_path))
     assert [(t["batch_items"], t["rate_qps"], t["verdict"]) for t in resumed.trials] == [
         (t["batch_items"], t["rate_qps"], t["verdict"]) for t in whole.trials
     ]
     assert [phase.limit for phase in resumed.phases] == [phase.limit for phase in whole.phases]
     assert len(trials_run) < len(whole.trials) - len(part.trials) + 3 * 9
-    queries = pd.read_parquet(tmp_path / QUERIES_NAME)
-    assert len(queries) == sum(trial["n_queries"] for trial in whole.trials)
+    if scheduler == "released":  # walks in virtual time leave no rows
+        queries = pd.read_parquet(tmp_path / QUERIES_NAME)
+        assert len(queries) == sum(trial["n_queries"] for trial in whole.trials)
 
 
 def test_the_log_of_another_search_is_refused(tmp_path):
@@ -281,11 +301,11 @@ class SlowerThanItSeems(SimulatedSession):
 
     def run(self, schedule, policy, on_progress=None, watch=None):
         factor = 1.5 if watch is not None else 1.0
-        (table,) = self._service.tables
+        (times,) = self._service.tables
         slow = replace(
-            table,
-            cpu_ns=(table.cpu_ns * factor).astype(np.int64),
-            accel_ns=(table.accel_ns * factor).astype(np.int64),
+            times,
+            cpu_ns=(times.cpu_ns * factor).astype(np.int64),
+            accel_ns=(times.accel_ns * factor).astype(np.int64),
         )
         return SimulatedSession(self._engines, slow).run(schedule, policy, on_progress, watch)
 
@@ -334,3 +354,95 @@ def test_guided_keeps_a_known_limit_where_there_is_nothing_left_to_climb():
     assert "reality disagrees" in search.verdict
     assert search.best is not None
     assert search.best.policy == policy
+
+
+def test_in_virtual_time_a_rate_is_within_one_percent_of_the_truth():
+    for sla_ms in ("20", "5"):
+        result = tune("--scheduler", "static", "--target_latency", sla_ms)
+        qps = result.phases[0].limit.qps
+        truth = 1000 * (1 - math.log(20) / float(sla_ms))
+        assert qps.value == pytest.approx(truth, rel=0.01)
+        assert qps.low <= truth <= qps.high
+        assert qps.low < qps.value < qps.high < 1.05 * qps.low
+
+
+def test_a_tuned_policy_that_is_not_better_is_the_baseline():
+    result = tune("--batch_configs", "8-16")  # the baseline's, and another name for it
+    static, tuned, _ = result.phases
+    assert tuned.policy == static.policy
+    assert tuned.limit == static.limit
+    assert tuned.summary is static.summary
+    assert tuned.limit.told.over(static.limit.told) == Estimate(1.0, 1.0, 1.0)
+
+
+class SlowerWhenItCounts(SimulatedSession):
+    """Tasks of a run with rows take longer than those of the walks that told the limit."""
+
+    factor = 1.3
+
+    def run(self, schedule, policy, on_progress=None, watch=None):
+        (times,) = self._service.tables
+        slow = replace(times, cpu_ns=(times.cpu_ns * self.factor).astype(np.int64))
+        return SimulatedSession(self._engines, slow).run(schedule, policy, on_progress, watch)
+
+
+def test_a_confirmation_outside_of_what_was_foreseen_is_said_and_the_rate_is_bisected():
+    honest = simulated()
+    words = ("--scheduler", "static", "--target_latency", "10")
+    phase = tune(*words).phases[0]
+    session = SlowerWhenItCounts(honest._engines, honest._service)
+    result = tune(*words, session=session)
+    (slower,) = result.phases
+    assert "foreseen" in result.notes[0]
+    assert not slower.is_told
+    assert phase.is_told
+    truth = (1000 / 1.3) * (1 - 1.3 * math.log(20) / 10)
+    assert slower.rate_qps == pytest.approx(truth, rel=0.12)
+    assert slower.summary.meets_sla
+    assert slower.n_trials == len(result.trials) > 1
+
+
+def test_one_real_run_tells_the_limit_and_the_load_of_the_confirmation_is_fresh():
+    deployment = resolve(parse([*BASE, "--numpy_rand_seed", "3", "--target_latency", "10"]))
+    load = CommonLoad(deployment.config, 8000, 2)
+    asked = []
+
+    class Asked(SimulatedSession):
+        def run(self, schedule, policy, on_progress=None, watch=None):
+            asked.append(schedule)
+            return super().run(schedule, policy, on_progress, watch)
+
+    plain = simulated()
+    probed = ByRun(Asked(plain._engines, plain._service), deployment, load, Sla(10.0)).probe(
+        Trial(Policy(8), 500.0)
+    )
+    (schedule,) = asked
+    limit = probed.outcome.limit.qps
+    assert limit.low <= 1000 * (1 - math.log(20) / 10) <= limit.high
+    assert limit.high < 1.2 * limit.low
+    assert probed.outcome.verdict == "met"
+    low, high = probed.outcome.foreseen_ms
+    assert low < 10.0 < high
+    assert not any(
+        np.array_equal(np.diff(schedule.arrival_ns[:50]), np.diff(coming.arrival_ns[:50]))
+        for coming in confirmations(deployment.config, 500.0, Sla(10.0))
+    )
+
+
+def test_a_run_that_nothing_can_be_walked_of_is_judged_by_its_latencies():
+    deployment = resolve(parse([*BASE, "--model_accel"]))
+    load = CommonLoad(deployment.config, 8000, 2)
+    by_run = ByRun(simulated(), deployment, load, Sla(20.0))
+    probed = by_run.probe(Trial(Policy(8, 1000), 500.0))  # which offloads nothing
+    assert probed.outcome.limit is None
+    assert probed.outcome.verdict == "met"
+
+
+def test_the_log_keeps_limits_that_were_told(tmp_path):
+    whole = tune(log=SearchLog(tmp_path))
+    again = tune(log=SearchLog(tmp_path))
+    assert [x.limit for x in again.phases] == [x.limit for x in whole.phases]
+    rows = table(whole.trials)
+    told = rows[rows["limit_qps"].notna()]
+    assert (told["limit_low_qps"] <= told["limit_high_qps"]).all()
+    assert "foreseen_ms" not in rows

@@ -173,6 +173,8 @@ def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
     line = {
         "name": "static",
         "limit_qps": {"value": 9.0, "low": 8.0, "high": 10.0},
+        "is_told": False,
+        "gain_interval": None,
         "of_exhaustive": None,
         "n_trials": 3,
         "n_queries": 900,
@@ -189,6 +191,43 @@ def test_a_tuned_run_that_cannot_be_trusted_says_why(measured):
         limit, *rest = report.search_notes([{**line, "summary": summary}], 0.99)
         assert limit.startswith("static: limit about 9.0 QPS")
         assert rest == words
+
+
+TUNED = {
+    "name": "tuned CPU",
+    "batch_items": 128,
+    "offload_items": None,
+    "rate_qps": 1234.6,
+    "limit_qps": {"value": 1234.6, "low": 1200.0, "high": 1270.0},
+    "is_told": True,
+    "foreseen_ms": (4.0, 6.0),
+    "gain": 1.01,
+    "gain_interval": {"value": 1.01, "low": 0.98, "high": 1.04},
+    "of_exhaustive": None,
+    "n_trials": 3,
+    "n_queries": 900,
+    "seconds": 5.0,
+    "qps_per_watt": None,
+}
+
+
+def test_a_rate_and_a_gain_have_intervals_and_no_gain_is_said(measured):
+    line = {**TUNED, "summary": measured[1]}
+    shown = text_of(report.search("wnd", [line]))
+    assert "1,235 [1,200, 1,270]" in shown
+    assert "1.01x [0.98, 1.04]" in shown
+    (note,) = report.search_notes([line], 0.99)
+    assert "4.00 to 6.00 were foreseen" in note
+    assert "no gain could be shown" in note
+    better = {**line, "gain_interval": {"value": 1.01, "low": 1.001, "high": 1.04}}
+    assert "no gain" not in report.search_notes([better], 0.99)[0]
+
+
+def test_a_rate_that_was_bisected_has_no_interval_of_its_own(measured):
+    bisected = {**TUNED, "summary": measured[1], "is_told": False, "foreseen_ms": None}
+    shown = text_of(report.search("wnd", [bisected]))
+    assert "1,235" in shown
+    assert "[1,200" not in shown
 
 
 def test_the_search_figure_shows_every_update_and_the_sla():
@@ -208,6 +247,10 @@ def test_the_search_figure_shows_every_update_and_the_sla():
     assert any(set(line.get_ydata()) == {25.0} for line in tail.lines)
     assert {text.get_text() for text in rate.texts} == {"512", "256", "128"}
     assert len(rate.get_legend().get_texts()) == 2 + 3  # phases, verdicts
+    bounds = {"limit_qps": 115.0, "limit_low_qps": 111.0, "limit_high_qps": 121.0}
+    told = figures.search_walk(updates.assign(**bounds), 25.0, 95.0).axes[0]
+    assert len(told.get_legend().get_texts()) == 2 + 3 + 1
+    assert {115.0} in [set(line.get_ydata()) for line in told.lines]
 
 
 @pytest.mark.parametrize("mode", ["auto", "none"])

@@ -1,0 +1,250 @@
+"""What a policy carries, told at once: by one real run's tasks, or long walks in virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from backends.long_run.limits import FULL, PARTS, TailMs, highest, limit_by_part
+from backends.long_run.of_run import estimator_of, no_curve, unknown
+from backends.session import Session
+from backends.tuning.probe import Probed, Sla, latencies_ms, probe
+from backends.virtual.simulated import Answers, SimulatedSession
+from infra.arrays import FloatArray
+from infra.clock import NS_PER_MS, NS_PER_S
+from infra.deployment import Deployment
+from infra.results.long_run import RateLimit
+from infra.results.quantiles import Estimate
+from infra.results.rows import Rows
+from infra.search.sla_test import Verdict
+from infra.settings.config import RunConfig
+from loadGenerator import CommonLoad, Schedule, draw_schedule
+from scheduler import Outcome, Policy, Trial
+
+FEWEST_QUERIES = 256  # of a run that tells a limit, and
+RUN_SHARE = 0.25  # of the queries after which a rate would be undecided
+RUN_WARMUP = 0.1  # of its queries
+FORESEEN = 100  # runs in virtual time: outside of all of them a confirmation has failed
+LONG_WALK = 200_000  # queries of a walk in virtual time
+SHORT_WALK = 20_000  # of one that only tells clear cases
+SURE_ERRORS = 4.0  # standard errors: a clear case
+NEAR = (0.95, 1.0, 1.05)
+_WALKED_LOAD = 3  # numbers of loads, for their random streams
+_FORESEEN_LOAD = 3_000_000
+
+
+class Prober(Protocol):
+    """Makes trials of a search."""
+
+    def probe(
+        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
+    ) -> Probed | None:
+        """Make the trial; None if the session was interrupted."""
+
+
+@dataclass(frozen=True)
+class ByTest:
+    """A rate a trial: as few queries as decide whether it meets the SLA."""
+
+    session: Session
+    load: CommonLoad
+    sla: Sla
+
+    def probe(
+        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
+    ) -> Probed | None:
+        """The verdict on the trial's rate."""
+        return probe(self.session, self.load, self.sla, trial, on_latencies)
+
+
+@dataclass(frozen=True)
+class ByRun:
+    """A run a policy: its tasks' times tell the limit."""
+
+    session: Session
+    deployment: Deployment
+    load: CommonLoad
+    sla: Sla
+
+    def probe(
+        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
+    ) -> Probed | None:
+        """The limit of the trial's policy; the verdict on its rate where no tasks can be walked."""
+        n = max(FEWEST_QUERIES, math.ceil(RUN_SHARE * self.sla.max_queries))
+        schedule = replace(self.load.at(trial.rate_qps, n), n_warmup=round(RUN_WARMUP * n))
+        rows = self.session.run(schedule, trial.policy, on_latencies)
+        if self.session.interrupted:
+            return None
+        if unknown(rows, self.deployment, trial.policy, schedule):
+            return ByTest(self.session, self.load, self.sla).probe(trial, on_latencies)
+        try:
+            return self._told(trial, schedule, rows)
+        except KeyboardInterrupt:
+            self.session.interrupted = True
+            return None
+
+    def _told(self, trial: Trial, schedule: Schedule, rows: Rows) -> Probed:
+        n = len(schedule)
+        estimator = estimator_of(rows, self.deployment, trial.policy, schedule, trial.rate_qps)
+        limit = estimator.limit(self.sla.percentile, self.sla.latency_ms)
+        coming = confirmations(self.deployment.config, limit.qps.value, self.sla)
+        foreseen = estimator.foreseen_ms(coming, self.sla.percentile) if coming else None
+        counted = latencies_ms(rows)[schedule.n_warmup :]
+        outcome = _outcome(counted, trial.rate_qps, n, self.sla, limit, foreseen)
+        seconds = float(rows.queries["done_ns"].max()) / NS_PER_S
+        return Probed(outcome, rows, seconds, None)
+
+
+class ByWalks:
+    """Virtual time, whose service times are known: long walks of one load at every rate."""
+
+    def __init__(self, session: SimulatedSession, config: RunConfig, sla: Sla) -> None:
+        self._session = session
+        self._config = config
+        self._sla = sla
+        self._load = CommonLoad(config, LONG_WALK, _WALKED_LOAD)
+        self._n_walked = 0
+
+    def probe(
+        self,
+        trial: Trial,
+        on_latencies: Callable[[int], None] | None = None,  # noqa: ARG002 (it takes no time)
+    ) -> Probed | None:
+        """The limit of the trial's policy; that it is below the trial's rate, if that suffices."""
+        self._n_walked = 0
+        try:
+            walked = self._probe(trial)
+        except KeyboardInterrupt:
+            self._session.interrupted = True
+            return None
+        return Probed(replace(walked, n_queries=self._n_walked), None, 0.0, None)
+
+    def _probe(self, trial: Trial) -> Outcome:
+        sla = self._sla
+        if not trial.asks_limit:
+            latency_ms = self._clear_case(trial)
+            if np.quantile(latency_ms, sla.percentile / 100) > sla.latency_ms:
+                return _outcome(latency_ms, trial.rate_qps, 0, sla, None, None)
+        limit = self._limit(trial.policy)
+        rate_qps = limit.qps.value or trial.rate_qps
+        coming = confirmations(self._config, limit.qps.value, sla)
+        foreseen = self._foreseen(coming, trial.policy) if coming else None
+        latency_ms = self._settled_ms(trial.policy, rate_qps, LONG_WALK)
+        return _outcome(latency_ms, trial.rate_qps, 0, sla, limit, foreseen)
+
+    def _clear_case(self, trial: Trial) -> FloatArray:
+        """Latencies at the trial's rate: of a short walk where that tells whether it holds."""
+        latency_ms = self._settled_ms(trial.policy, trial.rate_qps, SHORT_WALK)
+        p = self._sla.percentile / 100
+        tails = np.log([np.quantile(part, p) for part in np.array_split(latency_ms, PARTS)])
+        error = float(tails.std(ddof=1)) / math.sqrt(PARTS)
+        away = abs(math.log(np.quantile(latency_ms, p) / self._sla.latency_ms))
+        if away > SURE_ERRORS * error:
+            return latency_ms
+        return self._settled_ms(trial.policy, trial.rate_qps, LONG_WALK)
+
+    def _limit(self, policy: Policy) -> RateLimit:
+        p = self._sla.percentile / 100
+        sla_ms = self._sla.latency_ms
+        full = self._full_qps(policy)
+        about = highest(self._tails(policy, SHORT_WALK), sla_ms, full)
+        rate_qps = highest(self._tails(policy, LONG_WALK), sla_ms, full, about)
+        if rate_qps == 0:
+            return RateLimit(Estimate(0.0, 0.0, 0.0))
+        rates = np.array(NEAR) * rate_qps
+        parts = limit_by_part(
+            [self._settled_ms(policy, rate, LONG_WALK) for rate in rates], rates, p
+        )
+        half = 1.96 * float(parts.std(ddof=1)) / math.sqrt(PARTS)
+        low, high = rate_qps * math.exp(-half), rate_qps * math.exp(half)
+        return RateLimit(Estimate(rate_qps, low, high), by_part=tuple(parts.tolist()))
+
+    def _full_qps(self, policy: Policy) -> float:
+        """The rate at which the busiest pool has as much work as time."""
+        rate_qps = 1.0
+        for _ in range(2):  # beside busy neighbours tasks take longer
+            schedule = self._load.at(rate_qps, SHORT_WALK)
+            rate_qps /= self._answers(schedule, policy).utilisation
+        return rate_qps
+
+    def _tails(self, policy: Policy, n: int) -> TailMs:
+        """The SLA's percentile by rate; infinite where there is no steady state."""
+
+        def tail_ms(rate_qps: float) -> float:
+            answers = self._answers(self._load.at(rate_qps, n), policy)
+            if answers.utilisation >= FULL:
+                return math.inf
+            latency_ms = self._latencies_ms(rate_qps, n, answers.done_ns)
+            return float(np.quantile(latency_ms, self._sla.percentile / 100))
+
+        return tail_ms
+
+    def _settled_ms(self, policy: Policy, rate_qps: float, n: int) -> FloatArray:
+        answers = self._answers(self._load.at(rate_qps, n), policy)
+        return self._latencies_ms(rate_qps, n, answers.done_ns)
+
+    def _answers(self, schedule: Schedule, policy: Policy) -> Answers:
+        """Walk a load; raises KeyboardInterrupt."""
+        self._n_walked += len(schedule)
+        answers = self._session.answers(schedule, policy)
+        if self._session.interrupted:
+            raise KeyboardInterrupt
+        return answers
+
+    def _latencies_ms(self, rate_qps: float, n: int, done_ns: np.ndarray) -> FloatArray:
+        """Without the beginning, when the system fills."""
+        latency_ms: FloatArray = (done_ns - self._load.at(rate_qps, n).arrival_ns) / NS_PER_MS
+        return latency_ms[n // PARTS :]
+
+    def _foreseen(self, schedules: Sequence[Schedule], policy: Policy) -> tuple[float, float]:
+        tails = []
+        for schedule in schedules:
+            answers = self._answers(schedule, policy)
+            latency_ms = (answers.done_ns - schedule.arrival_ns)[schedule.n_warmup :] / NS_PER_MS
+            tails.append(float(np.quantile(latency_ms, self._sla.percentile / 100)))
+        return min(tails), max(tails)
+
+
+def prober_of(
+    session: Session, deployment: Deployment, load: CommonLoad, sla: Sla, policy: Policy
+) -> Prober:
+    """The prober that tells most about the policy."""
+    if isinstance(session, SimulatedSession):
+        if session.is_compiled(policy):
+            return ByWalks(session, deployment.config, sla)
+        return ByTest(session, load, sla)
+    if no_curve(deployment):
+        return ByTest(session, load, sla)
+    return ByRun(session, deployment, load, sla)
+
+
+def confirmations(config: RunConfig, rate_qps: float, sla: Sla) -> list[Schedule]:
+    """Loads as a confirmation at this rate has them; none at rate 0."""
+    if not rate_qps:
+        return []
+    n = sla.confirming_queries(config, rate_qps)
+    return [
+        draw_schedule(config, n, config.n_warmup, rate_qps, _FORESEEN_LOAD + i)
+        for i in range(FORESEEN)
+    ]
+
+
+def _outcome(
+    latency_ms: FloatArray,
+    rate_qps: float,
+    n_queries: int,
+    sla: Sla,
+    limit: RateLimit | None,
+    foreseen_ms: tuple[float, float] | None,
+) -> Outcome:
+    late = float((latency_ms > sla.latency_ms).mean())
+    tail_ms = float(np.quantile(latency_ms, sla.percentile / 100))
+    verdict: Verdict = "missed"
+    if limit is not None and limit.qps.high >= rate_qps:
+        verdict = "met" if limit.qps.low >= rate_qps else "undecided"
+    leans_met = limit is not None and limit.qps.value >= rate_qps
+    return Outcome(verdict, late, tail_ms, n_queries, leans_met, limit, foreseen_ms)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from infra.clock import NS_PER_MS, NS_PER_S, monotonic_ns
 from infra.procfs import MachineReader, MachineTimes, ProcessReader, ProcessTimes, our_cpu_ns
-from infra.results.disturbance import EngineSamples, Outage, Samples
+from infra.results.disturbance import EngineSamples, Outage, RunSamples
 
 PERIOD_NS = 100 * NS_PER_MS
 LONGEST_PERIOD_NS = MACHINE_PERIOD_NS = NS_PER_S
@@ -15,7 +15,7 @@ MOST_COST = 1 / 500  # of a core: with many engines it looks less often
 
 
 class Sampler:
-    """Samples of the engines `labels` [slot], (pool, index, needs a core), from `start_ns` on."""
+    """Samples of a run's engines; `labels` by slot: pool, index, whether tasks need a core."""
 
     def __init__(self, labels: Sequence[tuple[str, int, bool]], start_ns: int) -> None:
         self._labels = labels
@@ -55,13 +55,13 @@ class Sampler:
         pool, engine, _ = self._labels[slot]
         self._outages.append(Outage(pool, engine, from_ns, until_ns))
 
-    def samples(self) -> Samples:
+    def samples(self) -> RunSamples:
         """All that was read."""
         engines = [
             EngineSamples(*label, times)
             for label, times in zip(self._labels, self._times, strict=True)
         ]
-        return Samples(self._start_ns, engines, self._machine, self._ours_ns, self._outages)
+        return RunSamples(self._start_ns, engines, self._machine, self._ours_ns, self._outages)
 
     def close(self) -> None:
         """Give the descriptors back."""

@@ -51,7 +51,7 @@ class Outage:
 
 
 @dataclass(frozen=True)
-class Samples:
+class RunSamples:
     """What was read during a run that began at `start_ns`; `ours_ns`: CPU time of our processes."""
 
     start_ns: int
@@ -147,7 +147,7 @@ def repeat_disturbed(
 
 
 def disturbance_of(
-    samples: Samples, queries: pd.DataFrame, tasks: pd.DataFrame
+    samples: RunSamples, queries: pd.DataFrame, tasks: pd.DataFrame
 ) -> Disturbance | None:
     """What the samples and the rows of a run tell; None where there are too few samples."""
     if len(samples.machine) < 2 or not samples.engines:
@@ -249,7 +249,7 @@ def _longest_still_ms(steps: pd.DataFrame) -> float:
 
 
 def _by_second(
-    engine: EngineSamples, steps: pd.DataFrame, samples: Samples, edges_s: FloatArray
+    engine: EngineSamples, steps: pd.DataFrame, samples: RunSamples, edges_s: FloatArray
 ) -> pd.DataFrame:
     """An engine's rows; between two samples all goes evenly."""
     n = len(edges_s) - 1
@@ -275,7 +275,7 @@ def _evenly(edges_s: FloatArray, steps: pd.DataFrame, name: str) -> FloatArray:
     return total
 
 
-def _machine_by_second(samples: Samples, edges_s: FloatArray) -> pd.DataFrame:
+def _machine_by_second(samples: RunSamples, edges_s: FloatArray) -> pd.DataFrame:
     """What others used of all cores together, in ms by second."""
     at_ns, busy_ns, steal_ns, throttled_ns = np.array(samples.machine, np.int64).T
     at_s = (at_ns - samples.start_ns) / NS_PER_S
@@ -305,7 +305,7 @@ def _robbed(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _n_disturbed(measured: pd.DataFrame, samples: Samples) -> int:
+def _n_disturbed(measured: pd.DataFrame, samples: RunSamples) -> int:
     """Queries that were in the system while an engine was missing."""
     arrival_ns = measured["arrival_ns"].to_numpy(np.int64)
     done_ns = measured["done_ns"].to_numpy(float, na_value=np.inf)

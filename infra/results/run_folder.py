@@ -97,6 +97,7 @@ def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[
     It is {} if there is none. `fingerprint` of the pipeline: its file may have changed.
     """
     free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
+    free |= {"quiet_check", "renew_profile"}
     wanted = {name: value for name, value in to_settings(config).items() if name not in free}
     wanted["scheduler"] = "exhaustive"
     rates: dict[str, float] = {}

@@ -144,6 +144,8 @@ def derived_profile(device: Device, model: str, baseline: Profile) -> Profile:
         "source": f"time of {device.settings['baseline']} (below) / published_speedup.csv",
         **{f"baseline {key}": value for key, value in baseline.provenance.items()},
     }
+    if "warning" in baseline.provenance:
+        provenance["warning"] = baseline.provenance["warning"]
     return Profile({n: baseline.ms(n) / speedup for n, speedup in speedups.items()}, provenance)
 
 

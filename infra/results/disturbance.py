@@ -122,11 +122,11 @@ class Disturbance:
         if self.longest_still_ms <= most_ms:
             return ""
         stood = f"{self.still_engine} stood still for {self.longest_still_ms:.0f} ms"
-        cause = "it was stopped, or waited for memory or a disk"
+        cause = "it was stopped, or waited for memory, a disk or the hypervisor"
         return f"{stood} (at most {most_ms:g} ms): {cause}; see what stops it, and measure again"
 
     def _deaths(self, percentile: float) -> str:
-        most = (1 - percentile / 100) * self.n_queries
+        most = round((100 - percentile) / 100 * self.n_queries, 6)
         if not self.n_deaths or self.n_disturbed <= most:
             return ""
         hit = f"engines died {self.n_deaths} times; an engine was missing for {self.n_disturbed}"

@@ -77,7 +77,8 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     assert summary["n_queries"] == 108
     again = summarize(rows.queries, rows.tasks, 500.0)
     assert summary["p95_ms"]["value"] == again.p95_ms.value
-    assert summary["p95_ms"]["low"] <= summary["p95_ms"]["value"] <= summary["p95_ms"]["high"]
+    low, high = (summary["p95_ms"][bound] for bound in ("low", "high"))  # null: too busy to tell
+    assert (low or 0) <= summary["p95_ms"]["value"] <= (high or 1e9)
 
 
 def test_the_last_lines_are_those_that_scripts_read(tmp_path):

@@ -90,12 +90,15 @@ class QueueRun:
             run_folder.write_log(self.task_log, rows.tasks)
 
     def draw(self, rows: Rows, summary: Summary) -> None:
-        """Draw the distribution of the latencies, and the rate curve where the run tells it."""
+        """Draw the latencies, the rate curve where the run tells it, and what disturbed it."""
         drawn = figures.latency_cdf(rows.queries, summary, self.config.name)
         drawn.savefig(self.folder / "latency.png", dpi=120)
         if summary.long_run is not None and summary.long_run.curve is not None:
             curve = figures.rate_curve(summary, self.config.name)
             curve.savefig(self.folder / "rate_curve.png", dpi=120)
+        if rows.disturbance is not None:
+            seconds = figures.disturbed_seconds(rows.queries, rows.disturbance, summary)
+            seconds.savefig(self.folder / "disturbance.png", dpi=120)
 
 
 def stated(deployment: Deployment) -> dict[str, Any] | None:
@@ -134,8 +137,8 @@ def _measured(
         rows = job.opened.session.run(
             schedule, fixed_policy(config), lambda n_done: on_fraction(n_done / len(schedule))
         )
-    faults = (*rows.notes, *faults)
     tune = config.tune
+    faults = (*rows.faults(tune.target_latency, tune.sla_percentile), *faults)
     summary = summarize(rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, faults)
     try:
         with job.progress.step("the long run, in virtual time"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -14,7 +15,9 @@ import yaml
 
 from accelerator.latency import Profile, read_profile, write_profile
 from accelerator.roofline import Roofline, read_roofline, roofline_profile
+from infra.procfs import QUIET_SHARE, ForeignUse
 from infra.provenance import cpu_name, package_versions
+from infra.results.disturbance import MOST_TRIES, repeat_disturbed
 from infra.settings.cli import parse, read_file
 from infra.settings.config import ConfigError, ModelConfig, RunConfig
 
@@ -141,6 +144,8 @@ def derived_profile(device: Device, model: str, baseline: Profile) -> Profile:
         "source": f"time of {device.settings['baseline']} (below) / published_speedup.csv",
         **{f"baseline {key}": value for key, value in baseline.provenance.items()},
     }
+    if "warning" in baseline.provenance:
+        provenance["warning"] = baseline.provenance["warning"]
     return Profile({n: baseline.ms(n) / speedup for n, speedup in speedups.items()}, provenance)
 
 
@@ -149,22 +154,24 @@ def latency_profile(
     model: ModelConfig,
     max_items: int = BATCHES[-1],
     measure: Callable[[], Profile] | None = None,
+    *,
+    renew: bool = False,
 ) -> Profile:
     """The device's times for a model.
 
     A measured device reads its characterization file if that was measured for this very net,
     processor and PyTorch (or, with `measured_elsewhere`, for this net on the machine that it
-    names); otherwise `measure` is called and the file written (the cache). A roofline device reads
-    measurements where its folder has some, else it is computed. Raises ConfigError if nothing can
-    be had.
+    names); otherwise, or to `renew` it, `measure` is called and the file written (the cache),
+    unless the measurement was disturbed. A roofline device reads measurements where its folder has
+    some, else it is computed. Raises ConfigError if nothing can be had.
     """
     if device.kind == "speedup":
-        baseline = latency_profile(device.baseline, model, max_items, measure)
+        baseline = latency_profile(device.baseline, model, max_items, measure, renew=renew)
         return derived_profile(device, model.name, baseline)
     path = device.characterization(model)
     key = profile_key(model, max_items)
     elsewhere = device.kind == "roofline" or bool(device.settings.get("measured_elsewhere"))
-    if path.is_file():
+    if path.is_file() and (elsewhere or not renew):
         saved = read_profile(path)
         if elsewhere or saved.provenance.get("key") == key:
             return saved
@@ -177,11 +184,35 @@ def latency_profile(
     profile = measure()
     names = {"device": device.name, "model": model.name}
     profile = replace(profile, provenance={**names, **profile.provenance, "key": key})
-    try:
-        write_profile(path, profile)
-    except OSError:  # a read-only tree: measured again next time
+    if "warning" in profile.provenance:  # disturbed: measured again next time
         return profile
+    with contextlib.suppress(OSError):  # a read-only tree: measured again next time
+        write_profile(path, profile)
     return profile
+
+
+def undisturbed(measure: Callable[[], Profile]) -> Profile:
+    """A profile measured while others leave the cores alone, in at most 3 tries.
+
+    Its provenance has a `warning` where they never did: for this run, not to be kept.
+    """
+
+    def watched() -> tuple[Profile, float]:
+        foreign = ForeignUse()
+        profile = measure()
+        return profile, foreign.share()
+
+    def reason(measured: tuple[Profile, float]) -> str:
+        share = measured[1]
+        if share <= QUIET_SHARE:
+            return ""
+        return f"other programs used {share:.0%} of the cores while this machine was measured"
+
+    (profile, _), disturbed = repeat_disturbed(watched, reason)
+    if not disturbed:
+        return profile
+    warning = f"{disturbed}, {MOST_TRIES} times: its times hold for this run and are not kept"
+    return replace(profile, provenance={**profile.provenance, "warning": warning})
 
 
 def write_key(device: Device, model: str, key: str) -> None:

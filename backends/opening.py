@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accelerator.deployment_service import service_of
-from accelerator.devices import Device, accelerator_root, latency_profile, load_device
+from accelerator.devices import (
+    Device,
+    accelerator_root,
+    latency_profile,
+    load_device,
+    undisturbed,
+)
 from accelerator.latency import Profile, ProfiledDevice
 from accelInferenceEngine import EngineFactory
 from backends.processes.engine import PoolSpec
 from backends.processes.process import ProcessSession
+from backends.processes.quiet_check import quiet_check
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import Deployment
 from infra.progress import Progress
@@ -60,6 +67,9 @@ def open_session(deployment: Deployment, progress: Progress) -> Iterator[OpenSes
         candidates=deployment.candidates,
         ready_timeout_s=deployment.config.engines.engine_timeout,
     ) as session:
+        noise = quiet_check(deployment.config.engines.quiet_check, session.pids)
+        if noise:
+            log.warning("%s", noise)
         yield OpenSession(session, deployment, devices)
 
 
@@ -174,10 +184,12 @@ class _Builder:
             built = self.workloads.get(number)
             workload = built or prepare(self.deployment, self.progress, [number])[number]
             with self.progress.step("measuring this machine's CPU time by batch size"):
-                return measure_cpu_core(workload.model, workload.inputs)
+                return undisturbed(lambda: measure_cpu_core(workload.model, workload.inputs))
 
-        largest = self.deployment.config.inputs.max_mini_batch_size
-        profile = latency_profile(device, stage.model, largest, measure)
+        config = self.deployment.config
+        largest = config.inputs.max_mini_batch_size
+        renew = config.engines.renew_profile
+        profile = latency_profile(device, stage.model, largest, measure, renew=renew)
         if "warning" in profile.provenance:
             log.warning("%s: %s", profile.provenance["device"], profile.provenance["warning"])
         return profile

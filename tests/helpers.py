@@ -30,7 +30,8 @@ TINY = (
     f"--queue --config_file {ROOT}/models/configs/wide_and_deep.json --table_scale 0.001 "
     "--num_batches 4 --nepochs 30 --max_mini_batch_size 64 "
     "--batch_size_distribution normal --avg_mini_batch_size 24 --var_mini_batch_size 8 "
-    "--sub_task_batch_size 16 --inference_engines 2 --arrival_qps 150 --target_latency 500"
+    "--sub_task_batch_size 16 --inference_engines 2 --arrival_qps 150 --target_latency 500 "
+    "--quiet_check 0"
 ).split()
 
 

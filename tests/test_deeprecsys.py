@@ -43,6 +43,8 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert sorted(file.name for file in run.folder.iterdir()) == [
+        "disturbance.parquet",
+        "disturbance.png",
         "latency.png",
         "queries.parquet",
         "run.json",
@@ -57,7 +59,10 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     assert (
         rows.tasks.groupby("query_id")["n_items"].sum().tolist() == rows.queries["n_items"].tolist()
     )
+    seconds = pd.read_parquet(run.folder / "disturbance.parquet")
+    assert set(seconds["engine"]) == {0, 1}
     document = run.document
+    assert 0 <= document["disturbance"]["robbed_share"] <= 1
     assert set(document["provenance"]) >= {
         "packages",
         "cpu",
@@ -72,7 +77,8 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     assert summary["n_queries"] == 108
     again = summarize(rows.queries, rows.tasks, 500.0)
     assert summary["p95_ms"]["value"] == again.p95_ms.value
-    assert summary["p95_ms"]["low"] <= summary["p95_ms"]["value"] <= summary["p95_ms"]["high"]
+    low, high = (summary["p95_ms"][bound] for bound in ("low", "high"))  # null: too busy to tell
+    assert (low or 0) <= summary["p95_ms"]["value"] <= (high or 1e9)
 
 
 def test_the_last_lines_are_those_that_scripts_read(tmp_path):
@@ -131,7 +137,8 @@ def test_an_accelerator_takes_the_large_queries_for_as_long_as_its_profile_says(
     profile = run.document["accelerator"]
     assert "1080" in profile["device"]
     assert profile["source"]
-    assert list(tmp_path.glob("accelerator/cpu_core/characterization_data/wnd_scale0.001.csv"))
+    kept = list(tmp_path.glob("accelerator/cpu_core/characterization_data/wnd_scale0.001.csv"))
+    assert kept or "are not kept" in done.stderr  # where others use the cores
     fastest_ms = min(profile["batch_ms"][0].values())
     slowest_ms = max(profile["batch_ms"][0].values())
     took_ms = (tasks["end_ns"] - tasks["start_ns"])[tasks["pool"] == "accel"] / MS

@@ -17,7 +17,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ import psutil
 from backends.processes.engine import IDLE, PoolSpec, Slots, precise_timers, run_engine
 from backends.processes.pool import Pool, Ticket
 from backends.processes.run import Run
+from backends.processes.sampler import Sampler
 from backends.session import InOrder, SessionError, Watch, whole_inputs
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.memory import no_garbage_collection
@@ -45,6 +46,7 @@ from infra.messages import (
     WireReply,
     pack_task,
 )
+from infra.results.disturbance import disturbance_of
 from infra.results.rows import Rows
 from loadGenerator import Schedule
 from scheduler import ONE_STAGE, Policy, Stage
@@ -156,16 +158,33 @@ class ProcessSession:
             pool.in_kernel.clear()
         with self._signals_noted(), no_garbage_collection():
             run = self._run = Run(schedule, policy, self._stages, on_progress, in_order)
-            while not (run.finished or self.interrupted):
-                self._turn(run)
+            with contextlib.closing(Sampler(self._labels(), run.start_ns)) as run.sampler:
+                run.sampler.look(self.pids, now=True)
+                while not (run.finished or self.interrupted):
+                    self._turn(run)
+                run.sampler.look(self.pids, now=True)
         run.look()
         for pool in self._pools.values():  # what a run leaves behind that ended early
             pool.backlog.clear()
             pool.take_back()
         if self.interrupted:
             run.recorder.note(f"interrupted after {run.n_ended} of {len(schedule)} queries")
+        for engine in self._engines:
+            self._note_missing(engine)
         self._run = None
-        return run.recorder.rows()
+        rows = run.recorder.rows()
+        seen = disturbance_of(run.sampler.samples(), rows.queries, rows.tasks)
+        return replace(rows, disturbance=seen)
+
+    def _labels(self) -> list[tuple[str, int, bool]]:
+        """Pool and index of each engine, and whether its tasks need a core, by slot."""
+        specs = [(engine.pool.spec, engine.index) for engine in self._engines]
+        return [(spec.pool, index, spec.yields) for spec, index in specs]
+
+    def _note_missing(self, engine: _Process) -> None:
+        """An engine that is not ready has been missing in this run since its process began."""
+        if self._run is not None and not engine.ready:
+            self._run.sampler.missing(engine.slot, engine.since_ns, monotonic_ns())
 
     @property
     def pids(self) -> list[int]:
@@ -249,6 +268,7 @@ class ProcessSession:
     def _bury(self, engine: _Process, run: Run | None) -> None:
         """Redo what a dead engine held, and put another in its place."""
         pool = engine.pool
+        self._note_missing(engine)
         self._deaths.unregister(engine.process.sentinel)
         engine.process.join()
         code = engine.process.exitcode or 0
@@ -329,6 +349,7 @@ class ProcessSession:
         if run.tick():
             self._notice_deaths(run)
             self._check_stalled()
+            run.sampler.look(self.pids)
             run.look()
 
     def _all_have_work(self) -> bool:
@@ -403,6 +424,7 @@ class ProcessSession:
     def _on_reply(self, reply: WireReply, run: Run | None) -> None:
         engine = self._engines[reply.engine]
         if reply.kind == READY:
+            self._note_missing(engine)
             engine.ready = True
             self._start_failures = 0
             return

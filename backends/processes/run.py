@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from backends.processes.sampler import Sampler
 from backends.session import InOrder
 from infra.clock import NS_PER_S, monotonic_ns
 from infra.messages import Answer, Fail, TaskDone
@@ -32,6 +33,7 @@ class Run:
         self.pacer = Pacer(schedule)
         self.dispatcher = Dispatcher(policy, stages)
         self.recorder = Recorder(schedule.n_warmup)
+        self.sampler: Sampler
         self.n_ended = 0
         self.working: dict[int, tuple[int, int]] = {}  # slot -> (ticket, since)
         self._on_progress = on_progress

@@ -402,9 +402,8 @@ class PolicyTuner:
         )
         with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
             rows = self._session.run(schedule, policy, lambda n_done: on_fraction(n_done / n))
-        return rows, summarize(
-            rows.queries, rows.tasks, tune.target_latency, tune.sla_percentile, rows.notes
-        )
+        sla = (tune.target_latency, tune.sla_percentile)
+        return rows, summarize(rows.queries, rows.tasks, *sla, rows.faults(*sla))
 
 
 def _hill(

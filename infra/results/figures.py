@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from infra.clock import NS_PER_MS
+from infra.clock import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:  # SciPy comes with them; figures of studies on a GPU machine do without
+    from infra.results.disturbance import Disturbance
     from infra.results.quantiles import Estimate
     from infra.results.stats import Summary
 
@@ -27,6 +28,7 @@ _SLA = "#c1121f"
 _LONG_RUN = "#1f77b4"
 _PHASES = ("#d1495b", "#1f77b4", "#2a9d8f", "#6a4c93")
 _STAGE_PARTS = {"queue": "#bbbbbb", "compute": "#1f77b4", "filter": "#d1495b"}
+_LOST = ("#d1495b", "#24303c", "#dddddd")  # robbed, still, other waits
 _VERDICTS = {"met": "o", "missed": "x", "undecided": "_"}
 
 
@@ -132,6 +134,49 @@ def rate_curve(summary: Summary, model: str) -> Figure:
     style(axes, "offered rate (QPS)", f"{p} latency (ms)", f"{model}: rate curve from one run")
     axes.legend(loc="upper left", fontsize=8, facecolor="white", edgecolor="none")
     return figure
+
+
+def disturbed_seconds(queries: pd.DataFrame, seen: Disturbance, summary: Summary) -> Figure:
+    """Latency over the run, and below by second the share of the engines' time that was lost."""
+    figure = Figure(figsize=(7.5, 5.0), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    done = queries[queries["done_ns"].notna()]
+    arrival_s = done["arrival_ns"].to_numpy(float) / NS_PER_S
+    latency_ms = (done["done_ns"] - done["arrival_ns"]).to_numpy(float) / NS_PER_MS
+    top.plot(arrival_s, latency_ms, ".", color="#bbbbbb", markersize=3, label="query")
+    p = summary.sla_percentile
+    tail = pd.Series(latency_ms).groupby(arrival_s.astype(int)).quantile(p / 100)
+    top.plot(tail.index + 0.5, tail, "o-", color="black", markersize=3, label=f"p{p:g} by second")
+    sla = f"SLA {summary.sla_ms:g} ms"
+    top.axhline(summary.sla_ms, color=_SLA, linestyle="--", label=sla)
+    if len(latency_ms) and latency_ms.max() > 10 * max(latency_ms.min(), 1e-9):
+        plain_log(top, "y")
+    _lost_time(bottom, seen)
+    word = "VALID" if summary.valid else "INVALID"
+    title = f"{seen.robbed_share:.1%} of the engines' time was robbed; the run is {word}"
+    style(top, "", "latency (ms)", title)
+    style(bottom, "time since the run's start (s)", "share of engine time", "")
+    for axes in (top, bottom):
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _lost_time(axes: Axes, seen: Disturbance) -> None:
+    """Stacked bars by second: robbed, standing still, waiting for the driver or a neighbour."""
+    names = ["span_ms", "waited_ms", "robbed_ms", "stopped_ms", "deaths"]
+    sums = seen.by_second.groupby("second")[names].sum()
+    robbed = sums["robbed_ms"] / sums["span_ms"]
+    still = sums["stopped_ms"] / sums["span_ms"]
+    waited = (sums["waited_ms"] - sums["robbed_ms"]).clip(lower=0) / sums["span_ms"]
+    widths = seen.by_second.groupby("second")["span_ms"].first() / 1e3
+    below = 0.0 * robbed
+    parts = {"robbed by others": robbed, "stood still": still, "other waits": waited}
+    for (label, share), shade in zip(parts.items(), _LOST, strict=True):
+        axes.bar(sums.index, share, widths, below, align="edge", color=shade, label=label)
+        below += share
+    for second in sums.index[sums["deaths"] > 0]:
+        axes.annotate(f"{int(sums['deaths'][second])} died", (second, 0.9), fontsize=7)
+    axes.set_ylim(0, 1)
 
 
 def search_walk(trials: pd.DataFrame, sla_ms: float, percentile: float) -> Figure:

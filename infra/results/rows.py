@@ -5,6 +5,7 @@ Every number and figure is computed from them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import pandas as pd
 
 from infra.arrays import Int64Array
 from infra.messages import ACCEL, CPU, Answer, Fail, Query, TaskDone
+from infra.results.disturbance import Disturbance
 
 TASK_COLUMNS = "query_id stage part pool engine n_items enqueued_ns start_ns end_ns".split()
 QUERY_COLUMNS = "input_id n_items n_tasks arrival_ns sent_ns first_start_ns done_ns".split()
@@ -29,13 +31,25 @@ class Rows:
     Times are ns since the run's start; sent_ns, first_start_ns and done_ns are null for a query
     that was not sent, not started or not answered. `notes` are reasons why the run is INVALID.
     `answers`: {query id: items of its input, best first (int32, packed)} of the queries that were
-    ranked.
+    ranked. `disturbance` of a real run.
     """
 
     queries: pd.DataFrame
     tasks: pd.DataFrame
     notes: tuple[str, ...] = ()
     answers: Mapping[int, bytes] = field(default_factory=dict)
+    disturbance: Disturbance | None = None
+
+    def faults(self, sla_ms: float, percentile: float) -> tuple[str, ...]:
+        """All that makes the run INVALID, whatever its latencies are."""
+        seen = self.disturbance
+        return (*self.notes, *(() if seen is None else seen.reasons(sla_ms, percentile)))
+
+
+def is_disturbed(rows: Rows, sla_ms: float = math.inf, percentile: float = 95.0) -> str:
+    """Why a run should be repeated, not believed; '' where nothing disturbed it."""
+    seen = rows.disturbance
+    return "" if seen is None else "; ".join(seen.reasons(sla_ms, percentile))
 
 
 @dataclass

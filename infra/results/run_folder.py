@@ -55,7 +55,11 @@ def save(
     if staged:
         stage_table(rows).to_parquet(folder / "stages.parquet", index=False)
         answer_table(rows).to_parquet(folder / "answers.parquet", index=False)
-    save_document(folder, config, {**document, "notes": list(rows.notes)})
+    seen = rows.disturbance
+    if seen is not None:
+        seen.by_second.to_parquet(folder / "disturbance.parquet", index=False)
+    told = None if seen is None else seen.as_json()
+    save_document(folder, config, {**document, "notes": list(rows.notes), "disturbance": told})
 
 
 def save_document(folder: Path, config: RunConfig, document: dict[str, Any]) -> None:
@@ -93,6 +97,7 @@ def exhaustive_rates(config: RunConfig, fingerprint: str | None = None) -> dict[
     It is {} if there is none. `fingerprint` of the pipeline: its file may have changed.
     """
     free = {"scheduler", "results_dir", "log_file", "progress", "resume", "debug_mode"}
+    free |= {"quiet_check", "renew_profile"}
     wanted = {name: value for name, value in to_settings(config).items() if name not in free}
     wanted["scheduler"] = "exhaustive"
     rates: dict[str, float] = {}

@@ -184,6 +184,16 @@ class EngineConfig:
         0.0, "accel_device cuda: waiting queries become one batch up to so many MiB", low=0
     )
     accel_root_dir: str = flag("accelerator/", "where device profiles lie")
+    renew_profile: bool = flag(
+        False, "measure this machine's CPU time by batch size anew, though a profile was kept"
+    )
+    quiet_check: float = flag(
+        1.0,
+        "seconds for which the machine is watched before the load, to name who else uses the "
+        "cores (0: not; backend process)",
+        low=0,
+        high=60,
+    )
     use_accel: bool = flag(False, "standalone: run the model on the GPU")
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from typing import ClassVar
 
 import pytest
 from helpers import MS, ROOT, run_script
@@ -14,6 +15,7 @@ from accelerator.devices import (
     load_device,
     profile_key,
     published_speedups,
+    undisturbed,
 )
 from accelerator.latency import (
     Profile,
@@ -138,6 +140,45 @@ def test_the_cpu_is_measured_once_for_a_net_and_again_for_another(tree):
     latency_profile(device, wider, 1024, measure)
     assert len(calls) == 2
     assert profile_key(WND, 1024) != profile_key(wider, 1024)
+    latency_profile(device, wider, 1024, measure, renew=True)
+    assert len(calls) == 3
+
+
+class FakeUse:
+    """What others used of the cores during one measurement after the other."""
+
+    shares: ClassVar[list[float]] = []
+
+    def share(self):
+        return self.shares.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "n_measured", "is_kept"),
+    [([0.01], 1, True), ([0.5, 0.3, 0.05], 3, True), ([0.5, 0.3, 0.2], 3, False)],
+)
+def test_a_disturbed_profile_is_measured_again_and_never_kept(
+    tree, monkeypatch, shares, n_measured, is_kept
+):
+    monkeypatch.setattr("accelerator.devices.ForeignUse", FakeUse)
+    monkeypatch.setattr(FakeUse, "shares", [*shares])
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return PROFILE
+
+    device = load_device(tree, "cpu_core")
+    profile = latency_profile(device, WND, 1024, lambda: undisturbed(measure))
+    assert len(calls) == n_measured
+    assert device.characterization(WND).is_file() == is_kept
+    assert profile.batch_ms == PROFILE.batch_ms
+    if not is_kept:
+        assert "other programs used 20% of the cores" in profile.provenance["warning"]
+        card = derived_profile(load_device(tree, "nvidia_gtx_1080_ti"), "wnd", profile)
+        assert card.provenance["warning"] == profile.provenance["warning"]
+    latency_profile(device, WND, 1024, measure)
+    assert len(calls) == n_measured + (not is_kept)
 
 
 def test_without_a_measurement_there_is_no_profile(tree):

@@ -395,7 +395,7 @@ def test_large_queries_go_whole_to_accelerators_beside_a_pipeline(folder, backen
     document, words = offloading([] if backend == "process" else VIRTUAL_LAW)
     if backend == "process":  # times of a device that nobody has to measure
         profile = Profile({1: 0.05, ITEMS: 0.1}, {"device": "quick"})
-        monkeypatch.setattr("backends.opening.latency_profile", lambda *_: profile)
+        monkeypatch.setattr("backends.opening.latency_profile", lambda *_, **__: profile)
     deployment = deploy(folder, document, *words)
     schedule = load()
     with open_session(deployment, Progress("none")) as opened:

@@ -16,14 +16,15 @@ from typing import Any
 from backends.session import Session
 from backends.tuning.calibration import calibrate, calibrated_times
 from backends.tuning.guided import Guided, foretell
-from backends.tuning.probe import Sla, capacity_qps
+from backends.tuning.probe import Probed, Sla, capacity_qps
 from backends.tuning.search_log import SearchLog, outcome_of
 from backends.tuning.told_limits import ByTest, Prober, prober_of
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import Deployment
 from infra.messages import ACCEL
 from infra.progress import OnFraction, Progress
-from infra.results.rows import Rows
+from infra.results.disturbance import MOST_TRIES, repeat_disturbed
+from infra.results.rows import Rows, is_disturbed
 from infra.results.stats import Summary, summarize
 from infra.search.rate_search import log_grid_qps
 from loadGenerator import CommonLoad, draw_schedule
@@ -122,6 +123,7 @@ class PolicyTuner:
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
         self._n_tried = self._n_confirmations = 0
         self._goal = Goal(1.0)
+        self._disturbed = ""  # why the search's trials cannot be believed
         self._is_virtual = isinstance(session, SimulatedSession)
         self.result = TuningResult()
 
@@ -319,8 +321,16 @@ class PolicyTuner:
         line = self._log.recorded(phase, trial)
         if line is not None:
             return line
-        probed = prober.probe(trial)
+        probed, reason = repeat_disturbed(lambda: prober.probe(trial), self._disturbance)
+        if reason:
+            self._disturbed = f"no trial of the search was quiet: {reason}"
         return None if probed is None else self._log.note(phase, trial, probed)
+
+    def _disturbance(self, probed: Probed | None) -> str:
+        """Why a trial is repeated, not believed."""
+        if probed is None or probed.rows is None or self._session.interrupted:
+            return ""
+        return is_disturbed(probed.rows, self._sla.latency_ms, self._sla.percentile)
 
     def _confirm(self, name: str, limit: Limit, trials: list[dict[str, Any]]) -> Phase:
         """A run with a fresh seed at what the policy carries."""
@@ -331,9 +341,14 @@ class PolicyTuner:
                 limit = self._bisected(name, limit, trials)
         if phase is None:
             phase = self._confirm_stepwise(name, limit)
+        summary = phase.summary
+        if summary is not None and self._disturbed:
+            reasons = (*summary.invalid_reasons, self._disturbed)
+            summary = replace(summary, invalid_reasons=reasons)
         return replace(
             phase,
             name=name,
+            summary=summary,
             n_trials=len(trials),
             n_queries=sum(t["n_queries"] for t in trials),
             seconds=sum(t["seconds"] for t in trials),
@@ -350,12 +365,21 @@ class PolicyTuner:
     ) -> Phase | None:
         """At the limit itself; None where it ends outside of what was foreseen."""
         low, high = foreseen_ms
-        seen = []
-        for _ in range(TOLD_CONFIRMATIONS):
+        seen = list[str]()
+        last = None
+        for _ in range(MOST_TRIES):
             rows, summary = self._confirmation(name, limit.policy, limit.qps.value)
-            if self._session.interrupted or low <= summary.p_sla_ms.value <= high:
-                return self._phase_of(name, limit, limit.qps.value, rows, summary)
-            seen.append(f"{summary.p_sla_ms.value:.4g}")
+            last = self._phase_of(name, limit, limit.qps.value, rows, summary)
+            is_quiet = not is_disturbed(rows, self._sla.latency_ms, self._sla.percentile)
+            is_inside = low <= summary.p_sla_ms.value <= high
+            if self._session.interrupted or (is_quiet and is_inside):
+                return last
+            if is_quiet:
+                seen.append(f"{summary.p_sla_ms.value:.4g}")
+            if len(seen) == TOLD_CONFIRMATIONS:
+                break
+        if len(seen) < TOLD_CONFIRMATIONS:
+            return last  # INVALID, as it was disturbed
         self.result.notes.append(
             f"{name}: p{self._sla.percentile:g} of {low:.4g} to {high:.4g} ms was foreseen at "
             f"{limit.qps.value:.4g} QPS, but {' and '.join(seen)} came: the rate was bisected"

@@ -143,21 +143,17 @@ def figure_cost(rows: pd.DataFrame, sla: str = "medium") -> Figure:
     figure, (axes,) = panels(1, 7.0, 4.4)
     line = engine_time_line()
     axes.plot(1 + line[0], line[1], color="black", linewidth=1, label="by engine time alone")
-    for profile, part in points.groupby("profile"):
-        shade = PROFILE_COLORS[str(profile)]
-        with_cost = part["task_cost"] > 0
-        plain = part[~with_cost & (part["slower"] == 1)]
-        axes.plot(1 + plain["waste"], plain["CPU"], "o", color=shade, label=profile)
-        slow = part[part["slower"] > 1]
-        if len(slow):
-            name = f"{profile}, cores 2.5 times slower"
-            axes.plot(1 + slow["waste"], slow["CPU"], "D", mfc="none", color=shade, label=name)
-        if with_cost.any():
-            more = part[with_cost]
-            name = f"{profile}, with a cost a task"
-            axes.plot(1 + more["waste"], more["CPU"], ".", color=shade, alpha=0.6, label=name)
+    kinds = {
+        "": (points["task_cost"] == 0) & (points["slower"] == 1),
+        ", cores 2.5 times slower": points["slower"] > 1,
+        ", with a cost a task": points["task_cost"] > 0,
+    }
+    for (kind, chosen), mark in zip(kinds.items(), ("o", "D", "."), strict=True):
+        for profile, part in points[chosen].groupby("profile"):
+            shade = PROFILE_COLORS[str(profile)]
+            axes.plot(1 + part["waste"], part["CPU"], mark, color=shade, label=f"{profile}{kind}")
     x = f"time of a task of {STATIC_ITEMS} items over that of its items in a task of 256"
-    finish(axes, x, "gain in QPS, CPU", f"a point a model, {sla} SLA", "x")
+    finish(axes, x, "gain in QPS, CPU", f"a point a model, {sla} SLA")
     legend(axes, loc="upper left")
     return figure
 
@@ -167,7 +163,7 @@ def engine_time_line() -> tuple[FloatArray, FloatArray]:
     n_items = np.rint(production_quantile((np.arange(10_000) + 0.5) / 10_000)).clip(1, 1000)
     sizes: Int64Array = n_items.astype(np.int64)
     items_ns = 1000 * np.arange(1001)
-    costs = STATIC_ITEMS * np.geomspace(0.01, 30, 60)
+    costs = STATIC_ITEMS * np.geomspace(0.01, 12, 60)
     times = [items_ns + round(1000 * cost) for cost in costs]
     gain = [work_ns(t, sizes, STATIC_ITEMS) / work_ns(t, sizes, 1000) for t in times]
     return np.array([waste(t) for t in times]), np.array(gain)

@@ -8,17 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.panels import finish, legend, panels
+from experiments.common.servers import LARGEST
 from experiments.paper_gains.services import (
     AT_SCALE,
     OURS,
     PROPORTIONAL,
     RELEASED,
     STATIC_ITEMS,
+    production_sizes,
     waste,
     work_ns,
 )
-from infra.arrays import FloatArray, Int64Array
-from loadGenerator import production_quantile
+from infra.arrays import FloatArray
 
 SLAS = ("low", "medium", "high")
 # Geometric means over the static baseline as published (Gupta et al., ISCA 2020), by SLA.
@@ -160,12 +161,11 @@ def figure_cost(rows: pd.DataFrame, sla: str = "medium") -> Figure:
 
 def engine_time_line() -> tuple[FloatArray, FloatArray]:
     """Waste and gain where a task takes its items plus a constant and no SLA binds."""
-    n_items = np.rint(production_quantile((np.arange(10_000) + 0.5) / 10_000)).clip(1, 1000)
-    sizes: Int64Array = n_items.astype(np.int64)
-    items_ns = 1000 * np.arange(1001)
+    sizes = production_sizes()
+    items_ns = 1000 * np.arange(LARGEST + 1)
     costs = STATIC_ITEMS * np.geomspace(0.01, 12, 60)
     times = [items_ns + round(1000 * cost) for cost in costs]
-    gain = [work_ns(t, sizes, STATIC_ITEMS) / work_ns(t, sizes, 1000) for t in times]
+    gain = [work_ns(t, sizes, STATIC_ITEMS) / work_ns(t, sizes, LARGEST) for t in times]
     return np.array([waste(t) for t in times]), np.array(gain)
 
 

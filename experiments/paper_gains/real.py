@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Does a cost a task make the gain on real engines too? The search with and without it.
 
-python experiments/paper_gains/real.py [--quick] [--models rm1] [--cost_us 500]
+python experiments/paper_gains/real.py [--quick] [--models rm1] [--cost_us 300]
 
-Two engine processes that spin so many microseconds before each task (in the ordinary scheduling
+Two engine processes that spin so many microseconds of CPU before each task (in the ordinary scheduling
 class, so that others on the machine do not starve them). The hill climb finds the batch for each
 cost; then the baseline of 25 items and the batches are measured on the same warm engines
 in turn, some rounds, so that the machine's swings meet all. Table: paper_gains_real, a row a round
@@ -13,7 +13,7 @@ and cost.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -23,10 +23,17 @@ from backends.processes.engine import Engine, EngineFactory
 from backends.processes.process import ProcessSession
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
 from experiments.common.released import config_of
-from experiments.common.servers import LARGEST, MEDIUM_SLA_MS, SLA_SHARES, ladder
+from experiments.common.servers import LARGEST, MEDIUM_SLA_MS
 from experiments.common.study import Study, View, names, progress
-from experiments.paper_gains.services import STATIC_ITEMS
-from infra.clock import NS_PER_US, monotonic_ns
+from experiments.paper_gains.services import (
+    OURS,
+    STATIC_ITEMS,
+    Service,
+    production_sizes,
+    table_of,
+    work_ns,
+)
+from infra.clock import NS_PER_US
 from infra.deployment import resolve
 from infra.messages import WireTask
 from infra.settings.config import RunConfig
@@ -37,7 +44,8 @@ from scheduler import Goal, HillClimb, Policy, stages_of
 COMMON = f"""--queue --inference_engines 2 --num_batches 32 --max_mini_batch_size {LARGEST}
     --batch_size_distribution production --log_file="""
 STATIC = Policy(STATIC_ITEMS)
-WIDTH = 0.03
+BATCHES = (64, 256, LARGEST)
+WIDTH = 0.04
 START_LOAD = 0.8  # of the capacity
 
 
@@ -53,9 +61,9 @@ class CostlyEngine:
         self._engine.warm_up()
 
     def score(self, task: WireTask) -> bytes | None:
-        """Spin, then score."""
-        end_ns = monotonic_ns() + self._cost_ns[0]
-        while monotonic_ns() < end_ns:
+        """Spin for so much time of this process, then score."""
+        end_ns = time.thread_time_ns() + self._cost_ns[0]
+        while time.thread_time_ns() < end_ns:
             pass
         return self._engine.score(task)
 
@@ -75,8 +83,8 @@ class CostlyFactory:
 class RealGainsEffort:
     """How often and how long is measured."""
 
-    rounds: int = 5
-    n_queries: int = 1_000
+    rounds: int = 3
+    n_queries: int = 500
     table_scale: float = 0.01
 
 
@@ -85,15 +93,17 @@ class RealGainsOptions:
     """The study's flags."""
 
     models: tuple[str, ...] = names(("rm1",), "models", MEDIUM_SLA_MS)
-    cost_us: int = flag(500, "spun before each task, beside runs without", low=1)
+    cost_us: int = flag(300, "spun before each task, beside runs without", low=1)
+    sla_ms: float = flag(200.0, "bound of the p95, far above this machine's swings", low=1)
 
 
 @dataclass(frozen=True)
 class RealGainsCase:
-    """One model without and with a cost a task under its low SLA."""
+    """One model without and with a cost a task under an SLA."""
 
     model: str
     cost_us: int
+    sla_ms: float
     effort: RealGainsEffort
 
     def config(self) -> RunConfig:
@@ -106,7 +116,7 @@ class RealGainsCase:
 class RealGainsRow:
     """What was measured in a round at one cost.
 
-    `foretold`: the gain by the engine time of a query without a cost, and the number of its tasks.
+    `foretold`: the gain by engine time alone, as profiled with full tables.
     """
 
     model: str
@@ -127,14 +137,13 @@ class CostlyServer:
         self.session = session
         self.cost_ns = cost_ns
         self.config = case.config()
-        sla_ms = SLA_SHARES["low"] * MEDIUM_SLA_MS[case.model]
-        self.sla = Sla(sla_ms, max_queries=case.effort.n_queries)
+        self.sla = Sla(case.sla_ms, max_queries=case.effort.n_queries)
         self.load = CommonLoad(self.config, case.effort.n_queries, 2)
 
     def tuned(self, cost_us: int) -> Policy:
         """The batch that the hill climb comes to where each task costs so much."""
         start_qps = self.start_qps(STATIC, cost_us)
-        search = HillClimb({"batch_items": ladder(1)}, STATIC, Goal(start_qps, WIDTH))
+        search = HillClimb({"batch_items": BATCHES}, STATIC, Goal(start_qps, WIDTH))
         while (trial := search.propose()) is not None:
             probed = probe(self.session, self.load, self.sla, trial)
             if probed is None:
@@ -152,14 +161,6 @@ class CostlyServer:
         """What a policy carries under the SLA, now."""
         start_qps = self.start_qps(policy, cost_us)
         return max_rate_qps(self.session, self.load, policy, self.sla, start_qps, WIDTH).value
-
-    def work(self, policy: Policy, cost_us: int, rate_qps: float) -> tuple[float, float]:
-        """Engine time of a query in us, and its tasks, in the mean, at half of a rate."""
-        self.cost_ns[0] = cost_us * NS_PER_US
-        rows = self.session.run(self.load.at(max(rate_qps / 2, 1.0)), policy)
-        busy_ns = float((rows.tasks["end_ns"] - rows.tasks["start_ns"]).sum())
-        n_queries = len(rows.queries)
-        return busy_ns / NS_PER_US / n_queries, len(rows.tasks) / n_queries
 
 
 def measure(case: RealGainsCase) -> dict[str, list[RealGainsRow]]:
@@ -186,35 +187,32 @@ def measure(case: RealGainsCase) -> dict[str, list[RealGainsRow]]:
 def round_rows(
     case: RealGainsCase, server: CostlyServer, policies: dict[int, Policy], number: int
 ) -> list[RealGainsRow]:
-    """The baseline and the tuned batch at each cost; the gain is foretold without any."""
+    """The baseline and the tuned batch at each cost."""
     rows = []
-    plain_qps = server.rate_qps(STATIC, 0)
     for cost_us, policy in policies.items():
-        works = [server.work(p, 0, plain_qps) for p in (STATIC, policy)]
-        static_qps = server.rate_qps(STATIC, cost_us) if cost_us else plain_qps
+        static_qps = server.rate_qps(STATIC, cost_us)
         qps = server.rate_qps(policy, cost_us)
         row = RealGainsRow(
             case.model,
-            server.sla.latency_ms,
+            case.sla_ms,
             cost_us,
             number,
             static_qps,
             policy.batch_items,
             qps,
             qps / static_qps if static_qps else float("nan"),
-            foretold_gain(works, cost_us),
+            foretold_gain(case.model, cost_us, policy),
         )
         rows.append(row)
     return rows
 
 
-def foretold_gain(works: Sequence[tuple[float, float]], cost_us: float) -> float:
-    """Engine time of a query under the baseline over that under the policy, with a cost a task.
-
-    `works`: (time of a query without it, its tasks) of both.
-    """
-    static_us, tuned_us = (busy_us + cost_us * n_tasks for busy_us, n_tasks in works)
-    return static_us / tuned_us
+def foretold_gain(model: str, cost_us: int, policy: Policy) -> float:
+    """Engine time of a query under the baseline over that under the policy, by our profile."""
+    cpu_ns = table_of(model, Service(OURS)).cpu_ns[-1] + cost_us * NS_PER_US
+    sizes = production_sizes()
+    static_ns, tuned_ns = (work_ns(cpu_ns, sizes, x.batch_items) for x in (STATIC, policy))
+    return static_ns / tuned_ns
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -236,7 +234,9 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def cases(effort: RealGainsEffort, options: RealGainsOptions) -> list[RealGainsCase]:
     """A case a model."""
-    return [RealGainsCase(model, options.cost_us, effort) for model in options.models]
+    return [
+        RealGainsCase(model, options.cost_us, options.sla_ms, effort) for model in options.models
+    ]
 
 
 STUDY = Study(
@@ -244,7 +244,7 @@ STUDY = Study(
     "Does a cost a task make the gain of tuning on real engines?",
     cases,
     measure,
-    efforts={"quick": RealGainsEffort(1, 300, 0.001), "full": RealGainsEffort()},
+    efforts={"quick": RealGainsEffort(1, 200, 0.001), "full": RealGainsEffort()},
     options=RealGainsOptions,
     report={"Gain by the cost a task": View(summary, "paper_gains_real")},
 )

@@ -19,6 +19,7 @@ from accelerator.service import ServiceTable, table_of_profiles
 from experiments.common.servers import LARGEST, core_beside_neighbour
 from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS
+from loadGenerator import production_quantile
 
 HERE = Path(__file__).resolve().parent
 TIMES = HERE.parent / "model_speed/data/released_times.csv"
@@ -103,3 +104,9 @@ def work_ns(cpu_ns: Int64Array, n_items: Int64Array, batch_items: int) -> float:
     whole, rest = np.divmod(n_items, batch_items)
     by_query: FloatArray = whole * float(cpu_ns[batch_items]) + np.where(rest, cpu_ns[rest], 0)
     return float(by_query.mean())
+
+
+def production_sizes(n: int = 10_000) -> Int64Array:
+    """Query sizes as the studies draw them, evenly over their law."""
+    sizes = np.rint(production_quantile((np.arange(n) + 0.5) / n)).clip(1, LARGEST)
+    return np.asarray(sizes, np.int64)

@@ -3,11 +3,10 @@
 
 python experiments/paper_gains/real.py [--quick] [--models rm1] [--cost_us 300]
 
-Two engine processes that spin so many microseconds of CPU before each task (in the ordinary scheduling
+Two engine processes spin so many microseconds of CPU before each task (in the ordinary scheduling
 class, so that others on the machine do not starve them). The hill climb finds the batch for each
-cost; then the baseline of 25 items and the batches are measured on the same warm engines
-in turn, some rounds, so that the machine's swings meet all. Table: paper_gains_real, a row a round
-and cost.
+cost; then the baseline of 25 items and the batches are measured on the same warm engines in turn,
+some rounds, so that the machine's swings meet all. Table: paper_gains_real, a row a round and cost.
 """
 
 from __future__ import annotations

@@ -334,3 +334,49 @@ def test_guided_keeps_a_known_limit_where_there_is_nothing_left_to_climb():
     assert "reality disagrees" in search.verdict
     assert search.best is not None
     assert search.best.policy == policy
+
+
+class Watched:
+    """A session that notes its schedules, and takes longer where nobody watches: confirmations."""
+
+    deaths = ()
+    interrupted = False
+
+    def __init__(self, unwatched_ms=1.0):
+        self.of_trials = simulated()
+        self.of_others = simulated(cpu_ms=unwatched_ms)
+        self.tried = []
+        self.confirmed = []
+
+    def run(self, schedule, policy, on_progress=None, watch=None):
+        if watch is None:
+            self.confirmed.append(schedule)
+            return self.of_others.run(schedule, policy, on_progress)
+        self.tried.append(schedule)
+        return self.of_trials.run(schedule, policy, on_progress, watch)
+
+
+def test_a_confirmation_that_misses_the_sla_is_followed_by_slower_ones():
+    (phase,) = tune("--scheduler", "static", session=Watched(unwatched_ms=1.15)).phases
+    assert phase.summary.meets_sla
+    assert 0.5 * phase.limit.carried_qps < phase.rate_qps < 0.95 * phase.limit.carried_qps
+
+
+def test_a_confirmation_draws_a_load_that_no_trial_has_seen():
+    session = Watched(unwatched_ms=1.1)
+    tune("--scheduler", "static", session=session)
+    loads = [session.tried[0], *session.confirmed[1:]]  # the first measures the capacity
+    assert len(loads) > 2
+    gaps = [np.diff(load.arrival_ns[:200]) / np.mean(np.diff(load.arrival_ns)) for load in loads]
+    for i, first in enumerate(gaps):
+        for second in gaps[i + 1 :]:
+            assert abs(np.corrcoef(first, second)[0, 1]) < 0.3
+
+
+def test_a_trial_is_long_enough_to_show_an_overload_however_few_queries_are_asked_for():
+    sla = Sla(200.0, max_queries=100)
+    load = CommonLoad(parse(BASE), sla.max_queries)
+    probed = probe(simulated(noise=False), load, sla, Trial(Policy(8), 1100.0))  # of 1,000 a second
+    assert probed.outcome.n_queries == 4_400  # 20 SLAs of 0.2 s
+    assert probed.outcome.late_share > 0.3
+    assert not probed.outcome.leans_met

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.panels import finish, legend, panels
+from experiments.common.panels import finish, legend, legend_below, panels
 from experiments.common.servers import LARGEST
 from experiments.paper_gains.services import (
     AT_SCALE,
@@ -26,6 +28,7 @@ SLAS = ("low", "medium", "high")
 PUBLISHED = {"CPU": (1.7, 2.1, 2.7), "CPU + GPU": (4.0, 5.1, 5.8), "QPS/W": (2.0, 2.6, 2.9)}
 SERVICE = ["profile", "slower", "task_cost", "card_cores"]
 FITTED = (AT_SCALE, 2.5, 0.0, 10)  # profile, slower, task_cost, card_cores
+SLOWER = ", cores 2.5 times slower"
 WATTS = 250.0  # of the CPUs (two sockets of 125 W) and of the card, as stated
 PROFILE_COLORS = {
     "paper": "#444444",
@@ -109,30 +112,31 @@ def select(rows: pd.DataFrame, service: tuple[object, ...]) -> pd.DataFrame:
 def figure_paper(rows: pd.DataFrame) -> Figure:
     """The paper's gains by SLA beside those of the services; whiskers: least and most of seeds."""
     table = means(rows)
-    bars = {AT_SCALE: FITTED, RELEASED: (RELEASED, 1.0, 0.0, 0), OURS: (OURS, 1.0, 0.0, 0)}
+    services = {AT_SCALE: FITTED, RELEASED: (RELEASED, 1.0, 0.0, 0), OURS: (OURS, 1.0, 0.0, 0)}
     figure, axes = panels(3, 4.0, 3.6)
     for panel, (gain, published) in zip(axes, PUBLISHED.items(), strict=True):
-        at = np.arange(len(SLAS), dtype=float)
-        panel.bar(at - 0.3, published, 0.19, color=PROFILE_COLORS["paper"], label="paper")
-        for i, (profile, service) in enumerate(bars.items()):
+        bars = {"paper": pd.DataFrame({"mean": published}, index=SLAS)}
+        for profile, service in services.items():
             part = select(table[table["gain"] == gain], service).set_index("sla")
-            _bars(panel, part.reindex(SLAS), at + 0.2 * i - 0.1, profile)
+            if len(part):
+                bars[profile] = part.reindex(SLAS)
+        _bars(panel, bars)
         panel.axhline(1, color="black", linewidth=0.8)
-        panel.set_xticks(at, SLAS)
         finish(panel, "SLA", "over the static baseline" if gain == "CPU" else "", gain)
-    legend(axes[0], loc="upper left")
+    legend_below(figure, 4)
     return figure
 
 
-def _bars(axes: Axes, part: pd.DataFrame, at: FloatArray, profile: str) -> None:
-    known = part["mean"].notna().to_numpy()
-    if not known.any():
-        return
-    part = part[known]
-    ends = [part["mean"] - part["least"], part["most"] - part["mean"]]
-    name = f"{profile}, cores 2.5 times slower" if profile == AT_SCALE else profile
-    shade = PROFILE_COLORS[profile]
-    axes.bar(at[known], part["mean"], 0.19, yerr=ends, capsize=2, color=shade, label=name)
+def _bars(axes: Axes, bars: Mapping[str, pd.DataFrame]) -> None:
+    at = np.arange(len(SLAS), dtype=float)
+    for i, (name, part) in enumerate(bars.items()):
+        label = f"{name}{SLOWER}" if name == AT_SCALE else name
+        where = at + 0.2 * (i - (len(bars) - 1) / 2)
+        axes.bar(where, part["mean"], 0.19, color=PROFILE_COLORS[name], label=label)
+        if "least" in part:
+            ends = [part["mean"] - part["least"], part["most"] - part["mean"]]
+            axes.errorbar(where, part["mean"], ends, fmt="none", ecolor="black", capsize=2)
+    axes.set_xticks(at, SLAS)
 
 
 def figure_cost(rows: pd.DataFrame, sla: str = "medium") -> Figure:
@@ -146,7 +150,7 @@ def figure_cost(rows: pd.DataFrame, sla: str = "medium") -> Figure:
     axes.plot(1 + line[0], line[1], color="black", linewidth=1, label="by engine time alone")
     kinds = {
         "": (points["task_cost"] == 0) & (points["slower"] == 1),
-        ", cores 2.5 times slower": points["slower"] > 1,
+        SLOWER: points["slower"] > 1,
         ", with a cost a task": points["task_cost"] > 0,
     }
     for (kind, chosen), mark in zip(kinds.items(), ("o", "D", "."), strict=True):
@@ -163,7 +167,7 @@ def engine_time_line() -> tuple[FloatArray, FloatArray]:
     """Waste and gain where a task takes its items plus a constant and no SLA binds."""
     sizes = production_sizes()
     items_ns = 1000 * np.arange(LARGEST + 1)
-    costs = STATIC_ITEMS * np.geomspace(0.01, 12, 60)
+    costs = STATIC_ITEMS * np.geomspace(0.01, 20, 60)
     times = [items_ns + round(1000 * cost) for cost in costs]
     gain = [work_ns(t, sizes, STATIC_ITEMS) / work_ns(t, sizes, LARGEST) for t in times]
     return np.array([waste(t) for t in times]), np.array(gain)

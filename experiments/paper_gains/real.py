@@ -40,11 +40,11 @@ from infra.settings.fields import flag
 from loadGenerator import CommonLoad
 from scheduler import Goal, HillClimb, Policy, stages_of
 
-COMMON = f"""--queue --inference_engines 2 --num_batches 32 --max_mini_batch_size {LARGEST}
+COMMON = f"""--queue --inference_engines 2 --num_batches 8 --max_mini_batch_size {LARGEST}
     --batch_size_distribution production --log_file="""
 STATIC = Policy(STATIC_ITEMS)
 BATCHES = (64, 256, LARGEST)
-WIDTH = 0.04
+WIDTH = 0.05
 START_LOAD = 0.8  # of the capacity
 
 
@@ -82,8 +82,8 @@ class CostlyFactory:
 class RealGainsEffort:
     """How often and how long is measured."""
 
-    rounds: int = 3
-    n_queries: int = 500
+    rounds: int = 5
+    n_queries: int = 300
     table_scale: float = 0.01
 
 
@@ -93,7 +93,7 @@ class RealGainsOptions:
 
     models: tuple[str, ...] = names(("rm1",), "models", MEDIUM_SLA_MS)
     cost_us: int = flag(300, "spun before each task, beside runs without", low=1)
-    sla_ms: float = flag(200.0, "bound of the p95, far above this machine's swings", low=1)
+    sla_ms: float = flag(100.0, "bound of the p95", low=1)
 
 
 @dataclass(frozen=True)

@@ -212,10 +212,10 @@ FULL = (
     Searched(FITTED, n_seeds=5, n_queries=100_000),
     Searched(Service(OURS), n_seeds=3),
     Searched(Service(RELEASED), n_seeds=3),
-    *(Searched(Service(OURS, task_cost=cost), ("medium",)) for cost in (0.25, 0.5, 1, 2, 4)),
-    Searched(Service(PROPORTIONAL), ("medium",)),
-    *(Searched(Service(AT_SCALE, slower)) for slower in (1.0, 2.0, 3.0, 4.0)),
-    *(Searched(replace(FITTED, card_cores=cores)) for cores in (1, 40)),
+    *(Searched(Service(OURS, task_cost=cost), ("medium",)) for cost in (0.25, 0.5, 1, 2)),
+    Searched(Service(PROPORTIONAL), ("medium",), 1),
+    *(Searched(Service(AT_SCALE, slower), n_seeds=1) for slower in (1.0, 2.0, 3.0, 4.0)),
+    *(Searched(replace(FITTED, card_cores=cores), n_seeds=1) for cores in (1, 40)),
 )
 QUICK = (
     Searched(FITTED, n_seeds=2, n_queries=20_000),

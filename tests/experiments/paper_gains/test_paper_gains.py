@@ -154,3 +154,42 @@ def test_a_gain_is_foretold_by_engine_time():
     n_tasks = -(-services.production_sizes() // 25)
     huge = real.foretold_gain("rm1", 10**9, Policy(1000))  # the items' time does not count
     assert huge == pytest.approx(n_tasks.mean(), rel=1e-3)
+
+
+def published():
+    return pd.read_csv(PUBLISHED_ROWS)
+
+
+def test_the_published_rows_are_those_of_all_cases():
+    rows = published()
+    expected = {
+        (case.model, *plain(case.service).values(), case.seed, sla)
+        for case in run.cases(run.STUDY.efforts["full"], run.GainsOptions())
+        for sla in case.slas
+    }
+    columns = ["model", *plot.SERVICE, "seed", "sla"]
+    assert {tuple(row) for row in rows[columns].itertuples(index=False)} == expected
+
+
+def test_the_page_has_the_gains_of_the_published_rows():
+    page = (FOLDER / "README.md").read_text()
+    table = plot.mean_table(published())
+    services_shown = {plot.FITTED, (OURS, 1.0, 0.0, 0), (RELEASED, 1.0, 0.0, 0)}
+    shown = [row for row in table.itertuples(index=False) if tuple(row[:4]) in services_shown]
+    assert len(shown) == 5
+    for row in shown:
+        assert f"| {row.low} | {row.medium} | {row.high} |" in page
+
+
+def test_the_published_rows_meet_the_claim():
+    table = plot.means(published()).set_index([*plot.SERVICE, "gain", "sla"])["mean"]
+    for gain, values in plot.PUBLISHED.items():
+        for sla, value in zip(plot.SLAS, values, strict=True):
+            assert table.loc[(*plot.FITTED, gain, sla)] == pytest.approx(value, rel=0.3)
+    assert table.loc[(OURS, 1.0, 0.0, 0, "CPU")].between(1.1, 1.4).all()
+
+
+@pytest.mark.parametrize("name", run.STUDY.figures)
+def test_the_figures_are_drawn_from_the_published_rows(name):
+    figure = run.STUDY.figures[name].function(published())
+    assert all(axes.has_data() for axes in figure.axes)

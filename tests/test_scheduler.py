@@ -352,3 +352,19 @@ def test_without_scores_the_first_of_a_ranked_list_go_on():
     assert dispatcher.on_done(TaskDone(third.task, 0, 2, 3)) == [
         Answer(Query(0, 0, 5, 0), 3)
     ]  # unranked: no list
+
+
+def test_the_hill_climb_steps_over_a_single_dip_beyond_a_rung_that_won():
+    ladder = list(range(1, 21))  # asked first: 1, 5, 9, 13, 17, 20; then 2 rungs apart from 9 on
+    capacity = {9: 100.0, 11: 110.0, 13: 90.0, 15: 130.0}
+    climb = HillClimb({"batch_items": ladder}, Policy(1), GOAL)
+    drive(climb, lambda trial: shown(trial, lambda x: capacity.get(x.batch_items, 70.0)))
+    assert climb.best.policy.batch_items == 15
+
+
+def test_a_neighbour_that_draws_more_power_is_asked_to_carry_as_much_more():
+    known = Limit(Policy(32), Estimate(100.0, 99.0, 101.0), 99.0)
+    goal = Goal(90.0, 0.02, watts=lambda policy: 100.0 if policy.offload_items is None else 180.0)
+    climb = HillClimb({"offload_items": [64, None]}, Policy(32), goal, known)
+    (trial,) = drive(climb, lambda trial: shown(trial, lambda _: 150.0))
+    assert trial == Trial(Policy(32, 64), pytest.approx(180 * 1.01))

@@ -14,7 +14,7 @@ from backends.virtual.simulated import SimulatedSession
 from infra.load.arrivals import draw_gaps_ns
 from infra.rng import stream
 from infra.settings.cli import parse
-from infra.settings.config import LoadConfig, RunConfig
+from infra.settings.config import LoadConfig, ModelConfig, RunConfig
 from loadGenerator import CommonLoad, Schedule
 from scheduler import Limit, Search
 
@@ -49,19 +49,28 @@ class Server:
     slower: float = 1.0
 
 
+def net_config(model: str) -> ModelConfig:
+    """The released configuration of a model."""
+    return parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
+
+
+def core_beside_neighbour(model: str) -> Profile:
+    """Service times of a measured core beside a busy neighbour, with their spread."""
+    measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), net_config(model))
+    return Profile(measured.busy_ms[1], measured.provenance, spread=measured.spread)
+
+
 def service_table(model: str, server: Server = Server()) -> ServiceTable:
     """Service times of a core beside a busy neighbour, with their spread, and of the accelerator.
 
     A published speedup is over the core as measured, so a slower CPU does not slow the card.
     """
-    config = parse(["--config_file", str(model_configs()[model]), "--num_batches", "1"]).model
-    measured = latency_profile(load_device(ROOT, "amd_epyc_zen4"), config)
-    beside = Profile(measured.busy_ms[1], measured.provenance, spread=measured.spread)
+    beside = core_beside_neighbour(model)
     device = load_device(ROOT, server.device)
     if device.kind == "speedup":
         card = derived_profile(device, model, beside)
     else:
-        card = latency_profile(device, config)
+        card = latency_profile(device, net_config(model))
     table = table_of_profiles(beside, [card], LARGEST, seed=11)
     return replace(table, cpu_ns=np.rint(table.cpu_ns * server.slower).astype(np.int64))
 

@@ -13,11 +13,12 @@ import pytest
 from accelerator.service import ServiceTable, law_factors
 from backends.processes.engine import NullEngine, PoolSpec
 from backends.processes.process import ProcessSession
+from backends.tuning import policy_tuner
 from backends.tuning.guided import Guided
 from backends.tuning.policy_tuner import PolicyTuner, distinct_batches, distinct_thresholds
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.tuning.search_log import LOG_NAME, QUERIES_NAME, SearchLog, table
-from backends.tuning.told_limits import ByRun, confirmations
+from backends.tuning.told_limits import ByRun, ByTest, confirmations
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
@@ -446,3 +447,57 @@ def test_the_log_keeps_limits_that_were_told(tmp_path):
     told = rows[rows["limit_qps"].notna()]
     assert (told["limit_low_qps"] <= told["limit_high_qps"]).all()
     assert "foreseen_ms" not in rows
+
+
+class Watched:
+    """A session that notes its schedules, and takes longer where nobody watches: confirmations."""
+
+    deaths = ()
+    interrupted = False
+
+    def __init__(self, unwatched_ms=1.0):
+        self.of_trials = simulated()
+        self.of_others = simulated(cpu_ms=unwatched_ms)
+        self.tried = []
+        self.confirmed = []
+
+    def run(self, schedule, policy, on_progress=None, watch=None):
+        if watch is None:
+            self.confirmed.append(schedule)
+            return self.of_others.run(schedule, policy, on_progress)
+        self.tried.append(schedule)
+        return self.of_trials.run(schedule, policy, on_progress, watch)
+
+
+@pytest.fixture
+def by_test(monkeypatch):
+    """Limits are searched for by verdicts, as where no run can tell them."""
+    monkeypatch.setattr(
+        policy_tuner, "prober_of", lambda session, _, *load: ByTest(session, *load[:2])
+    )
+
+
+def test_a_confirmation_that_misses_the_sla_is_followed_by_slower_ones(by_test):
+    (phase,) = tune("--scheduler", "static", session=Watched(unwatched_ms=1.15)).phases
+    assert phase.summary.meets_sla
+    assert 0.5 * phase.limit.carried_qps < phase.rate_qps < 0.95 * phase.limit.carried_qps
+
+
+def test_a_confirmation_draws_a_load_that_no_trial_has_seen(by_test):
+    session = Watched(unwatched_ms=1.1)
+    tune("--scheduler", "static", session=session)
+    loads = [session.tried[0], *session.confirmed[1:]]  # the first measures the capacity
+    assert len(loads) > 2
+    gaps = [np.diff(load.arrival_ns[:200]) / np.mean(np.diff(load.arrival_ns)) for load in loads]
+    for i, first in enumerate(gaps):
+        for second in gaps[i + 1 :]:
+            assert abs(np.corrcoef(first, second)[0, 1]) < 0.3
+
+
+def test_a_trial_is_long_enough_to_show_an_overload_however_few_queries_are_asked_for():
+    sla = Sla(200.0, max_queries=100)
+    load = CommonLoad(parse(BASE), sla.max_queries)
+    probed = probe(simulated(noise=False), load, sla, Trial(Policy(8), 1100.0))  # of 1,000 a second
+    assert probed.outcome.n_queries == 4_400  # 20 SLAs of 0.2 s
+    assert probed.outcome.late_share > 0.3
+    assert not probed.outcome.leans_met

@@ -171,3 +171,12 @@ def test_a_lost_query_is_late():
 def test_settings_that_make_no_sense_are_refused(bad):
     with pytest.raises(ValueError, match="expected"):
         SlaTest(1.0, **bad)
+
+
+def test_the_first_tenth_does_not_count_as_a_queue_begins_empty():
+    latency = np.where(np.arange(250) % 2, 0.4, 0.5)
+    latency[:25] = 1.5  # late, but not enough of them to be saturated
+    decision = SlaTest(1.0, max_queries=250).observe(latency)
+    assert decision.n_queries == 250
+    assert decision.late_share == 0
+    assert decision.verdict == "met"

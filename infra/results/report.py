@@ -206,7 +206,7 @@ def _rate(line: dict[str, Any]) -> str:
 
 def _gain(line: dict[str, Any]) -> str:
     if not line["gain"]:
-        return "-"
+        return "-" if line["gain"] is None else "none"
     gain = f"{line['gain']:.2f}x"
     bounds = line["gain_interval"]
     if bounds["low"] is None or bounds["low"] == bounds["high"]:
@@ -235,6 +235,8 @@ def _limit_note(line: dict[str, Any], confidence: float) -> str:
         note = f"a run at this rate ended at {shown} ms, {low:.2f} to {high:.2f} were foreseen"
         return _with_cost(note, line)
     limit = line["limit_qps"]
+    if not limit["value"]:
+        return _with_cost("no rate meets the SLA", line)
     low, high = (number(limit[bound], 1) if limit[bound] else "?" for bound in ("low", "high"))
     note = f"limit about {number(limit['value'], 1)} QPS"
     if limit["low"] or limit["high"]:

@@ -477,13 +477,15 @@ def by_test(monkeypatch):
     )
 
 
-def test_a_confirmation_that_misses_the_sla_is_followed_by_slower_ones(by_test):
+@pytest.mark.usefixtures("by_test")
+def test_a_confirmation_that_misses_the_sla_is_followed_by_slower_ones():
     (phase,) = tune("--scheduler", "static", session=Watched(unwatched_ms=1.15)).phases
     assert phase.summary.meets_sla
     assert 0.5 * phase.limit.carried_qps < phase.rate_qps < 0.95 * phase.limit.carried_qps
 
 
-def test_a_confirmation_draws_a_load_that_no_trial_has_seen(by_test):
+@pytest.mark.usefixtures("by_test")
+def test_a_confirmation_draws_a_load_that_no_trial_has_seen():
     session = Watched(unwatched_ms=1.1)
     tune("--scheduler", "static", session=session)
     loads = [session.tried[0], *session.confirmed[1:]]  # the first measures the capacity

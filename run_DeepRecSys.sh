@@ -20,6 +20,9 @@ for word in "$@"; do
     esac
     case $word in
         --help | -h | --resume* | --backend* | --config_file* | --pipeline*) in_virtual_time=no ;;
+        # another net: there is no profile of it
+        --model_name* | --model_type* | --arch_* | --table_scale* | --dtype* | --fused* | --embedding_* | --num_* | --hidden*)
+            [[ $word == --num_batches* ]] || in_virtual_time=no ;;
     esac
 done
 

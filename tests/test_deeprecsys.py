@@ -42,7 +42,8 @@ def test_a_measuring_run_leaves_rows_settings_provenance_and_a_figure(tmp_path):
     done = run_script("DeepRecSys.py", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
-    assert sorted(file.name for file in run.folder.iterdir()) == [
+    files = {file.name for file in run.folder.iterdir()}
+    assert sorted(files - {"rate_curve.png"}) == [  # a run so short may not tell it
         "disturbance.parquet",
         "disturbance.png",
         "latency.png",

@@ -16,7 +16,14 @@ import numpy as np
 from scipy import stats
 
 from backends.long_run.fit import Fit, Tasks, fit
-from backends.long_run.limits import FULL, PARTS, crossing, highest, limit_by_part
+from backends.long_run.limits import (
+    FULL,
+    PART_ERRORS,
+    PARTS,
+    crossing,
+    highest,
+    limit_by_part,
+)
 from backends.long_run.walks import Fits, ServerModel, Walk, WalkedLoad
 from infra.arrays import FloatArray, Int64Array
 from infra.results.long_run import LatencyCurve, LongRun, RateLimit
@@ -291,5 +298,5 @@ def _bounds(ratios: FloatArray, errors: FloatArray) -> tuple[FloatArray, FloatAr
     """Lower and upper bound of the log of each value, around 0."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail], axis=0, method="weibull")
-    mean = stats.norm.ppf(1 - tail) * errors
+    mean = PART_ERRORS * errors
     return -np.hypot(np.minimum(low, 0), mean), np.hypot(np.maximum(high, 0), mean)

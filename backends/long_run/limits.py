@@ -17,6 +17,7 @@ NEARLY = 1.1  # a limit that was found on a shorter load holds to this factor
 FLATTEST = 0.1  # a tail rises with the rate by at least this power of it, or a limit has no error
 FARTHEST = 0.3  # log: beyond the walked rates
 PARTS = 20  # of a load, for its own error
+PART_ERRORS = 2.09  # standard errors by so many parts that 95 % lie within (Student's t)
 
 TailMs = Callable[[float], float]  # of the rate, or of a factor on it; infinite: no steady state
 

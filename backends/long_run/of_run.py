@@ -121,7 +121,8 @@ def _is_file(deployment: Deployment) -> bool:
 
 
 def _measured(rows: Rows, deployment: Deployment, policy: Policy) -> Measured:
-    table = rows.tasks.sort_values("start_ns", kind="stable")
+    # tasks that start together in the order of their FIFO: that of their ends would sort the times
+    table = rows.tasks.sort_values(["start_ns", "query_id", "stage", "part"])
     table = table.assign(is_offloaded=table["pool"] == ACCEL)
     on_cores = frozenset(pool.name for pool in deployment.pools if pool.on_cores)
     n_busy = np.zeros(len(table), np.int64)

@@ -303,8 +303,9 @@ class PolicyTuner:
         if best.told is not None:  # a policy that is not better than one before is that one
             before = [x.limit for x in self.result.phases if x.limit.told is not None]
             best = max([*before, best], key=self._goal.value)
-        self.result.phases.append(self._confirm(name, best, trials))
-        return None if self._session.interrupted else best
+        phase = self._confirm(name, best, trials)
+        self.result.phases.append(phase)
+        return None if self._session.interrupted else phase.limit
 
     def _prober(self, trial: Trial) -> Prober:
         by_test = ByTest(self._session, self._load, self._sla)

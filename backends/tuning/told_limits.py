@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from backends.long_run.limits import FULL, PARTS, TailMs, highest, limit_by_part
+from backends.long_run.limits import FULL, PART_ERRORS, PARTS, TailMs, highest, limit_by_part
 from backends.long_run.of_run import estimator_of, no_curve, unknown
 from backends.session import Session
 from backends.tuning.probe import Probed, Sla, latencies_ms, probe
@@ -159,7 +159,7 @@ class ByWalks:
         parts = limit_by_part(
             [self._settled_ms(policy, rate, LONG_WALK) for rate in rates], rates, p
         )
-        half = 1.96 * float(parts.std(ddof=1)) / math.sqrt(PARTS)
+        half = PART_ERRORS * float(parts.std(ddof=1)) / math.sqrt(PARTS)
         low, high = rate_qps * math.exp(-half), rate_qps * math.exp(half)
         return RateLimit(Estimate(rate_qps, low, high), by_part=tuple(parts.tolist()))
 

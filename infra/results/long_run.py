@@ -33,7 +33,7 @@ class RateLimit:
             return Estimate(ratio, ratio, ratio)
         walked = 0.0
         if len(self.by_part) == len(other.by_part) > 1:
-            walked = 1.96 * _error(
+            walked = 2.09 * _error(
                 [a - b for a, b in zip(self.by_part, other.by_part, strict=True)]
             )
         low = math.hypot(self.by_service[0], other.by_service[1], walked)

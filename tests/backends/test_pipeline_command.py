@@ -63,8 +63,11 @@ def test_a_measuring_run_tells_where_the_time_went_and_how_good_the_answers_are(
     done = run_script("DeepRecSys.py", *WORDS, "--nepochs", "15", cwd=folder)
     assert done.returncode == 0, done.stderr
     (saved,) = run_folder.find(folder / "results")
-    assert sorted(file.name for file in saved.folder.iterdir()) == [
+    files = {file.name for file in saved.folder.iterdir()}
+    assert sorted(files - {"rate_curve.png"}) == [  # a run so short may not tell it
         "answers.parquet",
+        "disturbance.parquet",
+        "disturbance.png",
         "latency.png",
         "queries.parquet",
         "run.json",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from accelerator.service import ServiceTable, TaskFactors, law_factors
 from backends.long_run.of_run import estimator_of, long_run_of, unknown
@@ -125,6 +126,25 @@ def test_times_that_depend_on_the_load_are_noticed():
     assert "depend on something" in long_run.withheld
     assert not long_run.percentiles
     assert long_run.utilisation
+
+
+def test_parts_that_start_together_are_not_taken_for_alike():
+    """In the order of their ends, the times of parts on idle engines would be sorted."""
+    deployment = deployed(engines=40)
+    noise = np.random.default_rng(4).lognormal(0, 0.05, 3000)
+    first = np.arange(0, 3001, 4)
+    ns = np.full((1, 9), 1_000_000, np.int64)
+    service = ServiceTable(ns, task_factors=TaskFactors(first, noise))
+    schedule = draw_schedule(deployment.config, 700, 0, 1000.0)
+    policy = Policy(2)  # four parts of two items
+    rows = SimulatedSession({CPU: 40}, service).run(schedule, policy)
+    estimator = estimator_of(rows, deployment, policy, schedule, 1000.0)
+    assert not estimator.fits[0, False].alike
+    observed = (rows.queries["done_ns"] - rows.queries["arrival_ns"]).to_numpy(float) / 1e6
+    assert estimator.check(schedule, observed) == ""
+    median = estimator.long_run([50.0]).percentiles[50.0]
+    truth = np.exp(0.05 * stats.norm.ppf(0.5**0.25))  # of the largest of four
+    assert median.value == pytest.approx(truth, rel=0.003)
 
 
 def test_what_was_not_answered_or_was_merged_is_not_walked():

@@ -173,7 +173,7 @@ def coverage(rows: pd.DataFrame) -> pd.DataFrame:
 def figure_coverage(rows: pd.DataFrame) -> Figure:
     """Share of runs whose interval holds, and the width, by world and utilisation."""
     table = coverage(rows)
-    figure = Figure(figsize=(11.0, 6.4), layout="constrained")
+    figure = Figure(figsize=(12.5, 6.8), layout="constrained")
     held_axes, width_axes = figure.subplots(2, 1, sharex=True)
     x = np.arange(len(table))
     for i, (method, name) in enumerate(METHODS.items()):
@@ -193,7 +193,7 @@ def figure_coverage(rows: pd.DataFrame) -> Figure:
     style(width_axes, "", "median width of the\ninterval (% of p95)", "")
     width_axes.set_yscale("log")
     names = [f"{row.world}\n{row.utilisation:g}" for row in table.itertuples()]
-    width_axes.set_xticks(x, [name.replace(", ", ",\n", 1) for name in names], fontsize=6.5)
+    width_axes.set_xticks(x, [name.replace(", ", ",\n") for name in names], fontsize=6.5)
     held_axes.legend(
         fontsize=8, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1)
     )

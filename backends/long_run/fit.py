@@ -262,7 +262,9 @@ def _effects(residuals: FloatArray, tasks: Tasks) -> tuple[float, float]:
             break
         columns = {name: x for name, x in columns.items() if name not in unsure}
         sure = {}
-    return sure.get("busy", 0.0), sure.get("cold", 0.0)
+    cold = sure.get("cold", 0.0)
+    warm = 1 - cold * float(tasks.was_idle.mean())  # residual of a task on a busy engine
+    return sure.get("busy", 0.0), cold / warm
 
 
 def tasks_of(table: pd.DataFrame, stage: int, *, offloaded: bool) -> Tasks:

@@ -166,9 +166,8 @@ class ByWalks:
     def _full_qps(self, policy: Policy) -> float:
         """The rate at which the busiest pool has as much work as time."""
         rate_qps = 1.0
-        for _ in range(2):  # beside busy neighbours tasks take longer
-            schedule = self._load.at(rate_qps, SHORT_WALK)
-            rate_qps /= self._answers(schedule, policy).utilisation
+        for n in (SHORT_WALK, LONG_WALK):  # beside busy neighbours tasks take longer
+            rate_qps /= self._answers(self._load.at(rate_qps, n), policy).utilisation
         return rate_qps
 
     def _tails(self, policy: Policy, n: int) -> TailMs:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from accelerator.service import ServiceTable, TaskFactors, law_factors
+from accelerator.service import Overhead, ServiceTable, TaskFactors, law_factors
 from backends.long_run.of_run import estimator_of, long_run_of, unknown
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import resolve
@@ -145,6 +145,22 @@ def test_parts_that_start_together_are_not_taken_for_alike():
     median = estimator.long_run([50.0]).percentiles[50.0]
     truth = np.exp(0.05 * stats.norm.ppf(0.5**0.25))  # of the largest of four
     assert median.value == pytest.approx(truth, rel=0.003)
+
+
+def test_an_engine_that_was_idle_takes_longer_and_at_high_load_none_is():
+    deployment = deployed()
+    slow_start = replace(table("deterministic"), cpu_overhead=Overhead(wake_ns=300_000))
+    rows, schedule = run(deployment, 300.0, 4000, slow_start)
+    arrival_ns = rows.tasks["query_id"].map(rows.queries.set_index("query_id")["arrival_ns"])
+    idle = (rows.tasks["start_ns"] - arrival_ns) == 300_000
+    tasks = rows.tasks.assign(start_ns=rows.tasks["start_ns"] - 300_000 * idle)  # part of the work
+    cold = replace(rows, tasks=tasks)
+    estimator = estimator_of(cold, deployment, WHOLE, schedule, 300.0)
+    fitted = estimator.fits[0, False]
+    assert fitted.cold_ns == pytest.approx(300_000, rel=0.05)
+    long_run = long_run_of(cold, deployment, WHOLE, schedule, 300.0)
+    assert long_run.percentiles[50.0].value == pytest.approx(1.3, rel=0.01)
+    assert long_run.utilisation["cpu"].value == pytest.approx(0.3, rel=0.03)
 
 
 def test_what_was_not_answered_or_was_merged_is_not_walked():

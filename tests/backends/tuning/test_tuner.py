@@ -18,7 +18,7 @@ from backends.tuning.guided import Guided
 from backends.tuning.policy_tuner import PolicyTuner, distinct_batches, distinct_thresholds
 from backends.tuning.probe import Sla, capacity_qps, max_rate_qps, probe
 from backends.tuning.search_log import LOG_NAME, QUERIES_NAME, SearchLog, table
-from backends.tuning.told_limits import ByRun, ByTest, confirmations
+from backends.tuning.told_limits import ByRun, ByTest, ByWalks, confirmations
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import resolve
 from infra.messages import ACCEL, CPU
@@ -503,3 +503,13 @@ def test_a_trial_is_long_enough_to_show_an_overload_however_few_queries_are_aske
     assert probed.outcome.n_queries == 4_400  # 20 SLAs of 0.2 s
     assert probed.outcome.late_share > 0.3
     assert not probed.outcome.leans_met
+
+
+def test_an_accelerator_without_a_steady_state_ends_the_rates_though_few_queries_see_it():
+    words = "--batch_size_distribution normal --avg_mini_batch_size 4 --var_mini_batch_size 1.5"
+    config = parse([*BASE, *words.split()])
+    session = simulated(accel_ms=500.0, noise=False)
+    probed = ByWalks(session, config, Sla(20.0)).probe(Trial(Policy(8, 8), 50.0))
+    share = float((CommonLoad(config, 200_000, 3).at(1.0).n_items >= 8).mean())
+    assert share < 0.03  # p95 does not see them
+    assert probed.outcome.limit.qps.value == pytest.approx(1 / (share * 0.5), rel=0.03)

@@ -145,7 +145,7 @@ def _measured(
             told = long_run_of(rows, job.deployment, fixed_policy(config), schedule, rate_qps)
     except KeyboardInterrupt:
         job.opened.session.interrupted = True
-        told = LongRun({}, {}, 1.0, "interrupted")
+        told = LongRun(withheld="interrupted")
     return rows, summary.with_long_run(told)
 
 

@@ -21,7 +21,7 @@ for word in "$@"; do
     case $word in
         --help | -h | --resume* | --backend* | --config_file* | --pipeline*) in_virtual_time=no ;;
         # another net: there is no profile of it
-        --model_name* | --model_type* | --arch_* | --table_scale* | --dtype* | --fused* | --embedding_* | --num_* | --hidden*)
+        --model_name* | --model_type* | --arch_* | --table_scale* | --dtype* | --fused* | --embedding_* | --num_* | --hidden_* | --user_*)
             [[ $word == --num_batches* ]] || in_virtual_time=no ;;
     esac
 done

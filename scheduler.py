@@ -354,8 +354,9 @@ class HillClimb(Scripted):
     """Climbs one knob after the other until a whole round changes nothing.
 
     Scouts ask over a knob's whole range first. A neighbour is asked one question: does it carry
-    more than the best so far, by half of the width asked for? Only if it does (decided, or leaning
-    so) is its limit looked for, from there; so a worse one costs a single trial. The scouts find
+    more than the best so far, by half of the width asked for? The trial may tell its limit; else
+    that is looked for, from there, only if it does (decided, or leaning so): a worse one costs a
+    single trial. The scouts find
     the slope where a plateau or a bump hides it; a direction is given up after `PATIENCE` rungs in
     a row that are not better, not at the first dip.
 

@@ -93,10 +93,12 @@ class InOrder:
 
 def busiest(busy_ns: Mapping[str, int], n_engines: Mapping[str, int], now_ns: int) -> float:
     """Utilisation of the busiest pool since the run's start, 0 to 1."""
-    return min(
-        1.0,
-        max(
-            (busy_ns[pool] / (n * max(now_ns, 1)) for pool, n in n_engines.items() if n),
-            default=0.0,
-        ),
+    return min(1.0, work_share(busy_ns, n_engines, now_ns))
+
+
+def work_share(busy_ns: Mapping[str, int], n_engines: Mapping[str, int], span_ns: int) -> float:
+    """Work of the busiest pool over the time of its engines; above 1 where that is too short."""
+    return max(
+        (busy_ns[pool] / (n * max(span_ns, 1)) for pool, n in n_engines.items() if n),
+        default=0.0,
     )

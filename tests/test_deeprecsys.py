@@ -1,8 +1,11 @@
 """The product as its users start it: measuring, tuning, interrupting, failing, running again."""
 
 import contextlib
+import dataclasses
+import fnmatch
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +21,7 @@ import DeepRecSys
 from infra.results import run_folder
 from infra.results.rows import TASK_COLUMNS
 from infra.results.stats import summarize
+from infra.settings.config import ModelConfig
 
 pytestmark = pytest.mark.alone
 QUERY_COLUMNS = [
@@ -515,6 +519,13 @@ def test_run_deeprecsys_tunes_cpu_and_accelerator_in_a_tiny_setting(tmp_path):
     for name in ("static", "tuned CPU", "tuned CPU + accelerator"):
         assert f"│ {name} " in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Best: batch ")
+
+
+def test_another_net_than_the_profiled_one_is_not_tuned_in_virtual_time():
+    text = (ROOT / "run_DeepRecSys.sh").read_text()
+    patterns = re.findall(r"--[a-z_]+\*", text)
+    for setting in dataclasses.fields(ModelConfig):
+        assert any(fnmatch.fnmatch(f"--{setting.name}", pattern) for pattern in patterns), setting
 
 
 def test_run_deeprecinfra_measures_all_eight_models_in_a_tiny_setting(tmp_path):

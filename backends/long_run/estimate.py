@@ -18,15 +18,15 @@ from scipy import stats
 from backends.long_run.fit import Fit, Tasks, fit
 from backends.long_run.limits import (
     FULL,
-    PART_ERRORS,
-    PARTS,
     crossing,
     highest,
     limit_by_part,
+    part_error,
+    tails_by_part,
 )
 from backends.long_run.walks import Fits, ServerModel, Walk, WalkedLoad
 from infra.arrays import FloatArray, Int64Array
-from infra.results.long_run import LatencyCurve, LongRun, RateLimit
+from infra.results.long_run import PART_ERRORS, LatencyCurve, LongRun, RateLimit
 from infra.results.quantiles import Estimate
 from loadGenerator import Schedule
 from scheduler import Policy
@@ -63,7 +63,7 @@ class Measured:
     def resampled(self, fits: Fits, rng: np.random.Generator) -> Fits:
         """The times of as many tasks drawn in blocks, with replacement."""
         return {
-            key: fit(tasks.at(_blocks(fits[key], rng)), self.largest_items, fits[key])
+            key: fit(tasks.at(_blocks(fits[key], rng)), self.largest_items, fits[key].law)
             for key, tasks in self.tasks.items()
         }
 
@@ -112,7 +112,7 @@ class Estimator:
         for key, fitted in self.fits.items():
             means = np.array([self._measured.mean_ns(fits, key) for fits in drawn])
             spread = float(np.std(means / self._measured.mean_ns(self.fits, key), ddof=1))
-            missed = math.sqrt(max(0.0, fitted.mean_error**2 - spread**2))
+            missed = math.sqrt(max(0.0, fitted.law.memory.mean_error**2 - spread**2))
             for fits, z in zip(drawn, rng.permutation(shift), strict=True):
                 fits[key] = replace(fits[key], mean_ns=fits[key].mean_ns * math.exp(missed * z))
         return drawn
@@ -120,7 +120,7 @@ class Estimator:
     @property
     def memory(self) -> float:
         """Longest autocorrelation time of the residuals, in tasks."""
-        return max(fitted.memory for fitted in self.fits.values())
+        return max(fitted.law.memory.tasks for fitted in self.fits.values())
 
     @cached_property
     def utilisation(self) -> dict[str, Estimate]:
@@ -177,13 +177,8 @@ class Estimator:
         `observed_ms` of the queries after the schedule's warm-up. Empty where p50, p95 and p99 lie
         inside what `CHECKS` walks give.
         """
-        server = self._measured.server
-        walks = [
-            WalkedLoad(server, self._measured.policy, schedule, self._seed + 1 + i).under(self.fits)
-            for i in range(CHECKS)
-        ]
         p = np.array(CHECKED)
-        walked = np.array([np.quantile(w.latencies_ms()[schedule.n_warmup :], p) for w in walks])
+        walked = self._replayed([schedule] * CHECKS, p)
         seen = np.quantile(observed_ms, p)
         for i, (low, high) in enumerate(zip(walked.min(axis=0), walked.max(axis=0), strict=True)):
             slack = ROUNDING * seen[i]
@@ -204,7 +199,7 @@ class Estimator:
         tails = []
         rates = []
         for utilisation in CURVE_AT:
-            faster = utilisation / self._busiest
+            faster = utilisation / self._busiest.value
             values, errors = self._with_error(long.settled_ms(faster), p)
             start = np.log(np.quantile(short.settled_ms(faster), p))
             resampled = np.log([np.quantile(walk.settled_ms(faster), p) for walk in walks])
@@ -220,7 +215,7 @@ class Estimator:
         """
         p = percentile / 100
         long, short = self._long.under(self.fits), self._short.under(self.fits)
-        busiest = self._busiest_pool
+        busiest = self._busiest
         full = FULL / busiest.value
         factor = highest(long.tails(p), sla_ms, full, highest(short.tails(p), sla_ms, full))
         if factor == 0:
@@ -235,7 +230,7 @@ class Estimator:
             for w in self._short_walks()
         ]
         parts = limit_by_part([long.settled_ms(f) for f in factors], factors, p)
-        error = float(parts.std(ddof=1)) / math.sqrt(PARTS) * self._is_drawn
+        error = part_error(parts) * self._is_drawn
         ratios = np.log(np.array(crossings) / factor)[:, None]
         by_service, both = (_bounds(ratios, np.array([x])) for x in (0.0, error))
         return RateLimit(
@@ -246,31 +241,27 @@ class Estimator:
 
     def foreseen_ms(self, schedules: Iterable[Schedule], percentile: float) -> tuple[float, float]:
         """Between which values a run of such a schedule shows the percentile."""
+        tails = self._replayed(schedules, np.array([percentile / 100]))
+        return float(tails.min()), float(tails.max())
+
+    def _replayed(self, schedules: Iterable[Schedule], p: FloatArray) -> FloatArray:
+        """The p-quantiles of such runs, [schedule, p], each with residuals of its own."""
         server, policy = self._measured.server, self._measured.policy
-        tails = [
-            np.quantile(
-                WalkedLoad(server, policy, schedule, self._seed + 1 + i)
-                .under(self.fits)
-                .latencies_ms()[schedule.n_warmup :],
-                percentile / 100,
-            )
-            for i, schedule in enumerate(schedules)
-        ]
-        return float(min(tails)), float(max(tails))
+        tails = []
+        for i, schedule in enumerate(schedules):
+            load = WalkedLoad(server, policy, schedule, self._seed + 1 + i)
+            latency_ms = load.under(self.fits).latencies_ms()[schedule.n_warmup :]
+            tails.append(np.quantile(latency_ms, p))
+        return np.array(tails)
 
     def _with_error(self, latency_ms: FloatArray, p: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Quantiles, and the standard error of their logarithms by equal parts of the walk."""
-        parts = np.log([np.quantile(part, p) for part in np.array_split(latency_ms, PARTS)])
-        errors = parts.std(axis=0, ddof=1) / math.sqrt(PARTS)
+        errors = part_error(tails_by_part(latency_ms, p))
         return np.quantile(latency_ms, p), errors * self._is_drawn
 
     @property
-    def _busiest_pool(self) -> Estimate:
+    def _busiest(self) -> Estimate:
         return max(self.utilisation.values(), key=lambda estimate: estimate.value)
-
-    @property
-    def _busiest(self) -> float:
-        return self._busiest_pool.value
 
     @property
     def _rate_qps(self) -> float:
@@ -285,8 +276,8 @@ def _estimate(value: float, low: float, high: float) -> Estimate:
 def _blocks(fitted: Fit, rng: np.random.Generator) -> Int64Array:
     """As many tasks as the run had, in blocks that begin with a query where order counts."""
     n = fitted.n_tasks
-    block = min(fitted.block, n)
-    if fitted.in_order:
+    block = min(fitted.law.block, n)
+    if fitted.law.in_order:
         begins = rng.choice(fitted.starts, max(n // block, 1))
     else:
         begins = rng.integers(0, n, n)

@@ -23,7 +23,7 @@ FEWEST_STRETCHES = 8  # of a run: longer memories are not told from a trend
 GRID = 24  # memories and strengths of a drift that are weighed
 SLOW_SHARE = 0.5  # of the mean's variance, or no drift is told
 TAIL = 0.025  # beyond each end of an interval
-SURE_ERRORS = 3.0  # standard errors, or neighbours change nothing
+SURE_ERRORS = 3.0  # standard errors: an effect
 
 
 @dataclass(frozen=True)
@@ -56,64 +56,75 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Times of tasks: `mean_ns` [items] (index 0 unused) x a residual of the size's class.
-
-    `residuals` [class] in the order of time, the first at `positions` [class] among all tasks and
-    so on; `classes` [items]. `starts`: positions of the first tasks of queries. Each engine that is
-    busy beside a task, more than `usual_busy` of them, adds the share `per_busy`; a task on an
-    engine that was idle takes `cold_ns` more (caches, clock). `memory`: of the residuals, in tasks;
-    `mean_error`: standard error of their mean; `alike`: tasks of a query scatter alike.
-    """
-
-    mean_ns: FloatArray
-    classes: Int64Array
-    residuals: tuple[FloatArray, ...]
-    positions: tuple[Int64Array, ...]
-    starts: Int64Array
-    per_busy: float
-    usual_busy: float
-    cold: float
-    cold_ns: int
-    memory: float
-    mean_error: float
-    alike: bool
-    n_tasks: int
-
-    @property
-    def in_order(self) -> bool:
-        """Whether residuals are drawn as they followed each other, and not each on its own."""
-        return self.alike or self.memory > 1
-
-    @property
-    def block(self) -> int:
-        """Tasks that follow each other and are resampled together."""
-        return max(BLOCK_ALIKE if self.alike else 1, math.ceil(BLOCK_MEMORIES * self.memory))
-
-    @property
-    def n_memories(self) -> float:
-        """How many independent stretches the run has."""
-        return self.n_tasks / (2 * max(self.memory, 1.0))
-
-    @property
-    def work_ns(self) -> FloatArray:
-        """Mean ns by items with the mean of its class's residuals in it."""
-        means = np.array([part.mean() for part in self.residuals])
-        work_ns: FloatArray = self.mean_ns * means[self.classes]
-        return work_ns
-
-    def beside(self, n_busy: int) -> FloatArray:
-        """Mean ns by items beside so many busy engines."""
-        factor = max(0.1, 1 + self.per_busy * (n_busy - self.usual_busy))
-        return self.mean_ns * factor
-
-
-@dataclass(frozen=True)
 class Memory:
     """How long residuals remember, in tasks, and the standard error of their mean."""
 
     tasks: float
     mean_error: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """What the order of tasks in time tells, and resampled tasks have lost.
+
+    `classes` [items] of sizes that scatter in their own way. Each engine that is busy beside a
+    task, more than usual, adds the share `per_busy` to its time; a task on an engine that was idle
+    takes the share `cold` longer (caches, clock). `alike`: tasks of a query scatter alike.
+    """
+
+    classes: Int64Array
+    per_busy: float
+    cold: float
+    memory: Memory
+    alike: bool
+
+    @property
+    def in_order(self) -> bool:
+        """Whether residuals are drawn as they followed each other, and not each on its own."""
+        return self.alike or self.memory.tasks > 1
+
+    @property
+    def block(self) -> int:
+        """Tasks that follow each other and are resampled together."""
+        return max(BLOCK_ALIKE if self.alike else 1, math.ceil(BLOCK_MEMORIES * self.memory.tasks))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Times of tasks: `mean_ns` [items] (index 0 unused) x a residual of the size's class.
+
+    `residuals` [class] in the order of time, the first at `positions` [class] among all tasks and
+    so on. `starts`: positions of the first tasks of queries. `usual_busy`: engines that were busy
+    beside a task, in the mean; `cold_ns`: what a task takes longer on an engine that was idle.
+    """
+
+    law: Law
+    mean_ns: FloatArray
+    residuals: tuple[FloatArray, ...]
+    positions: tuple[Int64Array, ...]
+    starts: Int64Array
+    usual_busy: float
+    cold_ns: int
+    n_tasks: int
+
+    @property
+    def n_memories(self) -> float:
+        """How many independent stretches the run has."""
+        return self.n_tasks / (2 * max(self.law.memory.tasks, 1.0))
+
+    @property
+    def work_ns(self) -> FloatArray:
+        """Mean ns by items with the mean of its class's residuals in it."""
+        means = np.array([part.mean() for part in self.residuals])
+        work_ns: FloatArray = self.mean_ns * means[self.law.classes]
+        return work_ns
+
+    def beside_ns(self, most: int) -> list[FloatArray]:
+        """Mean ns by items beside 0 .. `most` busy engines; once where these change nothing."""
+        if not self.law.per_busy:
+            return [self.mean_ns]
+        factors = 1 + self.law.per_busy * (np.arange(most + 1) - self.usual_busy)
+        return [factor * self.mean_ns for factor in np.maximum(0.1, factors)]
 
 
 def memory_of(residuals: FloatArray) -> Memory:
@@ -192,42 +203,43 @@ def size_classes(items: Int64Array, largest: int) -> Int64Array:
     return np.searchsorted(borders, np.arange(largest + 1), side="right").astype(np.int64)
 
 
-def fit(tasks: Tasks, largest: int, like: Fit | None = None) -> Fit:
-    """The times of these tasks, for sizes up to `largest`.
-
-    `like`: what is not asked anew of resampled tasks, as their order in time is lost (memory,
-    neighbours, classes).
-    """
-    usual_busy = float(tasks.n_busy.mean())
-    mean_ns = mean_by_items(tasks.items, tasks.took_ns, largest)
-    residuals = tasks.took_ns / mean_ns[tasks.items]
-    per_busy, cold = _effects(residuals, tasks) if like is None else (like.per_busy, like.cold)
-    if per_busy or cold:
-        effect = 1 + per_busy * (tasks.n_busy - usual_busy) + cold * tasks.was_idle
-        took_ns = tasks.took_ns / effect
-        mean_ns = mean_by_items(tasks.items, took_ns, largest)
-        residuals = took_ns / mean_ns[tasks.items]
-    memory = memory_of(residuals) if like is None else Memory(like.memory, like.mean_error)
-    alike = scatter_alike(residuals, tasks.is_first) if like is None else like.alike
-    classes = size_classes(tasks.items, largest) if like is None else like.classes
-    positions = [np.flatnonzero(classes[tasks.items] == i) for i in range(int(classes.max()) + 1)]
+def fit(tasks: Tasks, largest: int, law: Law | None = None) -> Fit:
+    """The times of these tasks, for sizes up to `largest`; `law` of resampled ones."""
+    law = law or law_of(tasks, largest)
+    mean_ns, residuals = _without_effects(tasks, largest, law.per_busy, law.cold)
+    of_task = law.classes[tasks.items]
+    positions = [np.flatnonzero(of_task == i) for i in range(int(law.classes.max()) + 1)]
     everything = np.arange(len(tasks))  # for a class that a resample does not have
     positions = [part if len(part) else everything for part in positions]
     return Fit(
+        law,
         mean_ns,
-        classes,
         tuple(residuals[part] for part in positions),
         tuple(positions),
         np.flatnonzero(tasks.is_first),
-        per_busy,
-        usual_busy,
-        cold,
-        round(cold * float(mean_ns[tasks.items].mean())),
-        memory.tasks,
-        memory.mean_error,
-        alike,
+        float(tasks.n_busy.mean()),
+        round(law.cold * float(mean_ns[tasks.items].mean())),
         len(tasks),
     )
+
+
+def law_of(tasks: Tasks, largest: int) -> Law:
+    """What the order of the tasks tells."""
+    per_busy, cold = _effects(_without_effects(tasks, largest, 0.0, 0.0)[1], tasks)
+    _, residuals = _without_effects(tasks, largest, per_busy, cold)
+    alike = scatter_alike(residuals, tasks.is_first)
+    return Law(size_classes(tasks.items, largest), per_busy, cold, memory_of(residuals), alike)
+
+
+def _without_effects(
+    tasks: Tasks, largest: int, per_busy: float, cold: float
+) -> tuple[FloatArray, FloatArray]:
+    """Mean ns by items and residuals, as if no engine were idle, and as many busy as usual."""
+    usual_busy = float(tasks.n_busy.mean())
+    effect = 1 + per_busy * (tasks.n_busy - usual_busy) + cold * tasks.was_idle
+    took_ns = tasks.took_ns / effect
+    mean_ns = mean_by_items(tasks.items, took_ns, largest)
+    return mean_ns, took_ns / mean_ns[tasks.items]
 
 
 def scatter_alike(residuals: FloatArray, is_first: BoolArray) -> bool:
@@ -245,26 +257,27 @@ def _effects(residuals: FloatArray, tasks: Tasks) -> tuple[float, float]:
     """Shares that a busy neighbour, and an idle engine, add to a task's time; 0 where not sure."""
     columns = {"busy": tasks.n_busy.astype(float), "cold": tasks.was_idle.astype(float)}
     columns = {name: x - x.mean() for name, x in columns.items() if x.std() > 0}
-    sure: dict[str, float] = {}
-    while columns:
-        x = np.column_stack([*columns.values()])
-        slopes, *_ = np.linalg.lstsq(x, residuals - residuals.mean(), rcond=None)
-        scatter = residuals - residuals.mean() - x @ slopes
-        variance = float(scatter @ scatter) / max(len(x) - x.shape[1] - 1, 1)
-        errors = np.sqrt(variance * np.diag(np.linalg.pinv(x.T @ x)))
-        sure = dict(zip(columns, slopes.tolist(), strict=True))
-        unsure = [
-            name
-            for name, slope, error in zip(columns, slopes, errors, strict=True)
-            if slope <= SURE_ERRORS * error
-        ]
-        if not unsure:
-            break
-        columns = {name: x for name, x in columns.items() if name not in unsure}
-        sure = {}
+    sure = _sure_slopes(columns, residuals)
+    while len(sure) < len(columns):  # those that remain, without the others
+        columns = {name: columns[name] for name in sure}
+        sure = _sure_slopes(columns, residuals)
     cold = sure.get("cold", 0.0)
     warm = 1 - cold * float(tasks.was_idle.mean())  # residual of a task on a busy engine
     return sure.get("busy", 0.0), cold / warm
+
+
+def _sure_slopes(columns: dict[str, FloatArray], y: FloatArray) -> dict[str, float]:
+    """Slopes of y by columns with mean 0 that are surely above 0; by least squares."""
+    if not columns:
+        return {}
+    x = np.column_stack([*columns.values()])
+    around = y - y.mean()
+    slopes, *_ = np.linalg.lstsq(x, around, rcond=None)
+    scatter = around - x @ slopes
+    variance = float(scatter @ scatter) / max(len(x) - x.shape[1] - 1, 1)
+    errors = np.sqrt(variance * np.diag(np.linalg.pinv(x.T @ x)))
+    by_name = zip(columns, slopes.tolist(), errors, strict=True)
+    return {name: slope for name, slope, error in by_name if slope > SURE_ERRORS * error}
 
 
 def tasks_of(table: pd.DataFrame, stage: int, *, offloaded: bool) -> Tasks:

@@ -17,7 +17,6 @@ NEARLY = 1.1  # a limit that was found on a shorter load holds to this factor
 FLATTEST = 0.1  # a tail rises with the rate by at least this power of it, or a limit has no error
 FARTHEST = 0.3  # log: beyond the walked rates
 PARTS = 20  # of a load, for its own error
-PART_ERRORS = 2.09  # standard errors by so many parts that 95 % lie within (Student's t)
 
 TailMs = Callable[[float], float]  # of the rate, or of a factor on it; infinite: no steady state
 
@@ -57,6 +56,18 @@ def crossing(factors: FloatArray, tails_ms: Sequence[float], level_ms: float) ->
     return math.exp(np.clip(reached, x[0] - FARTHEST, x[-1] + FARTHEST))
 
 
+def tails_by_part(latency_ms: FloatArray, p: float | FloatArray) -> FloatArray:
+    """Logs of the p-quantiles of equal parts of a load, [part] or [part, p]."""
+    tails: FloatArray = np.log([np.quantile(part, p) for part in np.array_split(latency_ms, PARTS)])
+    return tails
+
+
+def part_error(by_part: FloatArray) -> FloatArray:
+    """Standard error of a mean by its parts."""
+    error: FloatArray = by_part.std(axis=0, ddof=1) / math.sqrt(PARTS)
+    return error
+
+
 def limit_by_part(latencies_ms: Sequence[FloatArray], factors: FloatArray, p: float) -> FloatArray:
     """Log of the limit around its mean, by parts of the load.
 
@@ -65,6 +76,6 @@ def limit_by_part(latencies_ms: Sequence[FloatArray], factors: FloatArray, p: fl
     below, at, above = latencies_ms
     rise = math.log(np.quantile(above, p) / np.quantile(below, p))
     steep = max(FLATTEST, rise / math.log(factors[2] / factors[0]))
-    tails = np.log([np.quantile(part, p) for part in np.array_split(at, PARTS)])
+    tails = tails_by_part(at, p)
     by_part: FloatArray = (tails.mean() - tails) / steep
     return by_part

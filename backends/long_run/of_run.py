@@ -38,14 +38,14 @@ def long_run_of(
     """
     reason = unknown(rows, deployment, policy, schedule)
     if reason:
-        return LongRun({}, {}, 1.0, reason)
+        return LongRun(withheld=reason)
     tune = deployment.config.tune
     estimator = estimator_of(rows, deployment, policy, schedule, rate_qps)
     long_run = estimator.long_run(sorted({*PERCENTILES, tune.sla_percentile}))
     if not long_run.is_above_capacity:
         wrong = _wrong(estimator, rows, deployment, schedule)
         if wrong:
-            return LongRun({}, long_run.utilisation, long_run.memory, wrong)
+            return replace(long_run, percentiles={}, withheld=wrong)
     if estimator.withheld():
         return long_run
     other_load = no_curve(deployment)

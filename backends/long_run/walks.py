@@ -15,7 +15,6 @@ from backends.long_run.fit import Fit
 from backends.long_run.limits import PARTS, TailMs
 from backends.virtual.simulated import SimulatedSession
 from infra.arrays import BoolArray, FloatArray, Int64Array
-from infra.clock import NS_PER_MS
 from infra.messages import ACCEL
 from loadGenerator import Schedule
 from scheduler import Policy, Stage
@@ -76,30 +75,28 @@ class WalkedLoad:
 
     def _table(self, number: int, parts: _Parts, fits: Fits) -> ServiceTable:
         factors = np.ones(len(parts.items))
-        rows: dict[bool, list[FloatArray]] = {False: [], True: []}
-        for offloaded in rows:
+        for offloaded in (False, True):
             fitted = fits.get((number, offloaded))
-            if fitted is None:
-                continue
-            chosen = parts.is_offloaded == offloaded
-            rng = np.random.default_rng([self._seed, number, offloaded])
-            is_first = parts.is_first[chosen]
-            factors[chosen] = drawn_residuals(fitted, parts.items[chosen], is_first, rng)
-            pool = self._pool(number, offloaded=offloaded)
-            n_engines = self.server.engines[pool]
-            one_each = offloaded or fitted.per_busy
-            rows[offloaded] = [
-                fitted.beside(n_busy) if fitted.per_busy else fitted.mean_ns
-                for n_busy in range(n_engines if one_each else 1)
-            ]
-        cpu_ns = rows[False] or [np.ones(int(parts.items.max(initial=1)) + 1)]
+            if fitted is not None:
+                chosen = parts.is_offloaded == offloaded
+                rng = np.random.default_rng([self._seed, number, offloaded])
+                is_first = parts.is_first[chosen]
+                factors[chosen] = drawn_residuals(fitted, parts.items[chosen], is_first, rng)
+        core, card = fits.get((number, False)), fits.get((number, True))
+        none_ns = np.ones_like(next(iter(fits.values())).mean_ns)  # of a kind without tasks
+        cpu_ns = [none_ns] if core is None else core.beside_ns(self._neighbours(number))
+        accel_ns = [none_ns if card is None else card.mean_ns] * self.server.engines.get(ACCEL, 0)
         return ServiceTable(
             _whole_ns(cpu_ns),
-            _whole_ns(rows[True] or [cpu_ns[0]] * self.server.engines.get(ACCEL, 0)),
+            _whole_ns(accel_ns),
             cpu_overhead=self._overhead(number, fits, offloaded=False),
             accel_overhead=self._overhead(number, fits, offloaded=True),
             task_factors=TaskFactors(parts.first, factors),
         )
+
+    def _neighbours(self, number: int) -> int:
+        """Engines that can be busy beside one of the stage's."""
+        return self.server.engines[self.server.stages[number].pool] - 1
 
     def _overhead(self, number: int, fits: Fits, *, offloaded: bool) -> Overhead:
         """What passes before a task begins, and on an idle engine what it takes longer."""
@@ -159,18 +156,22 @@ class Walk:
         server = self.load.server
         schedule = self.load.schedule
         arrival_ns = np.rint(schedule.arrival_ns / faster).astype(np.int64)
+        schedule = replace(schedule, arrival_ns=arrival_ns)
         session = SimulatedSession(server.engines, self.times, server.stages, keep_tasks=False)
-        answers = session.answers(replace(schedule, arrival_ns=arrival_ns), self.load.policy)
-        return (answers.done_ns - arrival_ns) / NS_PER_MS
+        return session.answers(schedule, self.load.policy).latencies_ms(schedule)
 
     def settled_ms(self, faster: float = 1.0) -> FloatArray:
-        """Latencies without the walk's beginning, when the system fills."""
-        latencies = self.latencies_ms(faster)
-        return latencies[len(latencies) // WARM_UP :]
+        """The same without the walk's beginning."""
+        return settled(self.latencies_ms(faster))
 
     def tails(self, p: float) -> TailMs:
         """The p-quantile of the latency by the factor on the rate."""
         return lambda faster: float(np.quantile(self.settled_ms(faster), p))
+
+
+def settled(latency_ms: FloatArray) -> FloatArray:
+    """Latencies of a walk in order of arrival without its beginning, when the system fills."""
+    return latency_ms[len(latency_ms) // WARM_UP :]
 
 
 def _parts_of(stages: Sequence[Stage], policy: Policy, schedule: Schedule) -> list[_Parts]:
@@ -199,8 +200,8 @@ def drawn_residuals(
     the run, from the first task of some query on.
     """
     drawn = np.empty(len(items))
-    of_task = fitted.classes[items]
-    if not fitted.in_order:
+    of_task = fitted.law.classes[items]
+    if not fitted.law.in_order:
         moment = rng.random(len(items))
         for number, residuals in enumerate(fitted.residuals):
             chosen = of_task == number
@@ -219,7 +220,7 @@ def _positions(fitted: Fit, is_first: BoolArray, rng: np.random.Generator) -> In
     """Where in the run each task finds its residual."""
     query = np.cumsum(is_first) - 1
     n_queries = int(query[-1]) + 1 if len(query) else 0
-    block_queries = max(1, round(fitted.block * n_queries / max(len(query), 1)))
+    block_queries = max(1, round(fitted.law.block * n_queries / max(len(query), 1)))
     block = query // block_queries
     begins = fitted.starts[rng.integers(0, len(fitted.starts), n_queries // block_queries + 1)]
     first_of_block = np.flatnonzero(is_first)[::block_queries]

@@ -18,16 +18,16 @@ from backends.tuning.calibration import calibrate, calibrated_times
 from backends.tuning.guided import Guided, foretell
 from backends.tuning.probe import Probed, Sla, capacity_qps
 from backends.tuning.search_log import SearchLog, outcome_of
-from backends.tuning.told_limits import ByTest, Prober, prober_of
+from backends.tuning.told_limits import ByTest, Prober, confirmation, prober_of
 from backends.virtual.simulated import SimulatedSession
 from infra.deployment import Deployment
 from infra.messages import ACCEL
 from infra.progress import OnFraction, Progress
 from infra.results.disturbance import MOST_TRIES, repeat_disturbed
-from infra.results.rows import Rows, is_disturbed
+from infra.results.rows import Rows
 from infra.results.stats import Summary, summarize
 from infra.search.rate_search import log_grid_qps
-from loadGenerator import CommonLoad, draw_schedule
+from loadGenerator import CommonLoad
 from scheduler import (
     Exhaustive,
     Goal,
@@ -121,6 +121,8 @@ class PolicyTuner:
         )
         self._load = CommonLoad(config, self._sla.max_queries, _COMMON_LOAD)
         self._grid = log_grid_qps(tune.min_arr_range, tune.max_arr_range, tune.arr_steps)
+        self._by_test = ByTest(session, self._load, self._sla)
+        self._by_limit = prober_of(session, deployment, self._load, self._sla)
         self._n_tried = self._n_confirmations = 0
         self._goal = Goal(1.0)
         self._disturbed = ""  # why the search's trials cannot be believed
@@ -308,14 +310,11 @@ class PolicyTuner:
         return None if self._session.interrupted else phase.limit
 
     def _prober(self, trial: Trial) -> Prober:
-        by_test = ByTest(self._session, self._load, self._sla)
         if trial.n_queries is not None:  # the release draws every update anew
             n_drawn = _TRIAL_LOAD + self._n_tried + 1
             load = CommonLoad(self._config, 2 * trial.n_queries, n_drawn)
-            return replace(by_test, load=load)
-        if self._config.tune.scheduler in BY_TEST:
-            return by_test
-        return prober_of(self._session, self._deployment, self._load, self._sla, trial.policy)
+            return replace(self._by_test, load=load)
+        return self._by_test if self._config.tune.scheduler in BY_TEST else self._by_limit
 
     def _try(self, phase: str, trial: Trial, prober: Prober) -> dict[str, Any] | None:
         self._n_tried += 1
@@ -331,7 +330,7 @@ class PolicyTuner:
         """Why a trial is repeated, not believed."""
         if probed is None or probed.rows is None or self._session.interrupted:
             return ""
-        return is_disturbed(probed.rows, self._sla.latency_ms, self._sla.percentile)
+        return "; ".join(probed.rows.disturbed_by(self._sla.latency_ms, self._sla.percentile))
 
     def _confirm(self, name: str, limit: Limit, trials: list[dict[str, Any]]) -> Phase:
         """A run with a fresh seed at what the policy carries."""
@@ -371,7 +370,7 @@ class PolicyTuner:
         for _ in range(MOST_TRIES):
             rows, summary = self._confirmation(name, limit.policy, limit.qps.value)
             last = self._phase_of(name, limit, limit.qps.value, rows, summary)
-            is_quiet = not is_disturbed(rows, self._sla.latency_ms, self._sla.percentile)
+            is_quiet = not rows.disturbed_by(self._sla.latency_ms, self._sla.percentile)
             is_inside = low <= summary.p_sla_ms.value <= high
             if self._session.interrupted or (is_quiet and is_inside):
                 return last
@@ -390,9 +389,8 @@ class PolicyTuner:
     def _bisected(self, name: str, limit: Limit, trials: list[dict[str, Any]]) -> Limit:
         """The policy's limit rate by rate, by verdicts."""
         search = Exhaustive([limit.policy], replace(self._goal, start_qps=limit.qps.value))
-        by_test = ByTest(self._session, self._load, self._sla)
         while (trial := search.propose()) is not None:
-            line = self._try(name, trial, by_test)
+            line = self._try(name, trial, self._by_test)
             if line is None:
                 break
             trials.append(line)
@@ -421,10 +419,9 @@ class PolicyTuner:
     def _confirmation(self, name: str, policy: Policy, rate_qps: float) -> tuple[Rows, Summary]:
         self._n_confirmations += 1
         tune = self._config.tune
-        n = self._sla.confirming_queries(self._config, rate_qps)
-        schedule = draw_schedule(
-            self._config, n, self._config.n_warmup, rate_qps, _CONFIRMATION + self._n_confirmations
-        )
+        number = _CONFIRMATION + self._n_confirmations
+        schedule = confirmation(self._config, rate_qps, self._sla, number)
+        n = len(schedule)
         with self._progress.step(f"{name}: confirming {rate_qps:.0f} QPS") as on_fraction:
             rows = self._session.run(schedule, policy, lambda n_done: on_fraction(n_done / n))
         sla = (tune.target_latency, tune.sla_percentile)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from backends.session import Session, SessionError
@@ -51,15 +50,10 @@ class Sla:
 class _Watch:
     """Ends the run with the decision."""
 
-    def __init__(self, test: SlaTest, on_latencies: Callable[[int], None] | None) -> None:
+    def __init__(self, test: SlaTest) -> None:
         self._test = test
-        self._on_latencies = on_latencies
-        self._n = 0
 
     def observe(self, latency_ms: FloatArray, busy_frac: float) -> bool:
-        self._n += len(latency_ms)
-        if self._on_latencies is not None:
-            self._on_latencies(self._n)
         return self._test.observe(latency_ms, busy_frac) is not None
 
 
@@ -78,7 +72,6 @@ def probe(
     load: CommonLoad,
     sla: Sla,
     trial: Trial,
-    on_latencies: Callable[[int], None] | None = None,
 ) -> Probed | None:
     """Run the trial; None if the session was interrupted before it was decided."""
     if trial.n_queries is not None:
@@ -89,7 +82,7 @@ def probe(
     n = max(sla.max_queries, queries_to_show_overload(sla.latency_ms, trial.rate_qps))
     test = SlaTest(sla.latency_ms, sla.percentile, sla.confidence, n)
     schedule = load.at(trial.rate_qps, n)
-    rows = session.run(schedule, trial.policy, watch=_Watch(test, on_latencies))
+    rows = session.run(schedule, trial.policy, watch=_Watch(test))
     decision = test.decision
     if decision is None:
         return None

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
-from backends.long_run.limits import FULL, PART_ERRORS, PARTS, TailMs, highest, limit_by_part
+from backends.long_run.limits import (
+    FULL,
+    TailMs,
+    highest,
+    limit_by_part,
+    part_error,
+    tails_by_part,
+)
 from backends.long_run.of_run import estimator_of, no_curve, unknown
+from backends.long_run.walks import settled
 from backends.session import Session
 from backends.tuning.probe import Probed, Sla, latencies_ms, probe
 from backends.virtual.simulated import Answers, SimulatedSession
 from infra.arrays import FloatArray
-from infra.clock import NS_PER_MS, NS_PER_S
+from infra.clock import NS_PER_S
 from infra.deployment import Deployment
-from infra.results.long_run import RateLimit
+from infra.results.long_run import PART_ERRORS, RateLimit
 from infra.results.quantiles import Estimate
 from infra.results.rows import Rows
 from infra.search.sla_test import Verdict
@@ -40,9 +49,7 @@ _FORESEEN_LOAD = 3_000_000
 class Prober(Protocol):
     """Makes trials of a search."""
 
-    def probe(
-        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
-    ) -> Probed | None:
+    def probe(self, trial: Trial) -> Probed | None:
         """Make the trial; None if the session was interrupted."""
 
 
@@ -54,67 +61,67 @@ class ByTest:
     load: CommonLoad
     sla: Sla
 
-    def probe(
-        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
-    ) -> Probed | None:
+    def probe(self, trial: Trial) -> Probed | None:
         """The verdict on the trial's rate."""
-        return probe(self.session, self.load, self.sla, trial, on_latencies)
+        return probe(self.session, self.load, self.sla, trial)
 
 
 @dataclass(frozen=True)
 class ByRun:
-    """A run a policy: its tasks' times tell the limit."""
+    """A run a policy: its tasks' times tell the limit; `by_test` where these cannot be walked."""
 
-    session: Session
+    by_test: ByTest
     deployment: Deployment
-    load: CommonLoad
-    sla: Sla
 
-    def probe(
-        self, trial: Trial, on_latencies: Callable[[int], None] | None = None
-    ) -> Probed | None:
-        """The limit of the trial's policy; the verdict on its rate where no tasks can be walked."""
-        n = max(FEWEST_QUERIES, math.ceil(RUN_SHARE * self.sla.max_queries))
-        schedule = replace(self.load.at(trial.rate_qps, n), n_warmup=round(RUN_WARMUP * n))
-        rows = self.session.run(schedule, trial.policy, on_latencies)
-        if self.session.interrupted:
+    def probe(self, trial: Trial) -> Probed | None:
+        """The limit of the trial's policy."""
+        session, load, sla = self.by_test.session, self.by_test.load, self.by_test.sla
+        n = max(FEWEST_QUERIES, math.ceil(RUN_SHARE * sla.max_queries))
+        schedule = replace(load.at(trial.rate_qps, n), n_warmup=round(RUN_WARMUP * n))
+        rows = session.run(schedule, trial.policy)
+        if session.interrupted:
             return None
         if unknown(rows, self.deployment, trial.policy, schedule):
-            return ByTest(self.session, self.load, self.sla).probe(trial, on_latencies)
+            return self.by_test.probe(trial)
         try:
             return self._told(trial, schedule, rows)
         except KeyboardInterrupt:
-            self.session.interrupted = True
+            session.interrupted = True
             return None
 
     def _told(self, trial: Trial, schedule: Schedule, rows: Rows) -> Probed:
-        n = len(schedule)
+        sla = self.by_test.sla
         estimator = estimator_of(rows, self.deployment, trial.policy, schedule, trial.rate_qps)
-        limit = estimator.limit(self.sla.percentile, self.sla.latency_ms)
-        coming = confirmations(self.deployment.config, limit.qps.value, self.sla)
-        foreseen = estimator.foreseen_ms(coming, self.sla.percentile) if coming else None
+        limit = estimator.limit(sla.percentile, sla.latency_ms)
+        coming = confirmations(self.deployment.config, limit.qps.value, sla)
+        foreseen = estimator.foreseen_ms(coming, sla.percentile) if coming else None
         counted = latencies_ms(rows)[schedule.n_warmup :]
-        outcome = _outcome(counted, trial.rate_qps, n, self.sla, limit, foreseen)
+        outcome = _outcome(counted, trial.rate_qps, len(schedule), sla, limit, foreseen)
         seconds = float(rows.queries["done_ns"].max()) / NS_PER_S
         return Probed(outcome, rows, seconds, None)
 
 
 class ByWalks:
-    """Virtual time, whose service times are known: long walks of one load at every rate."""
+    """Virtual time, whose service times are known: long walks of one load at every rate.
 
-    def __init__(self, session: SimulatedSession, config: RunConfig, sla: Sla) -> None:
+    `by_test` where a policy has no compiled server.
+    """
+
+    def __init__(self, session: SimulatedSession, config: RunConfig, by_test: ByTest) -> None:
         self._session = session
         self._config = config
-        self._sla = sla
-        self._load = CommonLoad(config, LONG_WALK, _WALKED_LOAD)
+        self._by_test = by_test
+        self._sla = by_test.sla
         self._n_walked = 0
 
-    def probe(
-        self,
-        trial: Trial,
-        on_latencies: Callable[[int], None] | None = None,  # noqa: ARG002 (it takes no time)
-    ) -> Probed | None:
+    @cached_property
+    def _load(self) -> CommonLoad:
+        return CommonLoad(self._config, LONG_WALK, _WALKED_LOAD)
+
+    def probe(self, trial: Trial) -> Probed | None:
         """The limit of the trial's policy; that it is below the trial's rate, if that suffices."""
+        if not self._session.is_compiled(trial.policy):
+            return self._by_test.probe(trial)
         self._n_walked = 0
         try:
             walked = self._probe(trial)
@@ -140,8 +147,7 @@ class ByWalks:
         """Latencies at the trial's rate: of a short walk where that tells whether it holds."""
         latency_ms = self._settled_ms(trial.policy, trial.rate_qps, SHORT_WALK)
         p = self._sla.percentile / 100
-        tails = np.log([np.quantile(part, p) for part in np.array_split(latency_ms, PARTS)])
-        error = float(tails.std(ddof=1)) / math.sqrt(PARTS)
+        error = part_error(tails_by_part(latency_ms, p))
         away = abs(math.log(np.quantile(latency_ms, p) / self._sla.latency_ms))
         if away > SURE_ERRORS * error:
             return latency_ms
@@ -159,7 +165,7 @@ class ByWalks:
         parts = limit_by_part(
             [self._settled_ms(policy, rate, LONG_WALK) for rate in rates], rates, p
         )
-        half = PART_ERRORS * float(parts.std(ddof=1)) / math.sqrt(PARTS)
+        half = PART_ERRORS * float(part_error(parts))
         low, high = rate_qps * math.exp(-half), rate_qps * math.exp(half)
         return RateLimit(Estimate(rate_qps, low, high), by_part=tuple(parts.tolist()))
 
@@ -174,17 +180,18 @@ class ByWalks:
         """The SLA's percentile by rate; infinite where there is no steady state."""
 
         def tail_ms(rate_qps: float) -> float:
-            answers = self._answers(self._load.at(rate_qps, n), policy)
+            schedule = self._load.at(rate_qps, n)
+            answers = self._answers(schedule, policy)
             if answers.utilisation >= FULL:
                 return math.inf
-            latency_ms = self._latencies_ms(rate_qps, n, answers.done_ns)
+            latency_ms = settled(answers.latencies_ms(schedule))
             return float(np.quantile(latency_ms, self._sla.percentile / 100))
 
         return tail_ms
 
     def _settled_ms(self, policy: Policy, rate_qps: float, n: int) -> FloatArray:
-        answers = self._answers(self._load.at(rate_qps, n), policy)
-        return self._latencies_ms(rate_qps, n, answers.done_ns)
+        schedule = self._load.at(rate_qps, n)
+        return settled(self._answers(schedule, policy).latencies_ms(schedule))
 
     def _answers(self, schedule: Schedule, policy: Policy) -> Answers:
         """Walk a load; raises KeyboardInterrupt."""
@@ -194,42 +201,34 @@ class ByWalks:
             raise KeyboardInterrupt
         return answers
 
-    def _latencies_ms(self, rate_qps: float, n: int, done_ns: np.ndarray) -> FloatArray:
-        """Without the beginning, when the system fills."""
-        latency_ms: FloatArray = (done_ns - self._load.at(rate_qps, n).arrival_ns) / NS_PER_MS
-        return latency_ms[n // PARTS :]
-
     def _foreseen(self, schedules: Sequence[Schedule], policy: Policy) -> tuple[float, float]:
         tails = []
         for schedule in schedules:
-            answers = self._answers(schedule, policy)
-            latency_ms = (answers.done_ns - schedule.arrival_ns)[schedule.n_warmup :] / NS_PER_MS
-            tails.append(float(np.quantile(latency_ms, self._sla.percentile / 100)))
+            latency_ms = self._answers(schedule, policy).latencies_ms(schedule)
+            counted = latency_ms[schedule.n_warmup :]
+            tails.append(float(np.quantile(counted, self._sla.percentile / 100)))
         return min(tails), max(tails)
 
 
-def prober_of(
-    session: Session, deployment: Deployment, load: CommonLoad, sla: Sla, policy: Policy
-) -> Prober:
-    """The prober that tells most about the policy."""
+def prober_of(session: Session, deployment: Deployment, load: CommonLoad, sla: Sla) -> Prober:
+    """The prober that tells most."""
+    by_test = ByTest(session, load, sla)
     if isinstance(session, SimulatedSession):
-        if session.is_compiled(policy):
-            return ByWalks(session, deployment.config, sla)
-        return ByTest(session, load, sla)
-    if no_curve(deployment):
-        return ByTest(session, load, sla)
-    return ByRun(session, deployment, load, sla)
+        return ByWalks(session, deployment.config, by_test)
+    return by_test if no_curve(deployment) else ByRun(by_test, deployment)
+
+
+def confirmation(config: RunConfig, rate_qps: float, sla: Sla, number: int) -> Schedule:
+    """The load of a run that confirms a rate; `number` for its random streams."""
+    n = sla.confirming_queries(config, rate_qps)
+    return draw_schedule(config, n, config.n_warmup, rate_qps, number)
 
 
 def confirmations(config: RunConfig, rate_qps: float, sla: Sla) -> list[Schedule]:
     """Loads as a confirmation at this rate has them; none at rate 0."""
     if not rate_qps:
         return []
-    n = sla.confirming_queries(config, rate_qps)
-    return [
-        draw_schedule(config, n, config.n_warmup, rate_qps, _FORESEEN_LOAD + i)
-        for i in range(FORESEEN)
-    ]
+    return [confirmation(config, rate_qps, sla, _FORESEEN_LOAD + i) for i in range(FORESEEN)]
 
 
 def _outcome(

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from accelerator.service import ServiceTable, ServiceTimes
-from backends.session import Watch, busiest, whole_inputs
+from backends.session import Watch, busiest, whole_inputs, work_share
 from backends.virtual.event_loop import PIECE, EventLoop, ServiceTime
 from backends.virtual.fifo_kernel import Engines, serve
 from backends.virtual.pipeline_kernel import Served, serve_pipeline
-from infra.arrays import Int64Array
+from infra.arrays import FloatArray, Int64Array
 from infra.clock import NS_PER_MS
 from infra.memory import no_garbage_collection
 from infra.messages import ACCEL, CPU
@@ -41,6 +41,11 @@ class Answers:
 
     done_ns: Int64Array
     utilisation: float
+
+    def latencies_ms(self, schedule: Schedule) -> FloatArray:
+        """Of the schedule's queries, in order of arrival."""
+        latency_ms: FloatArray = (self.done_ns - schedule.arrival_ns) / NS_PER_MS
+        return latency_ms
 
 
 class SimulatedSession:
@@ -128,28 +133,24 @@ class SimulatedSession:
         return self._stages == ONE_STAGE or not offloads
 
     def answers(self, schedule: Schedule, policy: Policy) -> Answers:
-        """When each query is answered; as `run`, without making rows."""
-        schedule = whole_inputs(schedule, self._candidates)
+        """When each query is answered, without making rows; raises ValueError if not compiled."""
         times = self._service
-        if isinstance(times, ServiceTimes) and self._stages == ONE_STAGE:
+        if not (isinstance(times, ServiceTimes) and self.is_compiled(policy)):
+            raise ValueError("this policy has no compiled server: run it")
+        schedule = whole_inputs(schedule, self._candidates)
+        last_ns = int(schedule.arrival_ns[-1])
+        if self._stages == ONE_STAGE:
             walked = self._walk_one_stage(schedule, policy, times.tables[0], keep_tasks=False)
-            busy = dict(zip((CPU, ACCEL), walked.busy_ns.tolist(), strict=True))
-            return Answers(walked.done_ns, self._utilisation(schedule, busy))
-        if isinstance(times, ServiceTimes) and self.is_compiled(policy):
-            served = serve_pipeline(schedule, policy, self._stages, self._engines, times)
-            return Answers(served.done_ns, self._utilisation(schedule, served.busy_ns))
-        rows = self.run(schedule, policy)
-        took_ns = rows.tasks["end_ns"] - rows.tasks["start_ns"]
-        busy = took_ns.groupby(rows.tasks["pool"]).sum().to_dict()
-        done_ns = rows.queries["done_ns"].to_numpy(np.int64)
-        return Answers(done_ns, self._utilisation(schedule, busy))
+            busy_ns = self._by_pool(walked.busy_ns)
+            return Answers(walked.done_ns, work_share(busy_ns, self._engines, last_ns))
+        served = serve_pipeline(schedule, policy, self._stages, self._engines, times)
+        return Answers(served.done_ns, work_share(served.busy_ns, self._engines, last_ns))
 
-    def _utilisation(self, schedule: Schedule, busy_ns: Mapping[str, int]) -> float:
-        """Work of the busiest pool over the time that its engines have until the last arrival."""
-        span_ns = max(int(schedule.arrival_ns[-1]), 1) if len(schedule) else 1
-        return max(
-            (ns / self._engines[pool] / span_ns for pool, ns in busy_ns.items() if ns), default=0.0
-        )
+    def _by_pool(self, busy_ns: Int64Array) -> dict[str, int]:
+        """[cpu, accel] by the names of the pools that there are."""
+        return {
+            p: int(ns) for p, ns in zip((CPU, ACCEL), busy_ns, strict=True) if p in self._engines
+        }
 
     def _run_one_stage(
         self,
@@ -215,7 +216,7 @@ class SimulatedSession:
                     latency_ms = (done[piece] - schedule.arrival_ns[piece]) / NS_PER_MS
                     now_ns = int(engines.free_ns.max(initial=0))
                     if watch.observe(
-                        latency_ms, busiest({CPU: busy[0], ACCEL: busy[1]}, self._engines, now_ns)
+                        latency_ms, busiest(self._by_pool(busy), self._engines, now_ns)
                     ):
                         break
         except KeyboardInterrupt:

@@ -10,7 +10,6 @@ the mean times and what the harness adds as all runs together measured them. Tab
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,18 +17,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from accelerator.replay import overheads_of
-from accelerator.service import Overhead, ServiceTable, TaskFactors
+from accelerator.service import Overhead
 from backends.long_run.of_run import estimator_of
 from backends.processes.engine import PoolSpec
 from backends.processes.process import ProcessSession
-from backends.virtual.simulated import SimulatedSession
 from experiments.common.study import NoOptions, Study, View, progress
 from experiments.intervals.worlds import NOISE, WARM_UP, WORLDS, lognormal
 from infra.clock import NS_PER_MS, monotonic_ns, wait_until_ns
 from infra.messages import CPU, WireTask
 from infra.results.figures import style
 from infra.results.rows import Rows
-from loadGenerator import Schedule
 
 P = 0.95
 WORLD = WORLDS["production, 2 engines"]
@@ -130,33 +127,18 @@ def truth_ms(runs: list[Rows], utilisation: float) -> float:
     tails = []
     for part in range(PARTS):
         schedule = WORLD.schedule(utilisation, WALK, 6_000_000 + part)
-        latency_ms = _walk_ms(schedule, longer, overhead, part)
+        session = WORLD.session(schedule, np.random.default_rng(part), longer, overhead)
+        latency_ms = session.answers(schedule, WORLD.policy).latencies_ms(schedule)
         tails.append(np.quantile(latency_ms[WALK // 20 :], P))
     return float(np.mean(tails))
-
-
-def _walk_ms(schedule: Schedule, longer: float, overhead: Overhead, seed: int) -> np.ndarray:
-    n_tasks = -(-schedule.n_items.astype(np.int64) // WORLD.policy.batch_items)
-    first = np.concatenate([[0], np.cumsum(n_tasks)]).astype(np.int64)
-    noise = np.random.default_rng(seed).normal(0, NOISE, int(first[-1]))
-    mean_ns = np.maximum(np.rint(longer * WORLD.mean_ms * NS_PER_MS), 1).astype(np.int64)
-    table = ServiceTable(
-        mean_ns[None, :],
-        cpu_overhead=overhead,
-        task_factors=TaskFactors(first, lognormal(noise, NOISE)),
-    )
-    answers = SimulatedSession({CPU: WORLD.engines}, table).answers(schedule, WORLD.policy)
-    latency_ms: np.ndarray = (answers.done_ns - schedule.arrival_ns) / NS_PER_MS
-    return latency_ms
 
 
 def measure(case: PacedCase) -> dict[str, list[PacedRow]]:
     """All runs of a case on the same engines."""
     told = []
     runs = []
-    factory = functools.partial(PacedEngine)
     with (
-        ProcessSession([PoolSpec(CPU, WORLD.engines, factory)]) as session,
+        ProcessSession([PoolSpec(CPU, WORLD.engines, PacedEngine)]) as session,
         progress().step(f"{case.runs} runs at {case.utilisation:g}") as on_fraction,
     ):
         for number in range(case.runs):

@@ -28,7 +28,7 @@ from infra.results.stats import summarize
 
 P = 0.95
 UTILISATIONS = (0.5, 0.8, 0.9)
-LENGTHS = (2_048,)
+N_QUERIES = 2_048
 WALK = 1_000_000  # queries of a part of the truth
 METHODS = {
     "independent": "order statistics of independent samples",
@@ -140,7 +140,7 @@ def measure(case: IntervalCase) -> dict[str, list[IntervalRow]]:
 
 def cases(effort: Effort, _: NoOptions) -> list[IntervalCase]:
     """Blocks of runs of every world and utilisation."""
-    worlds = itertools.product(effort.worlds, UTILISATIONS, LENGTHS)
+    worlds = itertools.product(effort.worlds, UTILISATIONS, [N_QUERIES])
     blocks = range(0, effort.runs, effort.runs_a_case)
     return [
         IntervalCase(*world, first, min(effort.runs_a_case, effort.runs - first), effort.parts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import signal
 
-from accelerator.service import ServiceTable, TaskFactors
+from accelerator.service import Overhead, ServiceTable, TaskFactors
 from backends.virtual.simulated import SimulatedSession
 from infra.arrays import FloatArray
 from infra.clock import NS_PER_MS
@@ -32,6 +32,7 @@ DRIFT = 0.05  # its standard deviation, with the noise of tasks twice as large
 MEMORY = 200  # tasks
 WARM_UP = 200  # queries of a run
 SEED = 11
+NO_OVERHEAD = Overhead()
 
 
 @dataclass(frozen=True)
@@ -98,23 +99,27 @@ class World:
 
     def run(self, schedule: Schedule, number: int) -> Rows:
         """Serve the schedule with times that depend on the run's number."""
-        rows: Rows = self._session(schedule, number).run(schedule, self.policy)
-        return rows
+        return self.session(schedule, _stream(number)).run(schedule, self.policy)
 
     def latencies_ms(self, schedule: Schedule, number: int) -> FloatArray:
         """The same without rows, for long runs."""
-        session = self._session(schedule, number)
-        answers = session.answers(schedule, self.policy)
-        latency_ms: FloatArray = (answers.done_ns - schedule.arrival_ns) / NS_PER_MS
-        return latency_ms
+        session = self.session(schedule, _stream(number))
+        return session.answers(schedule, self.policy).latencies_ms(schedule)
 
-    def _session(self, schedule: Schedule, number: int) -> SimulatedSession:
+    def session(
+        self,
+        schedule: Schedule,
+        rng: np.random.Generator,
+        longer: float = 1.0,
+        overhead: Overhead = NO_OVERHEAD,
+    ) -> SimulatedSession:
+        """Engines for this schedule; tasks take `longer` times the world's, after an overhead."""
         n_tasks = -(-schedule.n_items.astype(np.int64) // self.policy.batch_items)
         first = np.concatenate([[0], np.cumsum(n_tasks)]).astype(np.int64)
-        rng = np.random.default_rng([SEED, number])
         factors = TaskFactors(first, self._factors(rng, int(first[-1])))
-        mean_ns = np.rint(self.mean_ms * NS_PER_MS).astype(np.int64)[None, :]
-        return SimulatedSession({CPU: self.engines}, ServiceTable(mean_ns, task_factors=factors))
+        mean_ns = np.rint(longer * self.mean_ms * NS_PER_MS).astype(np.int64)[None, :]
+        table = ServiceTable(mean_ns, cpu_overhead=overhead, task_factors=factors)
+        return SimulatedSession({CPU: self.engines}, table)
 
     def _factors(self, rng: np.random.Generator, n: int) -> FloatArray:
         match self.law:
@@ -129,6 +134,10 @@ class World:
                 return noise * lognormal(_drift(rng.normal(size=n), MEMORY, DRIFT), DRIFT)
             case law:
                 raise ValueError(f"unknown law {law!r}")
+
+
+def _stream(number: int) -> np.random.Generator:
+    return np.random.default_rng([SEED, number])
 
 
 def lognormal(logs: FloatArray, spread: float) -> FloatArray:

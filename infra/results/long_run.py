@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.results.quantiles import Estimate, finite
+
+PART_ERRORS = 2.09  # standard errors by 20 parts of a load that hold 95 % (Student's t)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class RateLimit:
             return Estimate(ratio, ratio, ratio)
         walked = 0.0
         if len(self.by_part) == len(other.by_part) > 1:
-            walked = 2.09 * _error(
+            walked = PART_ERRORS * _error(
                 [a - b for a, b in zip(self.by_part, other.by_part, strict=True)]
             )
         low = math.hypot(self.by_service[0], other.by_service[1], walked)
@@ -79,9 +81,9 @@ class LongRun:
     other at another rate, too; `no_curve` says so.
     """
 
-    percentiles: Mapping[float, Estimate]
-    utilisation: Mapping[str, Estimate]  # by pool
-    memory: float
+    percentiles: Mapping[float, Estimate] = field(default_factory=dict)
+    utilisation: Mapping[str, Estimate] = field(default_factory=dict)  # by pool
+    memory: float = 1.0
     withheld: str = ""
     curve: LatencyCurve | None = None
     no_curve: str = ""

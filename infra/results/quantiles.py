@@ -17,7 +17,6 @@ HEAVY_TRAFFIC = (
 INDEPENDENT = 90  # queries' worth that a run of a queue must have, and
 INDEPENDENT_TAIL = 10  # so many beyond the quantile
 LOW_TIMES = 1.1  # estimates of the autocorrelation time are low by so much
-SOKAL = 5  # the window's length in autocorrelation times
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +94,25 @@ class Busy:
         return HEAVY_TRAFFIC * (1 + self.cs2) * self.utilisation / (1 - self.utilisation) ** 2
 
 
-def autocorrelation_time(values: FloatArray) -> float:
-    """How many values tell as much as one independent value does; at least 1.
+def autocorrelation_time(samples: FloatArray) -> float:
+    """tau = 1 + 2 x the sum of autocorrelations: n samples are worth n / tau independent ones.
 
-    Source: Sokal, Monte Carlo Methods in Statistical Mechanics (1997), sec. 3 (the window).
+    The sum ends at the first lag of at least 5 tau (Sokal, Monte Carlo Methods in Statistical
+    Mechanics, 1997, sec. 3). At least 1; a constant series has 1.
     """
-    n = len(values)
-    around = values - values.mean() if n else values
-    if not np.abs(around).max(initial=0) > 0:
+    n = len(samples)
+    if n < 4:
         return 1.0
-    power = np.abs(fft.rfft(around, fft.next_fast_len(2 * n, real=True))) ** 2
-    covariance = fft.irfft(power)[: max(n // 2, 1)]
-    times = 2 * np.cumsum(covariance / covariance[0]) - 1
-    inside = np.arange(len(times)) >= SOKAL * times
-    return max(1.0, float(times[np.argmax(inside) if inside.any() else -1]))
+    centred = samples - samples.mean()
+    if not np.abs(centred).max() > 0:
+        return 1.0
+    size = fft.next_fast_len(2 * n, real=True)
+    power = np.abs(fft.rfft(centred, size)) ** 2
+    covariance = fft.irfft(power, size)[: n // 2]
+    tau = 2 * np.cumsum(covariance / covariance[0]) - 1
+    inside = np.arange(len(tau)) >= 5 * tau
+    window = int(np.argmax(inside)) if inside.any() else len(tau) - 1
+    return max(1.0, float(tau[window]))
 
 
 def queue_quantile(latency_ms: FloatArray, p: float, busy: Busy | None) -> Estimate:

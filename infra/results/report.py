@@ -205,8 +205,8 @@ def _rate(line: dict[str, Any]) -> str:
 
 
 def _gain(line: dict[str, Any]) -> str:
-    if not line["gain"]:
-        return "-" if line["gain"] is None else "none"
+    if line["gain"] is None:
+        return "-"
     gain = f"{line['gain']:.2f}x"
     bounds = line["gain_interval"]
     if bounds["low"] is None or bounds["low"] == bounds["high"]:

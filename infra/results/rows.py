@@ -5,7 +5,6 @@ Every number and figure is computed from them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -40,16 +39,13 @@ class Rows:
     answers: Mapping[int, bytes] = field(default_factory=dict)
     disturbance: Disturbance | None = None
 
+    def disturbed_by(self, sla_ms: float, percentile: float) -> tuple[str, ...]:
+        """Why the run should be repeated, not believed; empty where nothing disturbed it."""
+        return () if self.disturbance is None else self.disturbance.reasons(sla_ms, percentile)
+
     def faults(self, sla_ms: float, percentile: float) -> tuple[str, ...]:
         """All that makes the run INVALID, whatever its latencies are."""
-        seen = self.disturbance
-        return (*self.notes, *(() if seen is None else seen.reasons(sla_ms, percentile)))
-
-
-def is_disturbed(rows: Rows, sla_ms: float = math.inf, percentile: float = 95.0) -> str:
-    """Why a run should be repeated, not believed; '' where nothing disturbed it."""
-    seen = rows.disturbance
-    return "" if seen is None else "; ".join(seen.reasons(sla_ms, percentile))
+        return (*self.notes, *self.disturbed_by(sla_ms, percentile))
 
 
 @dataclass

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import fft, special
+from scipy import special
 
 from infra.arrays import FloatArray
+from infra.results.quantiles import autocorrelation_time
 
 Verdict = Literal["met", "missed", "undecided"]
 
@@ -44,25 +45,6 @@ def p_value_met(n: float, late: float, percentile: float) -> float:
 def p_value_missed(n: float, late: float, percentile: float) -> float:
     """Probability of so many late queries out of n, likewise."""
     return float(special.betaincc(n - late + 1, late, percentile / 100)) if late > 0 else 1.0
-
-
-def autocorrelation_time(samples: FloatArray) -> float:
-    """tau = 1 + 2 x the sum of autocorrelations: n samples are worth n / tau independent ones.
-
-    The sum ends at the first lag of at least 5 tau (Sokal, Monte Carlo Methods in Statistical
-    Mechanics, 1997, sec. 3). At least 1; a constant series has 1.
-    """
-    n = len(samples)
-    centred = samples - samples.mean()
-    if n < 4 or not np.abs(centred).max() > 0:
-        return 1.0
-    size = fft.next_fast_len(2 * n, real=True)
-    power = np.abs(fft.rfft(centred, size)) ** 2
-    covariance = fft.irfft(power, size)[: n // 2]
-    tau = 2 * np.cumsum(covariance / covariance[0]) - 1
-    inside = np.arange(len(tau)) >= 5 * tau
-    window = int(np.argmax(inside)) if inside.any() else len(tau) - 1
-    return max(1.0, float(tau[window]))
 
 
 def relaxation_queries(busy_frac: float) -> float:

@@ -69,9 +69,10 @@ def test_the_error_of_the_mean_is_its_spread_over_runs():
 
 def test_busy_neighbours_are_found_and_noise_is_not_taken_for_them():
     slow = fit(tasks_of_noise(4000, np.random.default_rng(4), per_busy=0.1), 64)
-    assert slow.per_busy == pytest.approx(0.1 / 1.15, rel=0.2)
-    assert slow.beside(3)[64] / slow.beside(0)[64] == pytest.approx(1.3, rel=0.05)
-    assert fit(tasks_of_noise(4000, np.random.default_rng(5)), 64).per_busy == 0.0
+    assert slow.law.per_busy == pytest.approx(0.1 / 1.15, rel=0.2)
+    beside = slow.beside_ns(3)
+    assert beside[3][64] / beside[0][64] == pytest.approx(1.3, rel=0.05)
+    assert fit(tasks_of_noise(4000, np.random.default_rng(5)), 64).law.per_busy == 0.0
 
 
 def test_sizes_that_scatter_in_their_own_way_keep_it():
@@ -79,7 +80,7 @@ def test_sizes_that_scatter_in_their_own_way_keep_it():
     items = np.repeat([4, 64], 2000)
     took_ns = MEAN_NS[items] * np.where(items == 4, rng.exponential(1.0, 4000), 1.0)
     fitted = fit(Tasks(items, took_ns, np.zeros(4000, np.int64), *np.zeros((2, 4000), bool)), 64)
-    small, large = (fitted.residuals[fitted.classes[n]] for n in (4, 64))
+    small, large = (fitted.residuals[fitted.law.classes[n]] for n in (4, 64))
     assert small.std() == pytest.approx(1.0, rel=0.1)
     assert large.std() < 1e-9
 
@@ -111,7 +112,7 @@ def test_parts_alike_are_drawn_alike_and_from_one_query():
         Tasks(np.full(2000, 8), took_ns, np.zeros(2000, np.int64), np.zeros(2000, bool), is_first),
         8,
     )
-    assert fitted.alike
+    assert fitted.law.alike
     drawn = drawn_residuals(fitted, np.full(400, 8), is_first[:400], np.random.default_rng(1))
     assert (drawn[::2] == drawn[1::2]).all()
     assert len(set(drawn)) > 150

@@ -139,7 +139,7 @@ def test_parts_that_start_together_are_not_taken_for_alike():
     policy = Policy(2)  # four parts of two items
     rows = SimulatedSession({CPU: 40}, service).run(schedule, policy)
     estimator = estimator_of(rows, deployment, policy, schedule, 1000.0)
-    assert not estimator.fits[0, False].alike
+    assert not estimator.fits[0, False].law.alike
     observed = (rows.queries["done_ns"] - rows.queries["arrival_ns"]).to_numpy(float) / 1e6
     assert estimator.check(schedule, observed) == ""
     median = estimator.long_run([50.0]).percentiles[50.0]

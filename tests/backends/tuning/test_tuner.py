@@ -414,9 +414,9 @@ def test_one_real_run_tells_the_limit_and_the_load_of_the_confirmation_is_fresh(
             return super().run(schedule, policy, on_progress, watch)
 
     plain = simulated()
-    probed = ByRun(Asked(plain._engines, plain._service), deployment, load, Sla(10.0)).probe(
-        Trial(Policy(8), 500.0)
-    )
+    probed = ByRun(
+        ByTest(Asked(plain._engines, plain._service), load, Sla(10.0)), deployment
+    ).probe(Trial(Policy(8), 500.0))
     (schedule,) = asked
     limit = probed.outcome.limit.qps
     assert limit.low <= 1000 * (1 - math.log(20) / 10) <= limit.high
@@ -433,7 +433,7 @@ def test_one_real_run_tells_the_limit_and_the_load_of_the_confirmation_is_fresh(
 def test_a_run_that_nothing_can_be_walked_of_is_judged_by_its_latencies():
     deployment = resolve(parse([*BASE, "--model_accel"]))
     load = CommonLoad(deployment.config, 8000, 2)
-    by_run = ByRun(simulated(), deployment, load, Sla(20.0))
+    by_run = ByRun(ByTest(simulated(), load, Sla(20.0)), deployment)
     probed = by_run.probe(Trial(Policy(8, 1000), 500.0))  # which offloads nothing
     assert probed.outcome.limit is None
     assert probed.outcome.verdict == "met"
@@ -509,7 +509,8 @@ def test_an_accelerator_without_a_steady_state_ends_the_rates_though_few_queries
     words = "--batch_size_distribution normal --avg_mini_batch_size 4 --var_mini_batch_size 1.5"
     config = parse([*BASE, *words.split()])
     session = simulated(accel_ms=500.0, noise=False)
-    probed = ByWalks(session, config, Sla(20.0)).probe(Trial(Policy(8, 8), 50.0))
+    by_test = ByTest(session, CommonLoad(config, 8000), Sla(20.0))
+    probed = ByWalks(session, config, by_test).probe(Trial(Policy(8, 8), 50.0))
     share = float((CommonLoad(config, 200_000, 3).at(1.0).n_items >= 8).mean())
     assert share < 0.03  # p95 does not see them
     assert probed.outcome.limit.qps.value == pytest.approx(1 / (share * 0.5), rel=0.03)

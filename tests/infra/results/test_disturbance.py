@@ -1,6 +1,7 @@
 """Samples as a quiet and as a disturbed machine gives them; what is judged is known beforehand."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from infra.results.disturbance import (
     engine_steps,
     repeat_disturbed,
 )
-from infra.results.rows import Rows, is_disturbed, query_table
+from infra.results.rows import Rows, query_table
 from infra.results.stats import summarize
 
 SECOND = 1000 * MS
@@ -238,11 +239,12 @@ def test_rows_say_why_their_run_should_be_repeated():
     queries = query_rows(400, 4)
     disturbed = seen(run_samples(4, two(0.1, 0.8), ours=0.3, busy=2.0))
     rows = Rows(queries, NO_TASKS, ("interrupted",), disturbance=disturbed)
-    assert "other programs" in is_disturbed(rows)
+    assert "other programs" in rows.disturbed_by(math.inf, 95.0)[0]
     assert rows.faults(SLA_MS, 95.0) == ("interrupted", *disturbed.reasons(SLA_MS, 95.0))
     quiet = seen(run_samples(4, two(0.4, 0.1), ours=1.0, busy=1.0))
-    assert is_disturbed(dataclasses.replace(rows, disturbance=quiet)) == ""
-    assert is_disturbed(dataclasses.replace(rows, disturbance=None)) == ""  # virtual time
+    assert not dataclasses.replace(rows, disturbance=quiet).disturbed_by(math.inf, 95.0)
+    virtual = dataclasses.replace(rows, disturbance=None)
+    assert not virtual.disturbed_by(math.inf, 95.0)
 
 
 def test_too_few_samples_tell_nothing():

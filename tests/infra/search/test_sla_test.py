@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from infra.results.quantiles import autocorrelation_time
 from infra.search.sla_test import (
     SlaTest,
-    autocorrelation_time,
     look_sizes,
     p_value_met,
     p_value_missed,
